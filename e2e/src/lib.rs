@@ -1,0 +1,1 @@
+//! The lab: real Kubernetes clusters on one machine, and the end-to-end tests.

@@ -1,0 +1,1 @@
+//! Carries a slice's Ethernet frames between clusters over WireGuard.
