@@ -1,0 +1,43 @@
+//! Weft's API: the types users and processes write, and the rules about them.
+//!
+//! ```text
+//!                 hub                                          member
+//!  SliceConfig ─┐                                  ┌─ Slice ─────── SliceBlock (per node)
+//!  QoSProfile ──┼─► MemberSlice ═══ mirrored ════► ┤               SliceGateway (per replica)
+//!  Cluster ─────┘   MemberService ═══════════════► └─ SliceService  SliceNode (per node)
+//!        status ◄── MemberReport ◄═══ reported ═════ statuses of the above
+//! ```
+//!
+//! Everything here is a value or a pure function over values: kinds in [`v1alpha1`], names in
+//! [`names`], labels in [`labels`], the arithmetic that turns an attachment's index into its
+//! addresses in [`index`], who belongs to a slice in [`membership`].
+//!
+//! Deliberately not here: a client, a clock, a socket, a decision about what to write. A type
+//! that never leaves one process belongs to that process.
+#![forbid(unsafe_code)]
+
+pub mod cidr;
+pub mod conditions;
+pub mod index;
+pub mod labels;
+#[allow(
+    unreachable_pub,
+    reason = "KubeSchema copies each struct, with its visibility, into a function"
+)]
+pub mod mcs;
+pub mod membership;
+pub mod names;
+pub mod schema;
+#[allow(
+    unreachable_pub,
+    reason = "KubeSchema copies each struct, with its visibility, into a function"
+)]
+pub mod v1alpha1;
+
+pub use cidr::Cidr;
+pub use index::{IndexRange, Mac, Subnets};
+
+/// API group of every kind that Weft defines.
+pub const GROUP: &str = "weft.dev";
+/// The one served version.
+pub const VERSION: &str = "v1alpha1";

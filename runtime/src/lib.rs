@@ -1,0 +1,23 @@
+//! What every Weft process does the same way.
+//!
+//! ```text
+//!  telemetry ─ logs as text or JSON, filter from --log / WEFT_LOG
+//!  admin ───── /livez /readyz /metrics on one listener
+//!  shutdown ── SIGTERM and SIGINT become one cancellation token
+//!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptor in it
+//!  lease, apply, client ── the Kubernetes half (feature `kube`)
+//! ```
+//!
+//! Deliberately not here: anything that only one process does, and any decision about slices.
+
+pub mod admin;
+#[cfg(feature = "kube")]
+pub mod apply;
+#[cfg(feature = "kube")]
+pub mod client;
+pub mod handover;
+#[cfg(feature = "kube")]
+pub mod lease;
+pub mod shutdown;
+pub mod telemetry;
+pub mod version;

@@ -1,0 +1,143 @@
+//! Status conditions: the types and reasons that Weft uses, and the one way to set one.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+/// The object does what its spec says.
+pub const READY: &str = "Ready";
+/// The spec is valid and takes part; `False` says what to change.
+pub const ACCEPTED: &str = "Accepted";
+/// The member's credential works and its report is fresh.
+pub const REACHABLE: &str = "Reachable";
+/// Every label that names a slice can be followed.
+pub const LABELS_VALID: &str = "LabelsValid";
+
+/// Reasons: one word that programs may match on.
+pub mod reason {
+    pub const READY: &str = "Ready";
+    pub const ACCEPTED: &str = "Accepted";
+    pub const PENDING: &str = "Pending";
+    pub const SUBNETS_INVALID: &str = "SubnetsInvalid";
+    pub const SUBNET_TOO_SMALL: &str = "SubnetTooSmall";
+    pub const SUBNET_OVERLAP: &str = "SubnetOverlap";
+    pub const SUBNET_CHANGED: &str = "SubnetChanged";
+    pub const UNKNOWN_CLUSTER: &str = "UnknownCluster";
+    pub const UNKNOWN_PROFILE: &str = "UnknownProfile";
+    pub const NO_CLUSTERS: &str = "NoClusters";
+    pub const NAME_TAKEN: &str = "NameTaken";
+    pub const SELECTOR_INVALID: &str = "SelectorInvalid";
+    pub const EXHAUSTED: &str = "RangeExhausted";
+    pub const NOT_REGISTERED: &str = "NotRegistered";
+    pub const REPORTING: &str = "Reporting";
+    pub const SILENT: &str = "Silent";
+    pub const MALFORMED_LABEL: &str = "MalformedLabel";
+    pub const LABELS_FOLLOWED: &str = "LabelsFollowed";
+    pub const DEGRADED: &str = "Degraded";
+    pub const TUNNELS_DOWN: &str = "TunnelsDown";
+    pub const ADDRESS_CONFLICT: &str = "AddressConflict";
+    pub const HUB_UNREACHABLE: &str = "HubUnreachable";
+}
+
+/// What a condition says, before it has a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub type_: &'static str,
+    /// `None` is "Unknown".
+    pub status: Option<bool>,
+    pub reason: &'static str,
+    /// A sentence for a person: names, and the next step where there is one.
+    pub message: String,
+}
+
+impl Verdict {
+    pub fn yes(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: Some(true),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    pub fn no(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: Some(false),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    pub fn unknown(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: None,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// The conditions that follow from `verdicts`: `lastTransitionTime` stays where the status did.
+pub fn conditions(
+    before: &[Condition],
+    verdicts: impl IntoIterator<Item = Verdict>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    verdicts
+        .into_iter()
+        .map(|verdict| {
+            let status = match verdict.status {
+                Some(true) => "True",
+                Some(false) => "False",
+                None => "Unknown",
+            };
+            let since = before
+                .iter()
+                .find(|old| old.type_ == verdict.type_ && old.status == status)
+                .map_or(Time(now), |old| old.last_transition_time.clone());
+            Condition {
+                type_: verdict.type_.to_owned(),
+                status: status.to_owned(),
+                reason: verdict.reason.to_owned(),
+                message: verdict.message,
+                observed_generation: generation,
+                last_transition_time: since,
+            }
+        })
+        .collect()
+}
+
+/// Whether the condition is there and `True`.
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    conditions
+        .iter()
+        .any(|condition| condition.type_ == type_ && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transition_time_moves_with_the_status_only() {
+        let [t0, t1, t2] = [0, 10, 20].map(|second| Timestamp::from_second(second).unwrap());
+        let first = conditions(&[], [Verdict::no(READY, reason::PENDING, "waiting")], Some(1), t0);
+        let same = conditions(
+            &first,
+            [Verdict::no(READY, reason::DEGRADED, "half")],
+            Some(2),
+            t1,
+        );
+        assert_eq!(
+            (same[0].last_transition_time.0, same[0].reason.as_str()),
+            (t0, reason::DEGRADED)
+        );
+        let turned = conditions(&same, [Verdict::yes(READY, reason::READY, "")], Some(2), t2);
+        assert_eq!(turned[0].last_transition_time.0, t2);
+        assert!(is_true(&turned, READY) && !is_true(&same, READY));
+    }
+}

@@ -1,0 +1,267 @@
+//! What users write on the hub, in a project's namespace.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::shared::{AttachMode, Broadcast, Exposure};
+use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
+
+/// A slice: one private Ethernet segment across the pods of several clusters.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "SliceConfig",
+    namespaced,
+    status = "SliceConfigStatus",
+    shortname = "slcfg",
+    category = "weft",
+    derive = "PartialEq",
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name names interfaces, labels and DNS zones: use at most 40 lower-case letters, digits and dashes"),
+    printcolumn(name = "Subnets", json_path = ".spec.subnets", type_ = "string"),
+    printcolumn(name = "Clusters", json_path = ".status.clusters[*].name", type_ = "string"),
+    printcolumn(name = "Accepted", json_path = ".status.conditions[?(@.type==\"Accepted\")].status", type_ = "string"),
+    printcolumn(name = "Ready", json_path = ".status.conditions[?(@.type==\"Ready\")].status", type_ = "string"),
+    printcolumn(name = "Message", json_path = ".status.conditions[?(@.type==\"Ready\")].message", type_ = "string"),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.clusters) != has(self.clusterSelector)")
+    .message("set spec.clusters or spec.clusterSelector, one of the two"))]
+pub struct SliceConfigSpec {
+    /// The slice's networks, at most one per address family. Cannot be changed: addresses follow from them.
+    #[schemars(length(min = 1, max = 2))]
+    #[x_kube(validation = Rule::new("self.filter(s, isCIDR(s) && cidr(s).ip().family() == 4).size() <= 1 && self.filter(s, isCIDR(s) && cidr(s).ip().family() == 6).size() <= 1")
+        .message("spec.subnets takes at most one IPv4 and one IPv6 network"))]
+    #[x_kube(validation = Rule::new("self.all(s, !isCIDR(s) || (cidr(s).ip().family() == 4 ? (cidr(s).prefixLength() >= 8 && cidr(s).prefixLength() <= 28) : (cidr(s).prefixLength() >= 48 && cidr(s).prefixLength() <= 112)))")
+        .message("spec.subnets takes IPv4 networks from /8 to /28 and IPv6 networks from /48 to /112"))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("spec.subnets cannot be changed, because every address in the slice follows from it: create a slice of another name"))]
+    pub subnets: Vec<Cidr>,
+    /// Names of the member clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 510), inner(length(max = 40)))]
+    pub clusters: Option<Vec<String>>,
+    /// Member clusters by the labels of their Cluster objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_selector: Option<LabelSelector>,
+    /// Which namespaces are in, in addition to those that carry the label `weft.dev/slice`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub namespaces: Vec<NamespaceRule>,
+    #[serde(default)]
+    pub attach: AttachMode,
+    #[serde(default)]
+    pub gateway: SliceGatewaySettings,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<SliceQos>,
+    #[serde(default)]
+    pub broadcast: Broadcast,
+}
+
+/// Pods of namespaces that are in the slice.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.name) != has(self.selector)")
+    .message("an element of spec.namespaces has a name or a selector, one of the two"))]
+pub struct NamespaceRule {
+    /// The namespace's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub name: Option<String>,
+    /// Namespaces by their labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// Only in these clusters; in all of the slice's where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 510), inner(length(max = 40)))]
+    pub clusters: Vec<String>,
+    /// Only the pods with these labels; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+}
+
+/// The gateways of a slice in each of its clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SliceGatewaySettings {
+    /// Gateways per cluster; all of them carry traffic.
+    #[serde(default = "SliceGatewaySettings::default_replicas")]
+    #[schemars(range(min = 1, max = 32))]
+    pub replicas: u32,
+    /// In place of what the Cluster says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<Exposure>,
+}
+
+impl SliceGatewaySettings {
+    const fn default_replicas() -> u32 {
+        2
+    }
+}
+
+impl Default for SliceGatewaySettings {
+    fn default() -> Self {
+        Self {
+            replicas: Self::default_replicas(),
+            exposure: None,
+        }
+    }
+}
+
+/// Quality of service: a profile by name, or the values themselves.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.profile) != has(self.dscp)")
+    .message("spec.qos has a profile or inline values, one of the two"))]
+pub struct SliceQos {
+    /// A QoSProfile in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// See [`QosProfileSpec::dscp`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 63))]
+    pub dscp: Option<u8>,
+}
+
+/// Quality of service that several slices share.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "QoSProfile",
+    root = "QosProfile",
+    plural = "qosprofiles",
+    namespaced,
+    shortname = "qos",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "DSCP", json_path = ".spec.dscp", type_ = "integer"),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QosProfileSpec {
+    /// Differentiated-services code point (RFC 2474) on the datagrams between gateways. The frames inside keep theirs.
+    #[schemars(range(min = 0, max = 63))]
+    pub dscp: u8,
+}
+
+/// What the hub knows of a slice.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceConfigStatus {
+    /// VXLAN network identifier, unique on this hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// Bytes of the largest IP packet on the slice, the same for every interface of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub clusters: Vec<SliceCluster>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// A slice in one of its clusters.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceCluster {
+    pub name: String,
+    /// Index ranges that belong to the cluster. They are never moved.
+    pub ranges: Vec<IndexRange>,
+    /// Attached pods.
+    #[serde(default)]
+    pub attachments: u32,
+    #[serde(default)]
+    pub gateways: Vec<GatewayReport>,
+    /// Addresses on which the cluster's DNS answers inside the slice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
+    /// What keeps the slice from working there; empty when nothing does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// When the member looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// A member cluster. `slicectl token issue` creates it; `spec.clusterSelector` of slices matches its labels.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "Cluster",
+    plural = "clusters",
+    namespaced,
+    status = "ClusterStatus",
+    shortname = "wcl",
+    category = "weft",
+    derive = "PartialEq",
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name names namespaces and labels: use at most 40 lower-case letters, digits and dashes"),
+    printcolumn(name = "Ready", json_path = ".status.conditions[?(@.type==\"Ready\")].status", type_ = "string"),
+    printcolumn(name = "Nodes", json_path = ".status.nodes", type_ = "integer"),
+    printcolumn(name = "Kubernetes", json_path = ".status.kubernetesVersion", type_ = "string"),
+    printcolumn(name = "Heartbeat", json_path = ".status.observedAt", type_ = "date"),
+    printcolumn(name = "Message", json_path = ".status.conditions[?(@.type==\"Ready\")].message", type_ = "string", priority = 1),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterSpec {
+    #[serde(default)]
+    pub gateway: ClusterGateway,
+}
+
+/// Where a cluster's gateways run and how they are reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterGateway {
+    #[serde(default)]
+    pub exposure: Exposure,
+    /// Addresses that other clusters dial, in place of the nodes' own: for nodes behind address translation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub advertise: Vec<IpAddr>,
+    /// Only nodes with these labels host gateways.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// What the hub knows of a member cluster.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Unique on this hub and never given twice while the cluster is registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+    /// The namespace on the hub that this member, and no other, can read and write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weft_version: Option<String>,
+    #[serde(default)]
+    pub nodes: u32,
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<Cidr>,
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub service_cidrs: Vec<Cidr>,
+    #[serde(default, rename = "nodeCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub node_cidrs: Vec<Cidr>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// When the member last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}

@@ -1,0 +1,288 @@
+//! What a member cluster's own processes work from. The cluster operator writes the specs; users only read.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    hub::NamespaceRule,
+    shared::{
+        AttachMode, Broadcast, GatewayPlacement, PeerCluster, ServiceEndpoint, ServicePort, TunnelStatus,
+    },
+};
+use crate::{Cidr, IndexRange};
+
+/// A slice that this cluster is a member of: the hub's word, mirrored, so that everything goes on without the hub.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "Slice",
+    status = "SliceStatus",
+    shortname = "sl",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "Subnets", json_path = ".spec.subnets", type_ = "string"),
+    printcolumn(name = "MTU", json_path = ".spec.mtu", type_ = "integer"),
+    printcolumn(name = "Pods", json_path = ".status.attachments", type_ = "integer"),
+    printcolumn(
+        name = "Ready",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        type_ = "string"
+    ),
+    printcolumn(
+        name = "Message",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        type_ = "string"
+    ),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceSpec {
+    /// VXLAN network identifier, 1 to 2²⁴ − 1.
+    pub vni: u32,
+    pub subnets: Vec<Cidr>,
+    /// Bytes of the largest IP packet on every interface of the slice.
+    pub mtu: u16,
+    /// Indices per node block, a power of two.
+    pub block_size: u32,
+    /// This cluster's name on the hub.
+    pub cluster: String,
+    /// This cluster's number on the hub.
+    pub cluster_number: u32,
+    /// This cluster's indices.
+    pub ranges: Vec<IndexRange>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub peers: Vec<PeerCluster>,
+    /// Rules that hold in this cluster; `clusters` is empty in each.
+    #[serde(default)]
+    pub namespaces: Vec<NamespaceRule>,
+    #[serde(default)]
+    pub attach: AttachMode,
+    pub gateway: GatewayPlacement,
+    #[serde(default)]
+    pub broadcast: Broadcast,
+    /// See [`super::hub::QosProfileSpec::dscp`]; 0 where the slice has no profile.
+    #[serde(default)]
+    pub dscp: u8,
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceStatus {
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Attached pods in this cluster.
+    #[serde(default)]
+    pub attachments: u32,
+    /// Addresses on which this cluster's DNS answers inside the slice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// The indices of one slice that one node hands out; see [`crate::names::block`].
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "SliceBlock",
+    status = "SliceBlockStatus",
+    shortname = "slb",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "Slice", json_path = ".spec.slice", type_ = "string"),
+    printcolumn(name = "Node", json_path = ".spec.node", type_ = "string"),
+    printcolumn(name = "Pods", json_path = ".status.attachments", type_ = "integer"),
+    printcolumn(name = "Free", json_path = ".status.free", type_ = "integer"),
+    printcolumn(
+        name = "Ready",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        type_ = "string"
+    ),
+    printcolumn(
+        name = "Message",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        type_ = "string",
+        priority = 1
+    ),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceBlockSpec {
+    pub slice: String,
+    pub node: String,
+    /// The node's address in its own cluster: where the other nodes send this block's frames.
+    pub node_address: IpAddr,
+    pub blocks: Vec<IndexRange>,
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceBlockStatus {
+    /// Attached pods.
+    #[serde(default)]
+    pub attachments: u32,
+    /// Indices that a new pod could have at once. One that was given back rests before it counts.
+    #[serde(default)]
+    pub free: u32,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// One gateway replica of a slice; see [`crate::names::gateway`].
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "SliceGateway",
+    namespaced,
+    status = "SliceGatewayStatus",
+    shortname = "slgw",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "Slice", json_path = ".spec.slice", type_ = "string"),
+    printcolumn(name = "Node", json_path = ".status.node", type_ = "string"),
+    printcolumn(name = "Endpoints", json_path = ".spec.endpoints", type_ = "string"),
+    printcolumn(name = "Connected", json_path = ".status.connected", type_ = "boolean"),
+    printcolumn(
+        name = "Tunnels",
+        json_path = ".status.tunnels[*].peer",
+        type_ = "string",
+        priority = 1
+    ),
+    printcolumn(name = "Observed", json_path = ".status.observedAt", type_ = "date"),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceGatewaySpec {
+    pub slice: String,
+    pub ordinal: u32,
+    /// Where other clusters reach it, best first; follows the pod from node to node.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Written by the agent of the node that the gateway runs on: the gateway itself has no credential.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceGatewayStatus {
+    /// Curve25519 public key, base 64. The private key never leaves the gateway process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether the gateway talks to its node agent.
+    #[serde(default)]
+    pub connected: bool,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["peer".into()]))]
+    pub tunnels: Vec<TunnelStatus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// A node of this cluster, named as its Node.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "SliceNode",
+    status = "SliceNodeStatus",
+    shortname = "sln",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "Phase", json_path = ".status.phase", type_ = "string"),
+    printcolumn(name = "Version", json_path = ".status.version", type_ = "string"),
+    printcolumn(name = "Underlay-MTU", json_path = ".status.underlayMtu", type_ = "integer"),
+    printcolumn(
+        name = "Message",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        type_ = "string"
+    ),
+    printcolumn(name = "Observed", json_path = ".status.observedAt", type_ = "date")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceNodeSpec {
+    /// Asks the node agent to take everything of Weft off the node; set while Weft is uninstalled.
+    #[serde(default)]
+    pub teardown: bool,
+}
+
+/// Where a node agent stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SliceNodePhase {
+    #[default]
+    Starting,
+    Ready,
+    /// Something is missing; the Ready condition says what.
+    Degraded,
+    /// Nothing of Weft is left on the node.
+    Removed,
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceNodeStatus {
+    #[serde(default)]
+    pub phase: SliceNodePhase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Bytes of the largest packet on the interface that holds the node's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu: Option<u16>,
+    /// Kernel features probed at start, by name, and whether they are there.
+    #[serde(default)]
+    pub features: BTreeMap<String, bool>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<Time>,
+}
+
+/// What DNS answers for one service that one cluster exports into one slice; see [`crate::names::service`].
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "SliceService",
+    namespaced,
+    shortname = "slsvc",
+    category = "weft",
+    derive = "PartialEq",
+    printcolumn(name = "Slice", json_path = ".spec.slice", type_ = "string"),
+    printcolumn(name = "Cluster", json_path = ".spec.cluster", type_ = "string"),
+    printcolumn(name = "Service", json_path = ".spec.name", type_ = "string"),
+    printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceServiceSpec {
+    pub slice: String,
+    /// The cluster that exports it.
+    pub cluster: String,
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// Without a cluster address: its pods have names of their own.
+    #[serde(default)]
+    pub headless: bool,
+    #[serde(default)]
+    pub ports: Vec<ServicePort>,
+    /// Ready pods only, sorted.
+    #[serde(default)]
+    pub endpoints: Vec<ServiceEndpoint>,
+}

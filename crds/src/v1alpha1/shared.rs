@@ -1,0 +1,143 @@
+//! Values that more than one kind is made of.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::IndexRange;
+
+/// What happens to a pod of the slice that cannot get its interface when it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AttachMode {
+    /// Its containers wait for the interface.
+    #[default]
+    Required,
+    /// It starts and is attached as soon as that is possible.
+    BestEffort,
+}
+
+/// How gateways are reached from other clusters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Exposure {
+    /// A port of the gateway's node, allocated by Kubernetes.
+    #[default]
+    NodePort,
+    /// A port of the gateway's node, opened by the container runtime.
+    HostPort,
+}
+
+/// Group-addressed frames and frames of other protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Broadcast {
+    /// Broadcast and multicast frames a second that each node may send into the slice; more are dropped and counted.
+    #[serde(default = "Broadcast::default_rate")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub frames_per_second: u32,
+    /// Whether frames that are not IPv4, IPv6 or ARP are carried.
+    #[serde(default = "Broadcast::default_non_ip", rename = "nonIP")]
+    pub non_ip: bool,
+}
+
+impl Broadcast {
+    const fn default_rate() -> u32 {
+        1000
+    }
+
+    const fn default_non_ip() -> bool {
+        true
+    }
+}
+
+impl Default for Broadcast {
+    fn default() -> Self {
+        Self {
+            frames_per_second: Self::default_rate(),
+            non_ip: Self::default_non_ip(),
+        }
+    }
+}
+
+/// Where a member's gateways run and how the other clusters reach them: resolved from SliceConfig and Cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayPlacement {
+    pub replicas: u32,
+    #[serde(default)]
+    pub exposure: Exposure,
+    /// Addresses to advertise in place of the nodes' own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advertise: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// Another member cluster of the slice.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerCluster {
+    pub name: String,
+    /// The number that the hub gave the cluster; see [`crate::index::vtep`].
+    pub number: u32,
+    /// Where its attachments' indices lie.
+    pub ranges: Vec<IndexRange>,
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["ordinal".into()]))]
+    pub gateways: Vec<PeerGateway>,
+}
+
+/// A gateway of another cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerGateway {
+    pub ordinal: u32,
+    /// Curve25519 public key, base 64, as `wg` prints it.
+    pub public_key: String,
+    /// Where it listens, best first. Empty when it can only dial out.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// One WireGuard session as the near end sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// `<cluster>/<ordinal>` of the far gateway.
+    pub peer: String,
+    /// A session exists and something was heard within the dead time.
+    pub up: bool,
+    /// Where datagrams go at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handshake: Option<Time>,
+    /// Microseconds there and back, smoothed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_micros: Option<u32>,
+}
+
+/// A port of an exported service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// TCP, UDP or SCTP.
+    pub protocol: String,
+    pub port: u16,
+}
+
+/// A ready pod behind an exported service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEndpoint {
+    /// The pod's hostname, or its name where it has none.
+    pub hostname: String,
+    /// Its addresses in the slice.
+    pub addresses: Vec<IpAddr>,
+}

@@ -1,0 +1,300 @@
+//! The conversation between a node's agent and a gateway on that node.
+//!
+//! ```text
+//!  gateway                                        slice-netop
+//!     ── Hello {ordinal, public key, port} ──────────►   who speaks: one connection per gateway
+//!     ◄───────────────── Config {slice, peers, …} ────   whole, after Hello and on every change
+//!     ◄───────────────── Tap {interface} + fd ────────   one per queue, after the first Config
+//!     ── Report {tunnels, drops} ─────────────────────►   on change, and every second
+//! ```
+//!
+//! Transport: a unix stream socket. A message is a length (u32, big endian, at most [`MAX_MESSAGE`]) and that many
+//! bytes of JSON; a file descriptor rides as `SCM_RIGHTS` on the first byte of its message (unix(7)). Either side
+//! closes the connection at the first message that it cannot read. A gateway whose connection ends keeps carrying
+//! with its last configuration and connects again; a configuration is whole, so nothing has to be replayed.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::{Ipv4Addr, SocketAddr},
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+};
+
+use ipnet::IpNet;
+use nix::{
+    cmsg_space,
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Largest message: a configuration with 510 peer clusters of 32 gateways each takes about 3 MiB.
+pub const MAX_MESSAGE: usize = 8 << 20;
+
+/// From a gateway to its node agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum FromGateway {
+    Hello(Hello),
+    Report(Report),
+}
+
+/// From the node agent to a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum ToGateway {
+    Config(Config),
+    /// Carries one file descriptor: a queue of the TAP device, opened with `IFF_VNET_HDR | IFF_NO_PI`.
+    Tap(Tap),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// Which replica of the slice's gateways this is.
+    pub ordinal: u32,
+    /// Curve25519 public key, base 64.
+    pub public_key: String,
+    /// UDP port that it listens on, in its own network namespace.
+    pub udp_port: u16,
+    pub version: String,
+}
+
+/// Everything a gateway works from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    pub slice: String,
+    pub cluster: String,
+    pub vni: u32,
+    /// Bytes of the largest IP packet on the slice.
+    pub mtu: u16,
+    pub subnets: Vec<IpNet>,
+    /// Inner IPv4 address of this gateway's VXLAN end point.
+    pub vtep: Ipv4Addr,
+    /// Index ranges of the own cluster.
+    pub ranges: Vec<Range>,
+    /// Code point on outgoing datagrams, 0 to 63.
+    pub dscp: u8,
+    pub peers: Vec<Peer>,
+}
+
+/// A run of attachment indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Range {
+    pub start: u32,
+    pub size: u32,
+}
+
+/// Another cluster of the slice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    pub cluster: String,
+    pub ranges: Vec<Range>,
+    pub gateways: Vec<PeerGateway>,
+}
+
+/// A gateway of another cluster: one tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerGateway {
+    /// `<cluster>/<ordinal>`, unique within the configuration.
+    pub name: String,
+    pub public_key: String,
+    pub vtep: Ipv4Addr,
+    /// Where to dial, best first; empty when the far side dials.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tap {
+    pub interface: String,
+    /// `TUN_F_*` offloads that the kernel accepted (linux/if_tun.h); 0 when frames arrive whole and checksummed.
+    pub offloads: u32,
+}
+
+/// How a gateway is doing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    pub tunnels: Vec<Tunnel>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tunnel {
+    /// [`PeerGateway::name`].
+    pub peer: String,
+    pub up: bool,
+    pub endpoint: Option<SocketAddr>,
+    /// Milliseconds since the last completed handshake.
+    pub handshake_age_ms: Option<u64>,
+    pub rtt_micros: Option<u32>,
+}
+
+/// Why a message could not be exchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("hand-over socket: {0}")]
+    Io(#[from] io::Error),
+    #[error("hand-over message of {0} bytes, the limit is {MAX_MESSAGE}")]
+    TooLong(usize),
+    #[error("hand-over message cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the other side closed the hand-over socket")]
+    Closed,
+}
+
+/// Writes one message, with `fd` attached where given. Blocks until the whole message is written.
+pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fd: Option<RawFd>) -> Result<(), Error> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = bytes.len() - 4;
+    if length > MAX_MESSAGE {
+        return Err(Error::TooLong(length));
+    }
+    bytes[..4].copy_from_slice(&u32::try_from(length).expect("checked").to_be_bytes());
+    let fds: Vec<RawFd> = fd.into_iter().collect();
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let control: &[ControlMessage<'_>] = if sent == 0 && !fds.is_empty() {
+            &rights
+        } else {
+            &[]
+        };
+        let iov = [IoSlice::new(&bytes[sent..])];
+        match sendmsg::<()>(
+            stream.as_fd().as_raw_fd(),
+            &iov,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(n) => sent += n,
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(())
+}
+
+/// Reads one message and the file descriptor attached to it, if any. Blocks until the message is whole.
+///
+/// A descriptor that arrives while none is expected is closed again when the caller drops it.
+pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<(T, Option<OwnedFd>), Error> {
+    let mut head = [0; 4];
+    let fd = fill(stream, &mut head, true)?;
+    let length = u32::from_be_bytes(head) as usize;
+    if length > MAX_MESSAGE {
+        return Err(Error::TooLong(length));
+    }
+    let mut body = vec![0; length];
+    fill(stream, &mut body, false)?;
+    Ok((serde_json::from_slice(&body)?, fd))
+}
+
+fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Option<OwnedFd>, Error> {
+    let mut fd = None;
+    let mut have = 0;
+    while have < buffer.len() {
+        let mut space = cmsg_space!(RawFd);
+        let mut iov = [IoSliceMut::new(&mut buffer[have..])];
+        let control = rights.then_some(space.as_mut_slice());
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = match recvmsg::<()>(stream.as_raw_fd(), &mut iov, control, flags) {
+            Ok(message) => message,
+            Err(nix::Error::EINTR) => continue,
+            Err(error) => return Err(io::Error::from(error).into()),
+        };
+        let n = message.bytes;
+        if rights {
+            for control in message.cmsgs().map_err(io::Error::from)? {
+                if let ControlMessageOwned::ScmRights(fds) = control {
+                    for raw in fds {
+                        // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
+                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                    }
+                }
+            }
+        }
+        if n == 0 {
+            return Err(Error::Closed);
+        }
+        have += n;
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write, os::unix::fs::MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_arrives_with_its_message() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let tap = ToGateway::Tap(Tap {
+            interface: "wt-abc0".into(),
+            offloads: 3,
+        });
+        send(&near, &tap, Some(file.as_raw_fd())).unwrap();
+        let (message, fd) = receive::<ToGateway>(&far).unwrap();
+        let inode = |file: &File| file.metadata().unwrap().ino();
+        assert_eq!(message, tap);
+        assert_eq!(inode(&File::from(fd.unwrap())), inode(&file));
+    }
+
+    #[test]
+    fn a_long_message_crosses_in_pieces() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let gateways = (0..20_000)
+            .map(|n| PeerGateway {
+                name: format!("paris/{n}"),
+                public_key: "x".repeat(44),
+                vtep: Ipv4Addr::LOCALHOST,
+                endpoints: vec![],
+            })
+            .collect();
+        let config = ToGateway::Config(Config {
+            slice: "shop".into(),
+            cluster: "tokyo".into(),
+            vni: 7,
+            mtu: 1370,
+            subnets: vec![],
+            vtep: Ipv4Addr::LOCALHOST,
+            ranges: vec![],
+            dscp: 0,
+            peers: vec![Peer {
+                cluster: "paris".into(),
+                ranges: vec![],
+                gateways,
+            }],
+        });
+        let sender = std::thread::spawn({
+            let config = config.clone();
+            move || send(&near, &config, None).unwrap()
+        });
+        assert_eq!(receive::<ToGateway>(&far).unwrap().0, config);
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn lengths_are_checked_before_memory_is_taken() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        near.write_all(&u32::MAX.to_be_bytes()).unwrap();
+        assert!(matches!(receive::<ToGateway>(&far), Err(Error::TooLong(_))));
+    }
+
+    #[test]
+    fn an_end_is_an_end() {
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(near);
+        assert!(matches!(receive::<ToGateway>(&far), Err(Error::Closed)));
+    }
+}
