@@ -1,0 +1,175 @@
+//! A cluster as a client sees it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::TryStreamExt;
+use kube::api::{Api, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Resource;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Config, ResourceExt, discovery};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// The field manager of everything that tests and the lab apply.
+const MANAGER: &str = "weft-lab";
+/// Pause between two tries where the API server itself is what is awaited.
+const AGAIN: Duration = Duration::from_millis(100);
+
+#[derive(Clone)]
+pub struct Cluster {
+    /// The kubeconfig context.
+    pub name: String,
+    pub client: Client,
+}
+
+/// Opens a client for one context of a kubeconfig file. Makes no request yet.
+pub async fn connect(kubeconfig: &Path, context: &str) -> Result<Cluster> {
+    let config =
+        Kubeconfig::read_from(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
+    let options = KubeConfigOptions {
+        context: Some(context.to_owned()),
+        ..KubeConfigOptions::default()
+    };
+    let config = Config::from_custom_kubeconfig(config, &options)
+        .await
+        .with_context(|| format!("context \"{context}\" of {}", kubeconfig.display()))?;
+    let client =
+        Client::try_from(config).with_context(|| format!("make a client of context \"{context}\""))?;
+    Ok(Cluster {
+        name: context.to_owned(),
+        client,
+    })
+}
+
+impl Cluster {
+    /// Waits until the API server says that it is ready.
+    pub async fn await_api(&self, deadline: Duration) -> Result<()> {
+        let until = Instant::now() + deadline;
+        loop {
+            let request = http_get("/readyz")?;
+            let answer =
+                tokio::time::timeout(Duration::from_secs(2), self.client.request_text(request)).await;
+            let trouble = match answer {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            if Instant::now() > until {
+                bail!(
+                    "the API server of cluster {} is not ready after {deadline:?}: {trouble}",
+                    self.name
+                );
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Applies every document of a YAML text, server-side, as the whole truth about the fields it names.
+    pub async fn apply(&self, yaml: &str) -> Result<()> {
+        for object in documents(yaml)? {
+            self.apply_object(&object).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply_object(&self, object: &DynamicObject) -> Result<()> {
+        let what = format!(
+            "{} {}",
+            object
+                .types
+                .as_ref()
+                .map_or("object", |types| types.kind.as_str()),
+            object.name_any()
+        );
+        let api = self.api_of(object).await?;
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(&object.name_any(), &params, &Patch::Apply(object))
+            .await
+            .with_context(|| format!("apply {what} in cluster {}", self.name))?;
+        Ok(())
+    }
+
+    async fn api_of(&self, object: &DynamicObject) -> Result<Api<DynamicObject>> {
+        let types = object
+            .types
+            .as_ref()
+            .context("an object without apiVersion and kind")?;
+        let gvk = GroupVersionKind::try_from(types).context("read apiVersion")?;
+        let (resource, capabilities) =
+            discovery::pinned_kind(&self.client, &gvk)
+                .await
+                .with_context(|| {
+                    format!(
+                        "cluster {} knows no {} {}",
+                        self.name, types.api_version, types.kind
+                    )
+                })?;
+        let namespaced = capabilities.scope == discovery::Scope::Namespaced;
+        let namespace = object.namespace().unwrap_or_else(|| "default".to_owned());
+        Ok(match namespaced {
+            true => Api::namespaced_with(self.client.clone(), &namespace, &resource),
+            false => Api::all_with(self.client.clone(), &resource),
+        })
+    }
+
+    /// Waits until an object exists and `holds` says yes; the error shows what was seen last.
+    pub async fn await_object<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        what: &str,
+        deadline: Duration,
+        holds: impl Fn(&K) -> bool,
+    ) -> Result<K>
+    where
+        K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+    {
+        let mut last = None;
+        let watch = async {
+            let mut objects = std::pin::pin!(
+                watcher(
+                    api.clone(),
+                    watcher::Config::default().fields(&format!("metadata.name={name}"))
+                )
+                .default_backoff()
+                .applied_objects()
+            );
+            loop {
+                match objects.try_next().await {
+                    Ok(Some(object)) if holds(&object) => return object,
+                    Ok(Some(object)) => last = Some(object),
+                    // The watcher tries again by itself, with its back-off.
+                    Ok(None) | Err(_) => {}
+                }
+            }
+        };
+        match tokio::time::timeout(deadline, watch).await {
+            Ok(object) => Ok(object),
+            Err(_) => bail!(
+                "cluster {}: {what} is not so after {deadline:?}; last seen: {last:?}",
+                self.name
+            ),
+        }
+    }
+}
+
+fn documents(yaml: &str) -> Result<Vec<DynamicObject>> {
+    let mut found = Vec::new();
+    for text in yaml.split("\n---") {
+        let value: serde_json::Value =
+            serde_saphyr::from_str(text).with_context(|| format!("parse YAML:\n{text}"))?;
+        if !value.is_null() {
+            found.push(DynamicObject::deserialize(value).context("read a Kubernetes object")?);
+        }
+    }
+    Ok(found)
+}
+
+fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
+    http::Request::get(path)
+        .body(Vec::new())
+        .context("make a request")
+}

@@ -1,0 +1,22 @@
+//! The lab: which machines there are ([`plan`]), what runs on them
+//! ([`config`]), how a machine is made ([`init`], [`machine`]) and how
+//! everything begins ([`up`]) and ends ([`remove`]).
+
+pub mod cgroup;
+pub mod config;
+pub mod dir;
+pub mod images;
+pub mod init;
+pub mod machine;
+pub mod network;
+pub mod pki;
+pub mod plan;
+pub mod preflight;
+pub mod process;
+pub mod programs;
+pub mod remove;
+pub mod setup;
+pub mod supervise;
+pub mod sysctl;
+pub mod unit;
+pub mod up;

@@ -1,0 +1,190 @@
+//! The wires: one switch in a network namespace of its own, a port per
+//! machine, and one for the real machine.
+//!
+//! Nothing of it touches the real machine's own network but one veth,
+//! [`HOST_PORT`], and the route that its address brings.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::plan::{Cluster, HOST_ADDRESS, Machine, NODE_RANGE, Plan, SWITCH_ADDRESS};
+use super::process::run;
+
+/// Namespace of the switch. A capture on its `br0` sees everything between machines.
+pub const SWITCH: &str = "weft-lab-switch";
+/// The real machine's interface on the node network.
+pub const HOST_PORT: &str = "weft-lab0";
+/// Every namespace of the lab begins so.
+const PREFIX: &str = "weft-lab-";
+
+/// Makes the switch and the real machine's port on it.
+pub fn build_switch() -> Result<()> {
+    check_free()?;
+    add_netns(SWITCH)?;
+    batch(
+        Some(SWITCH),
+        &format!(
+            "link set lo up\n\
+             link add br0 type bridge mcast_snooping 0\n\
+             addr add {SWITCH_ADDRESS}/16 dev br0\n\
+             addr add fd00:30::fe/32 dev br0 nodad\n\
+             link set br0 up\n"
+        ),
+    )?;
+    // A switch does not look into packets: without this, iptables and connection tracking of the namespace would.
+    for table in ["iptables", "ip6tables", "arptables"] {
+        let name = format!("net.bridge.bridge-nf-call-{table}");
+        if Path::new("/proc/sys/net/bridge").exists() {
+            run(Command::new("nsenter")
+                .args(["--net=/run/netns/weft-lab-switch", "sysctl", "-qw"])
+                .arg(format!("{name}=0")))?;
+        }
+    }
+    batch(
+        None,
+        &format!(
+            "link add {HOST_PORT} type veth peer name host netns {SWITCH}\n\
+             addr add {HOST_ADDRESS}/16 dev {HOST_PORT}\n\
+             addr add fd00:30::1/32 dev {HOST_PORT} nodad\n\
+             link set {HOST_PORT} up\n"
+        ),
+    )?;
+    batch(Some(SWITCH), "link set host master br0 up\n")
+}
+
+/// Plugs a machine into the switch and gives it routes to the pods of its cluster's other nodes.
+pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
+    let netns = machine.netns();
+    add_netns(&netns)?;
+    let port = &machine.port;
+    batch(
+        Some(SWITCH),
+        &format!(
+            "link add {port} type veth peer name eth0 netns {netns}\n\
+             link set {port} master br0 up\n"
+        ),
+    )?;
+    let mut inside = format!(
+        "link set lo up\n\
+         addr add {}/16 dev eth0\n\
+         addr add {}/32 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via {SWITCH_ADDRESS}\n\
+         route add unreachable 169.254.169.254/32\n", // no cloud metadata service here: fail at once
+        machine.ip4, machine.ip6
+    );
+    for other in cluster.nodes.iter().filter(|other| other.name != machine.name) {
+        if let Some(range) = other.pod_range() {
+            inside += &format!("route add {range} via {}\n", other.ip4);
+        }
+    }
+    batch(Some(&netns), &inside)
+}
+
+/// Removes a machine's namespace with every link in it.
+pub fn remove_machine(machine: &Machine) -> Result<()> {
+    remove_netns(&machine.netns())?;
+    // The kernel tears a namespace down in the background; the port must be gone before it is made again.
+    remove_link(Some(SWITCH), &machine.port)
+}
+
+/// Removes everything, whatever plan it was made for.
+pub fn remove_all() -> Result<()> {
+    remove_link(None, HOST_PORT)?;
+    lab_namespaces()?.iter().try_for_each(|name| remove_netns(name))
+}
+
+/// The lab's namespaces that exist now.
+pub fn lab_namespaces() -> Result<Vec<String>> {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return Ok(Vec::new());
+    };
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with(PREFIX)).collect())
+}
+
+/// The namespaces a plan asks for and that are not there.
+pub fn missing(plan: &Plan) -> Vec<String> {
+    let wanted = plan.machines().map(Machine::netns).chain([SWITCH.to_owned()]);
+    wanted
+        .filter(|name| !Path::new("/run/netns").join(name).exists())
+        .collect()
+}
+
+/// The node network must not be somebody else's already.
+fn check_free() -> Result<()> {
+    let routes = run(Command::new("ip").args(["-4", "route", "show", "root", NODE_RANGE]))?;
+    if let Some(route) = routes.lines().next() {
+        bail!(
+            "{NODE_RANGE} is in use on this machine ({}): the lab's nodes need it; remove that network first",
+            route.trim()
+        );
+    }
+    Ok(())
+}
+
+fn add_netns(name: &str) -> Result<()> {
+    run(Command::new("ip").args(["netns", "add", name])).map(drop)
+}
+
+fn remove_netns(name: &str) -> Result<()> {
+    if !Path::new("/run/netns").join(name).exists() {
+        return Ok(());
+    }
+    run(Command::new("ip").args(["netns", "delete", name])).map(drop)
+}
+
+fn remove_link(netns: Option<&str>, name: &str) -> Result<()> {
+    let within = netns.map(|netns| ["-n", netns]);
+    let mut show = Command::new("ip");
+    show.args(within.into_iter().flatten())
+        .args(["link", "show", "dev", name]);
+    let there = show
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("run ip link show")?;
+    if !there.success() {
+        return Ok(());
+    }
+    let mut delete = Command::new("ip");
+    let deleted = run(delete
+        .args(within.into_iter().flatten())
+        .args(["link", "delete", "dev", name]));
+    match deleted {
+        // The namespace of the other end may have taken it away in between.
+        Err(error) if error.to_string().contains("Cannot find device") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Runs several `ip` commands in one process.
+fn batch(netns: Option<&str>, commands: &str) -> Result<()> {
+    let mut ip = Command::new("ip");
+    ip.args(netns.map(|netns| ["-n", netns]).into_iter().flatten());
+    ip.args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = ip.spawn().context("run ip")?;
+    child
+        .stdin
+        .take()
+        .context("ip's input")?
+        .write_all(commands.as_bytes())
+        .context("write to ip")?;
+    let output = child.wait_with_output().context("wait for ip")?;
+    if !output.status.success() {
+        let place = netns.unwrap_or("the machine's own network");
+        bail!(
+            "ip in {place}: {}\n{commands}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! `weft-lab up`: from nothing to clusters whose nodes are Ready and whose
+//! names resolve.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::future::try_join_all;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::PostParams;
+
+use super::cgroup::Layout;
+use super::config::{self, Site};
+use super::dir::{LabDir, Record, write_json};
+use super::images;
+use super::machine;
+use super::network;
+use super::pki;
+use super::plan::{Cluster, Plan};
+use super::preflight;
+use super::programs::Cache;
+use super::remove::{self, Remains};
+use super::sysctl;
+use crate::harness;
+use crate::progress::{Progress, say};
+
+/// More than enough on two busy cores; beyond it something is broken.
+const DEADLINE: Duration = Duration::from_secs(120);
+const COREDNS: &str = include_str!("coredns.yaml");
+
+/// Starts the lab of `plan`, or finds it running already.
+pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
+    let progress = Progress::start();
+    preflight::root()?;
+    preflight::packages()?;
+    let cache = Cache::open()?;
+    if !cache.is_built() || !cache.containerd().join("contents").exists() {
+        bail!("Kubernetes is not built yet: run `weft-lab setup` (about 12 minutes once, on two cores)");
+    }
+    let groups = Layout::detect()?;
+    match remove::look(dir, &groups)? {
+        Remains::None => {}
+        Remains::Running => return already(dir, plan),
+        Remains::Some => {
+            say("removing the remains of an earlier lab");
+            remove::all(dir)?;
+        }
+    }
+    build(dir, plan, &cache, &groups)?;
+    progress.done("networks, certificates and files");
+    for cluster in plan.clusters() {
+        machine::start(dir, &groups, cluster, &cluster.control_plane)?;
+    }
+    for cluster in plan.clusters() {
+        for node in &cluster.nodes {
+            machine::start(dir, &groups, cluster, node)?;
+        }
+    }
+    progress.done("machines started");
+    runtime()?.block_on(async {
+        try_join_all(
+            plan.clusters()
+                .iter()
+                .map(|cluster| bring_up(dir, cluster, &progress)),
+        )
+        .await
+    })?;
+    progress.done(format!(
+        "up: kubeconfig {} with contexts {plan}",
+        dir.kubeconfig().display()
+    ));
+    Ok(())
+}
+
+/// A tokio runtime for the parts that talk to API servers.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+fn already(dir: &LabDir, plan: &Plan) -> Result<()> {
+    let running = dir.expect_record()?.plan;
+    if running == *plan {
+        say(format!("already up: {running}"));
+        return Ok(());
+    }
+    bail!("a lab with clusters {running} is up, {plan} is wanted: run `weft-lab down` first");
+}
+
+fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()> {
+    fs::create_dir_all(dir.root()).with_context(|| format!("create {}", dir.root().display()))?;
+    // First of all, so that an `up` that dies at any later point is cleaned by the next one.
+    write_json(
+        &dir.record(),
+        &Record {
+            plan: plan.clone(),
+            programs: cache.bin(),
+        },
+    )?;
+    sysctl::save(&dir.sysctl())?;
+    // Its own copy: a rebuild must not pull the program out from under running machines.
+    let program = std::env::current_exe().context("find this program")?;
+    fs::copy(&program, dir.program()).with_context(|| format!("copy {}", program.display()))?;
+    network::build_switch()?;
+    let site = Site {
+        dir,
+        programs: &cache.bin(),
+    };
+    for cluster in plan.clusters() {
+        pki::write(cluster, &dir.pki(&cluster.name))?;
+        for machine in cluster.machines() {
+            config::write(&site, cluster, machine)?;
+        }
+        for node in &cluster.nodes {
+            images::install(&cache.containerd(), &dir.machine(&node.name).state("containerd"))?;
+        }
+    }
+    let all: Vec<_> = plan
+        .clusters()
+        .iter()
+        .map(|cluster| (cluster, dir.pki(&cluster.name)))
+        .collect();
+    let kubeconfig = pki::kubeconfig(all.iter().map(|(cluster, pki)| (*cluster, pki.as_path())))?;
+    write_json(&dir.kubeconfig(), &kubeconfig)?;
+    groups.processes(); // reads every group once: an unreadable hierarchy shows here, not half-way
+    Ok(())
+}
+
+/// Waits for one cluster's API server, declares its nodes, installs CoreDNS and waits until all is ready.
+pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> Result<()> {
+    let name = &cluster.name;
+    let api = harness::connect(&dir.kubeconfig(), name).await?;
+    api.await_api(DEADLINE)
+        .await
+        .with_context(|| hint(dir, &cluster.control_plane.name))?;
+    progress.done(format!("{name}: API server ready"));
+    declare_nodes(&api, cluster).await?;
+    api.apply(COREDNS).await?;
+    for node in &cluster.nodes {
+        let nodes: Api<Node> = Api::all(api.client.clone());
+        let what = format!("node {} Ready", node.name);
+        api.await_object(&nodes, &node.name, &what, DEADLINE, is_ready)
+            .await
+            .with_context(|| hint(dir, &node.name))?;
+    }
+    progress.done(format!("{name}: nodes Ready"));
+    let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), "default");
+    api.await_object(&accounts, "default", "service account default", DEADLINE, |_| {
+        true
+    })
+    .await?;
+    let deployments: Api<Deployment> = Api::namespaced(api.client.clone(), "kube-system");
+    let available = |deployment: &Deployment| {
+        deployment
+            .status
+            .as_ref()
+            .is_some_and(|status| status.available_replicas.unwrap_or_default() > 0)
+    };
+    api.await_object(&deployments, "coredns", "CoreDNS available", DEADLINE, available)
+        .await?;
+    progress.done(format!("{name}: CoreDNS ready"));
+    Ok(())
+}
+
+/// Node objects are made before kubelets register, so that node n of every cluster has the same pod range.
+async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> {
+    let nodes: Api<Node> = Api::all(api.client.clone());
+    for machine in &cluster.nodes {
+        let range = machine.pod_range();
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(machine.name.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec {
+                pod_cidr: range.clone(),
+                pod_cidrs: Some(range.into_iter().collect()),
+                ..NodeSpec::default()
+            }),
+            ..Node::default()
+        };
+        match nodes.create(&PostParams::default(), &node).await {
+            // A cluster that was stopped and started again has its nodes.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            other => drop(other.with_context(|| format!("declare node {}", machine.name))?),
+        }
+    }
+    Ok(())
+}
+
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
+fn hint(dir: &LabDir, machine: &str) -> String {
+    let folder = dir.machine(machine).log("x");
+    let folder = folder.parent().unwrap_or(Path::new("/"));
+    format!("see the logs in {}", folder.display())
+}
