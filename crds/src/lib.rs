@@ -15,6 +15,7 @@
 //! Deliberately not here: a client, a clock, a socket, a decision about what to write. A type
 //! that never leaves one process belongs to that process.
 #![forbid(unsafe_code)]
+#![allow(clippy::duplicated_attributes, reason = "printer columns repeat `type_`")]
 
 pub mod cidr;
 pub mod conditions;

@@ -9,6 +9,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use slice_crds::labels;
 
 /// A kind that can be applied.
@@ -139,5 +140,43 @@ where
     move |namespace| match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
+    }
+}
+
+/// Whether everything that `desired` says is so in `actual`, which may say more: API servers fill in defaults.
+///
+/// Meant for kinds of Kubernetes itself. Lists are compared element by element, in order.
+pub fn covers<K: Serialize>(actual: &K, desired: &K) -> bool {
+    let json = |object: &K| serde_json::to_value(object).unwrap_or_default();
+    covers_value(&json(actual), &json(desired))
+}
+
+fn covers_value(actual: &Value, desired: &Value) -> bool {
+    match (actual, desired) {
+        (Value::Object(actual), Value::Object(desired)) => desired
+            .iter()
+            .all(|(key, value)| covers_value(actual.get(key).unwrap_or(&Value::Null), value)),
+        (Value::Array(actual), Value::Array(desired)) => {
+            actual.len() == desired.len() && actual.iter().zip(desired).all(|(a, d)| covers_value(a, d))
+        }
+        (Value::Null, Value::Object(desired)) => desired.values().all(|value| covers_value(&Value::Null, value)),
+        (Value::Null, Value::Array(desired)) => desired.is_empty(),
+        (actual, desired) => actual == desired,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn defaults_that_the_server_fills_in_are_no_difference() {
+        let desired = json!({"spec": {"ports": [{"port": 1}], "selector": {}, "list": []}});
+        assert!(covers_value(&json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}}), &desired));
+        assert!(!covers_value(&json!({"spec": {"ports": [{"port": 2}]}}), &desired));
+        assert!(!covers_value(&json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}}), &desired));
+        assert!(!covers_value(&json!({}), &desired));
     }
 }

@@ -19,5 +19,7 @@ pub mod handover;
 #[cfg(feature = "kube")]
 pub mod lease;
 pub mod shutdown;
+#[cfg(feature = "kube")]
+pub mod store;
 pub mod telemetry;
 pub mod version;

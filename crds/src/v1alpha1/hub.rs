@@ -36,6 +36,8 @@ use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
 pub struct SliceConfigSpec {
     /// The slice's networks, at most one per address family. Cannot be changed: addresses follow from them.
     #[schemars(length(min = 1, max = 2))]
+    #[x_kube(validation = Rule::new("self.all(s, isCIDR(s) && cidr(s) == cidr(s).masked())")
+        .message("spec.subnets takes networks in CIDR notation with zero host bits, such as 10.80.0.0/16 or fd42:80::/64"))]
     #[x_kube(validation = Rule::new("self.filter(s, isCIDR(s) && cidr(s).ip().family() == 4).size() <= 1 && self.filter(s, isCIDR(s) && cidr(s).ip().family() == 6).size() <= 1")
         .message("spec.subnets takes at most one IPv4 and one IPv6 network"))]
     #[x_kube(validation = Rule::new("self.all(s, !isCIDR(s) || (cidr(s).ip().family() == 4 ? (cidr(s).prefixLength() >= 8 && cidr(s).prefixLength() <= 28) : (cidr(s).prefixLength() >= 48 && cidr(s).prefixLength() <= 112)))")
