@@ -4,7 +4,7 @@
 //!  gateway                                        slice-netop
 //!     ── Hello {ordinal, public key, port} ──────────►   who speaks: one connection per gateway
 //!     ◄───────────────── Config {slice, peers, …} ────   whole, after Hello and on every change
-//!     ◄───────────────── Tap {interface} + fd ────────   one per queue, after the first Config
+//!     ◄───────────────── Tap {interface} + fd ────────   after the first Config, unless Hello said has_tap
 //!     ── Report {tunnels, drops} ─────────────────────►   on change, and every second
 //! ```
 //!
@@ -59,6 +59,10 @@ pub struct Hello {
     /// UDP port that it listens on, in its own network namespace.
     pub udp_port: u16,
     pub version: String,
+    /// Whether it still holds the TAP's descriptor from an earlier connection. The device has one queue, so the
+    /// agent can open it again only when nobody holds it; a gateway that lost its descriptor says `false`.
+    #[serde(default)]
+    pub has_tap: bool,
 }
 
 /// Everything a gateway works from.
