@@ -1,13 +1,15 @@
 //! The lab's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use slice_e2e::lab::dir::{self, LabDir};
 use slice_e2e::lab::plan::Plan;
-use slice_e2e::lab::{images, init, remove, setup, up};
+use slice_e2e::lab::running::{self, Part, Running};
+use slice_e2e::lab::unit::Request;
+use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -33,6 +35,76 @@ enum Verb {
     },
     /// Remove everything that `up` made.
     Down,
+    /// One line per machine.
+    Status,
+    /// Import image tars into every node that has not got them.
+    Load {
+        #[arg(required = true)]
+        tars: Vec<PathBuf>,
+        /// Only into this cluster.
+        #[arg(long)]
+        cluster: Option<String>,
+    },
+    /// Write image tars of our own programs.
+    Images {
+        /// The programs' folder.
+        #[arg(long, default_value = "target/lab")]
+        from: PathBuf,
+        #[arg(long, default_value = "target/images")]
+        to: PathBuf,
+        /// Which images; all when none is named.
+        names: Vec<String>,
+    },
+    /// Load what changed and replace the pods that use it.
+    Reload {
+        #[arg(long, default_value = "target/images")]
+        images: PathBuf,
+    },
+    /// Print the kubeconfig of all clusters.
+    Kubeconfig {
+        /// Print where it is instead.
+        #[arg(long)]
+        path: bool,
+    },
+    /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
+    Env,
+    /// A shell on a machine.
+    Shell { machine: String },
+    /// Run a command on a machine.
+    Exec {
+        machine: String,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Show a log, or which logs there are.
+    Logs {
+        /// MACHINE/UNIT, as a1/kubelet.
+        component: Option<String>,
+        /// Only the last lines.
+        #[arg(short = 'n', long)]
+        lines: Option<usize>,
+    },
+    /// Pull the plug of a cluster; what was on its disks stays.
+    StopCluster {
+        cluster: String,
+        /// Leave the nodes running.
+        #[arg(long)]
+        control_plane: bool,
+    },
+    /// Boot what is stopped of a cluster and wait until it is ready.
+    StartCluster { cluster: String },
+    /// Pull the plug of one machine.
+    StopMachine { machine: String },
+    /// Boot a stopped machine.
+    StartMachine { machine: String },
+    /// Restart a cluster's API server and wait until it answers.
+    RestartApiserver { cluster: String },
+    /// Stop, start, restart or kill one program of a machine.
+    Unit {
+        action: Action,
+        machine: String,
+        unit: String,
+    },
     #[command(subcommand, hide = true)]
     Machine(Inner),
 }
@@ -76,16 +148,158 @@ fn run(args: &Args) -> Result<()> {
     match &args.command {
         Verb::Setup => setup::setup(),
         Verb::Up { clusters } => up::up(&dir, clusters),
-        Verb::Down => {
-            let progress = Progress::start();
-            remove::all(&dir)?;
-            progress.done("down");
-            Ok(())
+        Verb::Down => timed("down", || remove::all(&dir)),
+        Verb::Status => status(&dir),
+        Verb::Load { tars, cluster } => load(&dir, tars, cluster.as_deref()),
+        Verb::Images { from, to, names } => images_of_ours(from, to, names),
+        Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
+        Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
+        Verb::Env => env(&dir),
+        Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
+        Verb::Exec { machine, command } => exec(&dir, machine, command),
+        Verb::Logs { component, lines } => logs(&dir, component.as_deref(), *lines),
+        Verb::StopCluster {
+            cluster,
+            control_plane,
+        } => {
+            let part = if *control_plane {
+                Part::ControlPlane
+            } else {
+                Part::Whole
+            };
+            timed("stopped", || Running::open(&dir)?.stop_cluster(cluster, part))
         }
+        Verb::StartCluster { cluster } => Running::open(&dir)?.start_cluster(cluster),
+        Verb::StopMachine { machine } => timed("stopped", || Running::open(&dir)?.stop_machine(machine)),
+        Verb::StartMachine { machine } => timed("booted", || Running::open(&dir)?.start_machine(machine)),
+        Verb::RestartApiserver { cluster } => timed("the API server answers", || {
+            Running::open(&dir)?.restart_apiserver(cluster)
+        }),
+        Verb::Unit {
+            action,
+            machine,
+            unit,
+        } => Running::open(&dir)?.order(machine, &action.request(unit)),
         Verb::Machine(Inner::Boot { name }) => init::boot(&dir, name),
         Verb::Machine(Inner::Init { name }) => init::init(&dir, name),
         Verb::Machine(Inner::Import { root, images }) => images::import(root, images),
         Verb::Machine(Inner::Wait(wait)) => wait.run(),
+    }
+}
+
+fn timed(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let progress = Progress::start();
+    work()?;
+    progress.done(what);
+    Ok(())
+}
+
+fn status(dir: &LabDir) -> Result<()> {
+    let rows = Running::open(dir)?.status();
+    for [machine, cluster, address, state, units] in rows {
+        say(format!(
+            "{machine:<12} {cluster:<12} {address:<15} {state:<12} {units}"
+        ));
+    }
+    Ok(())
+}
+
+fn load(dir: &LabDir, tars: &[PathBuf], cluster: Option<&str>) -> Result<()> {
+    let tars: Vec<&Path> = tars.iter().map(PathBuf::as_path).collect();
+    let progress = Progress::start();
+    let changed = Running::open(dir)?.load(&tars, cluster)?;
+    progress.done(match changed.is_empty() {
+        true => "every node has these images already".to_owned(),
+        false => format!("loaded {}", changed.join(", ")),
+    });
+    Ok(())
+}
+
+fn images_of_ours(from: &Path, to: &Path, names: &[String]) -> Result<()> {
+    let progress = Progress::start();
+    let changed = ours::build(from, to, names)?;
+    let changed: Vec<_> = changed.iter().map(|path| path.display().to_string()).collect();
+    progress.done(match changed.is_empty() {
+        true => "images are as they were".to_owned(),
+        false => format!("wrote {}", changed.join(", ")),
+    });
+    Ok(())
+}
+
+fn kubeconfig(dir: &LabDir, path: bool) -> Result<()> {
+    dir.expect_record()?;
+    if path {
+        say(dir.kubeconfig().display().to_string());
+    } else {
+        say(std::fs::read_to_string(dir.kubeconfig()).context("read the kubeconfig")?);
+    }
+    Ok(())
+}
+
+fn env(dir: &LabDir) -> Result<()> {
+    let lab = Running::open(dir)?;
+    say(format!("export KUBECONFIG={}", dir.kubeconfig().display()));
+    say(format!("export PATH={}:$PATH", lab.programs().display()));
+    // Discovery is cached by address, and the next lab has the same addresses.
+    say(format!(
+        "export KUBECACHEDIR={}",
+        dir.root().join("kubectl-cache").display()
+    ));
+    Ok(())
+}
+
+/// Becomes the command; its exit code is ours.
+fn exec(dir: &LabDir, machine: &str, command: &[String]) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let (program, arguments) = command.split_first().context("no command")?;
+    let mut command = Running::open(dir)?.command(machine, program)?;
+    Err(command.args(arguments).exec()).with_context(|| format!("run {program} on {machine}"))
+}
+
+fn logs(dir: &LabDir, component: Option<&str>, lines: Option<usize>) -> Result<()> {
+    let lab = Running::open(dir)?;
+    if let Some((machine, unit)) = component.and_then(|component| component.split_once('/')) {
+        lab.plan().machine(machine)?;
+        say(running::tail(&dir.machine(machine).log(unit), lines)?);
+        return Ok(());
+    }
+    let machines = lab
+        .plan()
+        .machines()
+        .filter(|machine| component.is_none_or(|name| machine.name == name));
+    for machine in machines {
+        let folder = dir.machine(&machine.name).log("init");
+        let folder = folder.parent().context("the folder of logs")?;
+        for entry in std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+            let path = entry.context("read a folder of logs")?.path();
+            say(format!(
+                "{}/{}  {}",
+                machine.name,
+                path.file_stem().unwrap_or_default().display(),
+                path.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Action {
+    Stop,
+    Start,
+    Restart,
+    Kill,
+}
+
+impl Action {
+    fn request(self, unit: &str) -> Request {
+        let unit = unit.to_owned();
+        match self {
+            Self::Stop => Request::Stop(unit),
+            Self::Start => Request::Start(unit),
+            Self::Restart => Request::Restart(unit),
+            Self::Kill => Request::Kill(unit),
+        }
     }
 }
 

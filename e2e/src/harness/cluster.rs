@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Resource;
@@ -153,6 +154,32 @@ impl Cluster {
                 self.name
             ),
         }
+    }
+}
+
+/// Whether a pod's containers all say that they are ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
+/// Asks until there is an answer: for conditions over many objects, which no single watch can see.
+pub async fn poll<T>(
+    deadline: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let until = Instant::now() + deadline;
+    loop {
+        let trouble = match ask().await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => String::new(),
+            Err(error) => format!(": {error:#}"),
+        };
+        if Instant::now() > until {
+            bail!("{what}: not so after {deadline:?}{trouble}");
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

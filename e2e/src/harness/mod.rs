@@ -3,4 +3,4 @@
 
 mod cluster;
 
-pub use cluster::{Cluster, connect};
+pub use cluster::{Cluster, connect, is_ready, poll};

@@ -119,7 +119,7 @@ fn build_root(dir: &LabDir, own: &MachineDir, record: &Record) -> Result<()> {
         Some(layers.as_str()),
     )
     .with_context(|| format!("mount the root file system ({layers})"))?;
-    bind(Path::new("/dev"), &root.join("dev"))?;
+    bind(Path::new("/dev"), &root.join("dev"), MsFlags::MS_REC)?;
     fresh("proc", &root, "proc", None)?;
     fresh("sysfs", &root, "sys", None)?;
     Layout::detect()?.mount(&root)?;
@@ -128,14 +128,16 @@ fn build_root(dir: &LabDir, own: &MachineDir, record: &Record) -> Result<()> {
     for part in ["run/lock", "run/netns"] {
         fs::create_dir_all(root.join(part)).with_context(|| format!("create /{part}"))?;
     }
-    // The state directory and the programs may lie on file systems that the overlay does not show.
+    // The state directory and the programs may lie on file systems that the overlay does not show. Not recursive:
+    // the root being built is mounted inside the state directory.
     for shared in [dir.root(), record.programs.as_path()] {
-        bind(shared, &below(&root, shared)?)?;
+        bind(shared, &below(&root, shared)?, MsFlags::empty())?;
     }
     for name in STATES {
         bind(
             &own.state(name),
             &below(&root, &Path::new("/var/lib").join(name))?,
+            MsFlags::empty(),
         )?;
     }
 
@@ -184,16 +186,10 @@ fn below(root: &Path, absolute: &Path) -> Result<std::path::PathBuf> {
     Ok(path)
 }
 
-fn bind(source: &Path, target: &Path) -> Result<()> {
+fn bind(source: &Path, target: &Path, depth: MsFlags) -> Result<()> {
     let none: Option<&str> = None;
-    mount(
-        Some(source),
-        target,
-        none,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        none,
-    )
-    .with_context(|| format!("show {} as {}", source.display(), target.display()))
+    mount(Some(source), target, none, MsFlags::MS_BIND | depth, none)
+        .with_context(|| format!("show {} as {}", source.display(), target.display()))
 }
 
 fn fresh(fstype: &str, root: &Path, place: &str, options: Option<&str>) -> Result<()> {

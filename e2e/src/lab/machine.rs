@@ -1,9 +1,9 @@
 //! A machine seen from outside: switching it on and off, running commands in
 //! it, giving orders to its pid 1.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -74,23 +74,13 @@ pub fn pid(dir: &LabDir, name: &str) -> Result<i32> {
 }
 
 /// A command that runs inside a machine, in all its namespaces.
-pub fn command(dir: &LabDir, name: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+pub fn command(dir: &LabDir, name: &str, program: impl AsRef<OsStr>) -> Result<Command> {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--target={}", pid(dir, name)?))
-        .args(["--all", "--wd=/", "--"])
+        .args(["--all", "--"])
         .arg(program);
     Ok(command)
-}
-
-/// A command that sees a machine's network, but the real machine's files and processes.
-pub fn network_command(netns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("nsenter");
-    command
-        .arg(format!("--net={}", Path::new("/run/netns").join(netns).display()))
-        .arg("--")
-        .arg(program);
-    command
 }
 
 /// The state of a machine's units.

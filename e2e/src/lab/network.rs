@@ -4,6 +4,7 @@
 //! Nothing of it touches the real machine's own network but one veth,
 //! [`HOST_PORT`], and the route that its address brings.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -34,13 +35,15 @@ pub fn build_switch() -> Result<()> {
              link set br0 up\n"
         ),
     )?;
+    let set =
+        |name: &str, value: &str| run(command_in(SWITCH, "sysctl").args(["-qw", &format!("{name}={value}")]));
+    // As a router would: who asks for what is nowhere gets an answer at once instead of waiting half a minute.
+    set("net.ipv4.ip_forward", "1")?;
+    batch(Some(SWITCH), "route add unreachable default\n")?;
     // A switch does not look into packets: without this, iptables and connection tracking of the namespace would.
-    for table in ["iptables", "ip6tables", "arptables"] {
-        let name = format!("net.bridge.bridge-nf-call-{table}");
-        if Path::new("/proc/sys/net/bridge").exists() {
-            run(Command::new("nsenter")
-                .args(["--net=/run/netns/weft-lab-switch", "sysctl", "-qw"])
-                .arg(format!("{name}=0")))?;
+    if Path::new("/proc/sys/net/bridge").exists() {
+        for table in ["iptables", "ip6tables", "arptables"] {
+            set(&format!("net.bridge.bridge-nf-call-{table}"), "0")?;
         }
     }
     batch(
@@ -63,8 +66,9 @@ pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
     batch(
         Some(SWITCH),
         &format!(
-            "link add {port} type veth peer name eth0 netns {netns}\n\
-             link set {port} master br0 up\n"
+            "link add {port} type veth peer name eth0 address {} netns {netns}\n\
+             link set {port} master br0 up\n",
+            machine.mac()
         ),
     )?;
     let mut inside = format!(
@@ -82,6 +86,16 @@ pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
         }
     }
     batch(Some(&netns), &inside)
+}
+
+/// A command that sees the network of a namespace, but the real machine's files and processes.
+pub fn command_in(netns: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net={}", Path::new("/run/netns").join(netns).display()))
+        .arg("--")
+        .arg(program);
+    command
 }
 
 /// Removes a machine's namespace with every link in it.

@@ -135,6 +135,12 @@ impl Machine {
         format!("weft-lab-{}", self.name)
     }
 
+    /// The same after every boot, as a network card's: neighbours remember it for half a minute.
+    pub fn mac(&self) -> String {
+        let [.., id, last] = self.ip4.octets();
+        format!("02:1a:b0:00:{id:02x}:{last:02x}")
+    }
+
     /// The part of [`POD_RANGE`] that this node gives to its pods: the same for node n of every cluster.
     pub fn pod_range(&self) -> Option<String> {
         match self.role {

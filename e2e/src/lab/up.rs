@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, ServiceAccount};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 
 use super::cgroup::Layout;
 use super::config::{self, Site};
@@ -135,6 +136,7 @@ fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()
 
 /// Waits for one cluster's API server, declares its nodes, installs CoreDNS and waits until all is ready.
 pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> Result<()> {
+    let since = Timestamp::now();
     let name = &cluster.name;
     let api = harness::connect(&dir.kubeconfig(), name).await?;
     api.await_api(DEADLINE)
@@ -143,7 +145,17 @@ pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> R
     progress.done(format!("{name}: API server ready"));
     declare_nodes(&api, cluster).await?;
     api.apply(COREDNS).await?;
+    let leases: Api<Lease> = Api::namespaced(api.client.clone(), "kube-node-lease");
     for node in &cluster.nodes {
+        // A cluster that was stopped still says "Ready" of itself: first a sign of life from after the start.
+        let what = format!("node {} alive", node.name);
+        let fresh = |lease: &Lease| {
+            let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+            renewed.is_some_and(|at| at.0 > since)
+        };
+        api.await_object(&leases, &node.name, &what, DEADLINE, fresh)
+            .await
+            .with_context(|| hint(dir, &node.name))?;
         let nodes: Api<Node> = Api::all(api.client.clone());
         let what = format!("node {} Ready", node.name);
         api.await_object(&nodes, &node.name, &what, DEADLINE, is_ready)
@@ -156,15 +168,16 @@ pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> R
         true
     })
     .await?;
-    let deployments: Api<Deployment> = Api::namespaced(api.client.clone(), "kube-system");
-    let available = |deployment: &Deployment| {
-        deployment
-            .status
-            .as_ref()
-            .is_some_and(|status| status.available_replicas.unwrap_or_default() > 0)
-    };
-    api.await_object(&deployments, "coredns", "CoreDNS available", DEADLINE, available)
-        .await?;
+    let pods: Api<Pod> = Api::namespaced(api.client.clone(), "kube-system");
+    let selected = ListParams::default().labels("k8s-app=kube-dns");
+    harness::poll(DEADLINE, &format!("cluster {name}: CoreDNS Ready"), async || {
+        let pods = pods.list(&selected).await.context("list CoreDNS' pods")?;
+        Ok(pods
+            .iter()
+            .any(|pod| harness::is_ready(pod) && started_after(pod, since))
+            .then_some(()))
+    })
+    .await?;
     progress.done(format!("{name}: CoreDNS ready"));
     Ok(())
 }
@@ -193,6 +206,21 @@ async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Kubernetes writes whole seconds.
+fn started_after(pod: &Pod, since: Timestamp) -> bool {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    let started = statuses
+        .into_iter()
+        .flatten()
+        .filter_map(|status| status.state.as_ref()?.running.as_ref()?.started_at.as_ref());
+    started
+        .into_iter()
+        .any(|at| at.0.as_second() >= since.as_second())
 }
 
 pub fn is_ready(node: &Node) -> bool {

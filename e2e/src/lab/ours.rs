@@ -1,0 +1,133 @@
+//! Our own images: which programs are in which, and who they run as.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::images;
+use super::preflight;
+use super::programs::Cache;
+use crate::image::{Image, Layer, base_layer};
+
+/// One row per image; the release images of `images/Dockerfile` have the same content.
+struct Row {
+    name: &'static str,
+    /// Our programs, the first of which the image starts.
+    programs: &'static [&'static str],
+    /// Programs of this machine that ours call.
+    tools: &'static [&'static str],
+    user: Option<&'static str>,
+    extra: Extra,
+}
+
+#[derive(PartialEq, Eq)]
+enum Extra {
+    None,
+    /// What tests want to have at hand inside a pod.
+    TestTools,
+}
+
+const NONROOT: Option<&str> = Some("65532:65532");
+
+const ROWS: [Row; 5] = [
+    Row {
+        name: "operator",
+        programs: &["slice-operator"],
+        tools: &[],
+        user: NONROOT,
+        extra: Extra::None,
+    },
+    Row {
+        name: "netop",
+        programs: &["slice-netop", "slice-cni"],
+        tools: &["nft"],
+        user: None,
+        extra: Extra::None,
+    },
+    Row {
+        name: "gateway",
+        programs: &["slice-gateway"],
+        tools: &[],
+        user: NONROOT,
+        extra: Extra::None,
+    },
+    Row {
+        name: "dns",
+        programs: &["slice-dns"],
+        tools: &[],
+        user: NONROOT,
+        extra: Extra::None,
+    },
+    Row {
+        name: "probe",
+        programs: &["weft-probe"],
+        tools: &[],
+        user: None,
+        extra: Extra::TestTools,
+    },
+];
+
+/// The reference under which an image is loaded: `localhost/weft/NAME:dev`.
+pub fn reference(name: &str) -> String {
+    format!("localhost/weft/{name}:dev")
+}
+
+pub fn names() -> Vec<&'static str> {
+    ROWS.iter().map(|row| row.name).collect()
+}
+
+/// Writes the named images (all when none is named) from the programs in `from`; tells which have changed.
+pub fn build(from: &Path, to: &Path, wanted: &[String]) -> Result<Vec<PathBuf>> {
+    if let Some(unknown) = wanted.iter().find(|name| !names().contains(&name.as_str())) {
+        bail!("no image \"{unknown}\"; there are {}", names().join(", "));
+    }
+    let rows = ROWS
+        .iter()
+        .filter(|row| wanted.is_empty() || wanted.iter().any(|name| name == row.name));
+    let mut changed = Vec::new();
+    for row in rows {
+        let target = to.join(format!("{}.tar", row.name));
+        if image(row, from)?.write(&target)? {
+            changed.push(target);
+        }
+    }
+    Ok(changed)
+}
+
+fn image(row: &Row, from: &Path) -> Result<Image> {
+    let mut found = Vec::new();
+    for program in row.programs {
+        let path = from.join(program);
+        if !path.is_file() {
+            bail!("{} is missing: run `make build`", path.display());
+        }
+        found.push(path);
+    }
+    for tool in row.tools {
+        found.push(
+            preflight::find(tool)
+                .with_context(|| format!("no {tool} on this machine: run `weft-lab setup`"))?,
+        );
+    }
+    // Libraries apart: they change rarely, and images that need the same ones share the layer.
+    let libraries = base_layer().libraries_of(found.iter().map(PathBuf::as_path))?;
+    let mut own = Layer::default();
+    for path in &found {
+        let name = path
+            .file_name()
+            .context("a program without a name")?
+            .to_string_lossy();
+        own = own.copy(path, &format!("usr/bin/{name}"));
+    }
+    let mut layers = vec![libraries];
+    if row.extra == Extra::TestTools {
+        layers.push(images::busybox()?.copy(Cache::open()?.bin().join("agnhost"), "usr/bin/agnhost"));
+    }
+    layers.push(own);
+    Ok(Image {
+        name: reference(row.name),
+        entrypoint: vec![format!("/usr/bin/{}", row.programs[0])],
+        user: row.user.map(str::to_owned),
+        layers,
+    })
+}
