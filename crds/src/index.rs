@@ -86,6 +86,12 @@ impl Subnets {
         index != 0 && u64::from(index) < self.capacity() && last_v4 != Some(u64::from(index))
     }
 
+    /// How many indices of a range an attachment may have.
+    pub fn usable_in(&self, range: IndexRange) -> u32 {
+        let last = range.start + (range.size - 1);
+        range.size - u32::from(!self.usable(range.start)) - u32::from(range.size > 1 && !self.usable(last))
+    }
+
     pub fn ipv4(&self, index: u32) -> Option<Ipv4Addr> {
         let net = self.v4?;
         net.network()
@@ -221,6 +227,11 @@ impl IndexRange {
         self.contains(other.start) || other.contains(self.start)
     }
 
+    /// The pieces of this size that the range consists of, none where it is smaller.
+    pub fn pieces(self, size: u32) -> impl Iterator<Item = Self> {
+        (0..self.size / size).map(move |n| Self::new(self.start + n * size, size))
+    }
+
     pub fn indices(self) -> impl Iterator<Item = u32> {
         self.start..=self.start + (self.size - 1)
     }
@@ -277,6 +288,24 @@ mod tests {
         let usable: Vec<u32> = (0..20).filter(|index| v4.usable(*index)).collect();
         assert_eq!(usable, (1..15).collect::<Vec<_>>());
         assert!(subnets(&["fd42::/64"]).usable(u32::MAX));
+    }
+
+    #[test]
+    fn usable_indices_are_counted() {
+        let v4 = subnets(&["10.80.0.0/28"]);
+        let counts = [(0, 2), (2, 2), (14, 2), (0, 16), (0, 1)].map(|(start, size)| {
+            let range = IndexRange::new(start, size);
+            assert_eq!(
+                v4.usable_in(range) as usize,
+                range.indices().filter(|index| v4.usable(*index)).count()
+            );
+            v4.usable_in(range)
+        });
+        assert_eq!(counts, [1, 2, 1, 14, 0]);
+        assert_eq!(
+            IndexRange::new(8, 8).pieces(4).collect::<Vec<_>>(),
+            [IndexRange::new(8, 4), IndexRange::new(12, 4)]
+        );
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub struct MemberReportSpec {
     pub observed_at: Time,
     pub weft_version: String,
     pub kubernetes_version: String,
-    /// Nodes that run the node agent.
+    /// Nodes of the cluster.
     pub nodes: u32,
     /// Bytes of the largest packet that every node's own network carries.
     #[serde(default, skip_serializing_if = "Option::is_none")]

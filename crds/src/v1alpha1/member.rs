@@ -135,6 +135,9 @@ pub struct SliceBlockStatus {
     /// Indices that a new pod could have at once. One that was given back rests before it counts.
     #[serde(default)]
     pub free: u32,
+    /// Usable indices of all the blocks that the node agent knows: tells whether it has seen a block that was added.
+    #[serde(default)]
+    pub usable: u32,
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -1,0 +1,77 @@
+//! Flags, each with a twin in the environment.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, Subcommand};
+use slice_runtime::telemetry::LogArgs;
+
+/// Weft's controllers.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(flatten)]
+    pub log: LogArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs on the hub: slices are declared there.
+    Hub(HubArgs),
+    /// Takes off the hub what the hub role has put there; used while the chart is uninstalled.
+    HubTeardown,
+    /// Runs in each member cluster: pods are attached there.
+    Cluster(ClusterArgs),
+    /// Takes off the member cluster what Weft has put there; used while the chart is uninstalled.
+    ClusterTeardown(TeardownArgs),
+}
+
+/// What both roles share.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CommonArgs {
+    /// Name of this replica, as the Lease's holder.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Namespace of the Lease.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "WEFT_ADMIN", default_value = "[::]:9400")]
+    pub admin: SocketAddr,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct HubArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct ClusterArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Secret in this namespace with the credential for the hub.
+    #[arg(long, env = "WEFT_HUB_SECRET", default_value = "weft-hub-credential")]
+    pub hub_secret: String,
+    /// Image of the gateways.
+    #[arg(long, env = "WEFT_GATEWAY_IMAGE")]
+    pub gateway_image: String,
+    /// Service of slice-dns in this namespace; its address goes into the cluster DNS's configuration.
+    #[arg(long, env = "WEFT_DNS_SERVICE", default_value = "weft-dns")]
+    pub dns_service: String,
+    /// ConfigMap of the cluster's CoreDNS, `<namespace>/<name>`; empty leaves the cluster DNS alone.
+    #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
+    pub coredns_config: String,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct TeardownArgs {
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
+    pub coredns_config: String,
+    /// Seconds to wait for the nodes.
+    #[arg(long, default_value = "120", value_parser = |text: &str| text.parse().map(Duration::from_secs))]
+    pub timeout: Duration,
+}
