@@ -21,4 +21,5 @@
 pub mod harness;
 pub mod image;
 pub mod lab;
+pub mod probe;
 pub mod progress;

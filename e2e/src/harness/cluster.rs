@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{
+    Api, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Resource;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -16,6 +19,8 @@ use serde::de::DeserializeOwned;
 
 /// The field manager of everything that tests and the lab apply.
 const MANAGER: &str = "weft-lab";
+/// Making and removing namespaces.
+const TIDY: Duration = Duration::from_secs(60);
 /// Pause between two tries where the API server itself is what is awaited.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -74,6 +79,81 @@ impl Cluster {
             self.apply_object(&object).await?;
         }
         Ok(())
+    }
+
+    /// Deletes every object of a YAML text; those that are gone already are fine.
+    pub async fn delete(&self, yaml: &str) -> Result<()> {
+        for object in documents(yaml)? {
+            let deleted = self
+                .api_of(&object)
+                .await?
+                .delete(&object.name_any(), &DeleteParams::default())
+                .await;
+            forgive_absence(deleted).with_context(|| format!("delete {}", object.name_any()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a namespace with the given labels, empty even if an earlier run left one of this name behind.
+    pub async fn fresh_namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        self.remove_namespace(name).await?;
+        self.await_no_namespace(name).await?;
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let namespace = Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some(labels),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces
+            .create(&PostParams::default(), &namespace)
+            .await
+            .with_context(|| format!("create namespace {name} in cluster {}", self.name))?;
+        // Pods are refused until the controller has made it.
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), name);
+        self.await_object(&accounts, "default", "service account default", TIDY, |_| true)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes a namespace. Kubernetes takes some seconds to empty it, for which nobody waits here.
+    pub async fn remove_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let deleted = namespaces.delete(name, &DeleteParams::default()).await;
+        forgive_absence(deleted).with_context(|| format!("delete namespace {name} in cluster {}", self.name))
+    }
+
+    /// Waits until a namespace and everything in it is gone.
+    pub async fn await_no_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        poll(
+            TIDY,
+            &format!("cluster {}: namespace {name} gone", self.name),
+            async || {
+                Ok(namespaces
+                    .get_opt(name)
+                    .await
+                    .context("ask for it")?
+                    .is_none()
+                    .then_some(()))
+            },
+        )
+        .await
+    }
+
+    /// Names of the nodes, sorted.
+    pub async fn nodes(&self) -> Result<Vec<String>> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let nodes = nodes.list(&ListParams::default()).await.context("list nodes")?;
+        let mut names: Vec<String> = nodes.iter().map(ResourceExt::name_any).collect();
+        names.sort();
+        Ok(names)
     }
 
     async fn apply_object(&self, object: &DynamicObject) -> Result<()> {
@@ -154,6 +234,13 @@ impl Cluster {
                 self.name
             ),
         }
+    }
+}
+
+fn forgive_absence<T>(answer: kube::Result<T>) -> kube::Result<()> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.map(drop),
     }
 }
 

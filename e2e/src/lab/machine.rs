@@ -87,7 +87,7 @@ pub fn command(dir: &LabDir, name: &str, program: impl AsRef<OsStr>) -> Result<C
 pub fn units(dir: &LabDir, name: &str) -> Result<Vec<Status>> {
     match order(dir, name, &Request::List)? {
         Response::Units(units) => Ok(units),
-        other => bail!("machine {name} answered {other:?}"),
+        other @ (Response::Done | Response::Error(_)) => bail!("machine {name} answered {other:?}"),
     }
 }
 
@@ -106,6 +106,6 @@ pub fn order(dir: &LabDir, name: &str, request: &Request) -> Result<Response> {
         .with_context(|| format!("hear machine {name}"))?;
     match serde_json::from_str(&line).with_context(|| format!("understand machine {name}"))? {
         Response::Error(words) => bail!("machine {name}: {words}"),
-        response => Ok(response),
+        response @ (Response::Units(_) | Response::Done) => Ok(response),
     }
 }

@@ -230,6 +230,6 @@ pub fn is_ready(node: &Node) -> bool {
 
 fn hint(dir: &LabDir, machine: &str) -> String {
     let folder = dir.machine(machine).log("x");
-    let folder = folder.parent().unwrap_or(Path::new("/"));
+    let folder = folder.parent().unwrap_or_else(|| Path::new("/"));
     format!("see the logs in {}", folder.display())
 }

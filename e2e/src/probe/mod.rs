@@ -1,0 +1,122 @@
+//! The parts of `weft-probe`, the program that tests run inside pods.
+//!
+//! ```text
+//! serve                     TCP and UDP echo, until killed
+//! tcp · udp · ping · dns    one question to one address
+//! frames                    raw Ethernet, any EtherType, ARP        (CAP_NET_RAW)
+//! datagrams                 broadcast and multicast, exactly-once counting
+//! stream                    a long conversation and its longest silence
+//! ```
+//!
+//! Everything is synchronous: a probe does one thing. Receivers print
+//! `{"ready":true}` when they listen, so that nobody has to guess when to send.
+
+mod count;
+mod datagrams;
+mod dns;
+mod echo;
+mod frames;
+mod packet;
+mod ping;
+mod stream;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::progress::say;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Echo TCP and UDP on both families until killed.
+    Serve(echo::Serve),
+    /// Send bytes to an echo server over TCP and check what comes back.
+    Tcp(echo::Tcp),
+    /// Send datagrams to an echo server and count what comes back.
+    Udp(echo::Udp),
+    /// ICMP echo, with a size and the don't-fragment bit if wanted. Needs NET_RAW.
+    Ping(ping::Ping),
+    /// Ask a name server.
+    Dns(dns::Dns),
+    /// Raw Ethernet frames. Needs NET_RAW.
+    #[command(subcommand)]
+    Frames(frames::Frames),
+    /// Broadcast and multicast datagrams.
+    #[command(subcommand)]
+    Datagrams(datagrams::Datagrams),
+    /// Talk steadily to an echo server and measure the silences.
+    Stream(stream::Stream),
+}
+
+impl Command {
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Serve(serve) => serve.run(),
+            Self::Tcp(tcp) => tcp.run(),
+            Self::Udp(udp) => udp.run(),
+            Self::Ping(ping) => ping.run(),
+            Self::Dns(dns) => dns.run(),
+            Self::Frames(frames) => frames.run(),
+            Self::Datagrams(datagrams) => datagrams.run(),
+            Self::Stream(stream) => stream.run(),
+        }
+    }
+}
+
+/// Prints one result.
+fn print(result: &impl Serialize) -> Result<()> {
+    say(serde_json::to_string(result).context("encode the result")?);
+    Ok(())
+}
+
+/// Tells whoever started a receiver that it listens.
+fn ready() -> Result<()> {
+    print(&serde_json::json!({"ready": true}))
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Round-trip times in milliseconds.
+#[derive(Debug, Serialize)]
+struct Rtt {
+    min: f64,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Rtt {
+    /// `None` of no measurement.
+    fn of(mut all: Vec<Duration>) -> Option<Self> {
+        all.sort();
+        let at = |share: f64| {
+            let last = all.len().checked_sub(1)?;
+            // Nearest rank; the cast is of a number between 0 and `last`.
+            all.get((share * last as f64).round() as usize)
+                .map(|value| milliseconds(*value))
+        };
+        Some(Self {
+            min: at(0.0)?,
+            p50: at(0.5)?,
+            p99: at(0.99)?,
+            max: at(1.0)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let all = (1..=101).map(Duration::from_millis).collect();
+        let rtt = Rtt::of(all).unwrap();
+        assert_eq!((rtt.min, rtt.p50, rtt.p99, rtt.max), (1.0, 51.0, 100.0, 101.0));
+        assert!(Rtt::of(Vec::new()).is_none());
+    }
+}
