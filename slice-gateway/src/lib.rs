@@ -1,1 +1,21 @@
 //! Carries a slice's Ethernet frames between clusters over WireGuard.
+//!
+//! ```text
+//!      bridge                       this process                            internet
+//!   ┌──────────┐   ┌────────────────────────────────────────────────┐
+//!   │ pod ─┐   │   │ io::tap ── driver ──► proto::Gateway ── io::udp│     WireGuard (UDP)
+//!   │ pod ─┼─TAP═══│  frames    one thread,  admit, route,   batches│═══► of IPv4/UDP/VXLAN/Ethernet
+//!   │ pod ─┘   │   │            one clock    encrypt                │     to the gateways of
+//!   └──────────┘   │ control ── netop.sock: Config, TAP fd, Report  │     every other cluster
+//!                  │ admin ──── /livez /readyz /metrics             │
+//!                  └────────────────────────────────────────────────┘
+//! ```
+//!
+//! [`proto`] decides and has no socket, clock or randomness of its own. [`driver`] owns the clock and runs to
+//! completion on one plain thread: read a batch, handle it, write a batch. [`control`] talks to the node agent, which
+//! is the only one who tells a gateway anything; the process has no Kubernetes credential and no capability.
+//!
+//! Deliberately not here: an async runtime in the data path, MAC learning, a file on disk. The private key is made at
+//! start and ends with the process.
+
+pub mod proto;

@@ -1,0 +1,173 @@
+//! Liveness in band: an ICMP echo (RFC 792) between the two VTEPs, inside the tunnel.
+//!
+//! Any Linux host answers it, so a stock peer is probed as well as one of ours. The payload is ours: it tells a peer
+//! that runs this code whether we hear it, as the state field of BFD does (RFC 5880 §6.8.1), so that both ends of a
+//! path that works one way only learn of it.
+//!
+//! ```text
+//!  ICMP: type 8, code 0, checksum, identifier, sequence │ "weft" │ version 1 │ flags │ 0 0
+//!                                                                             bit 0: I hear you
+//! ```
+
+use std::net::Ipv4Addr;
+
+use super::{checksum::Sum, ip};
+
+/// Bytes of an ICMP echo header.
+const ICMP_HEADER: usize = 8;
+/// Bytes of our payload.
+const PAYLOAD: usize = 8;
+/// Bytes of a probe, with its IPv4 header.
+pub const PROBE: usize = ip::V4_HEADER + ICMP_HEADER + PAYLOAD;
+/// Echo requests up to this many bytes of ICMP are answered.
+pub const MAX_ECHO: usize = 128;
+
+const MAGIC: [u8; 5] = *b"weft\x01";
+const HEARS: u8 = 1;
+const REQUEST: u8 = 8;
+const REPLY: u8 = 0;
+
+/// An ICMP message out of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// To be answered. `hears` is what a peer of our kind says about us.
+    Request { hears: Option<bool> },
+    /// The answer to our own request.
+    Reply { identifier: u16, sequence: u16 },
+    /// Neither: an error message, for instance.
+    Other,
+}
+
+/// Reads an ICMP message. The checksum is not looked at: the packet has just been authenticated.
+pub fn parse(icmp: &[u8]) -> Message {
+    let Some(([kind, 0, _, _, i0, i1, s0, s1], payload)) = icmp.split_first_chunk::<ICMP_HEADER>() else {
+        return Message::Other;
+    };
+    match *kind {
+        REQUEST if icmp.len() <= MAX_ECHO => {
+            let ours = payload
+                .first_chunk::<PAYLOAD>()
+                .filter(|payload| payload.starts_with(&MAGIC));
+            Message::Request {
+                hears: ours.map(|payload| payload[5] & HEARS != 0),
+            }
+        }
+        REPLY => Message::Reply {
+            identifier: u16::from_be_bytes([*i0, *i1]),
+            sequence: u16::from_be_bytes([*s0, *s1]),
+        },
+        _ => Message::Other,
+    }
+}
+
+/// Writes a probe.
+pub fn request(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    identifier: u16,
+    sequence: u16,
+    hears: bool,
+    out: &mut [u8; PROBE],
+) {
+    let icmp = &mut out[ip::V4_HEADER..];
+    icmp.fill(0);
+    icmp[0] = REQUEST;
+    icmp[4..6].copy_from_slice(&identifier.to_be_bytes());
+    icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
+    icmp[8..13].copy_from_slice(&MAGIC);
+    icmp[13] = if hears { HEARS } else { 0 };
+    let checksum = Sum::default().with(icmp).finish();
+    icmp[2..4].copy_from_slice(&checksum);
+    write_header(source, destination, ICMP_HEADER + PAYLOAD, out);
+}
+
+/// Writes the answer to a request and returns its length.
+///
+/// # Panics
+/// Where `icmp` is not a [`Message::Request`].
+pub fn reply(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    icmp: &[u8],
+    out: &mut [u8; ip::V4_HEADER + MAX_ECHO],
+) -> usize {
+    let length = ip::V4_HEADER + icmp.len();
+    let answer = &mut out[ip::V4_HEADER..length];
+    answer.copy_from_slice(icmp);
+    answer[0] = REPLY;
+    answer[2..4].fill(0);
+    let checksum = Sum::default().with(answer).finish();
+    answer[2..4].copy_from_slice(&checksum);
+    write_header(source, destination, icmp.len(), out);
+    length
+}
+
+fn write_header(source: Ipv4Addr, destination: Ipv4Addr, payload: usize, out: &mut [u8]) {
+    let header = &mut out[..ip::V4_HEADER];
+    let total = u16::try_from(ip::V4_HEADER + payload).expect("a short packet");
+    header.fill(0);
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&total.to_be_bytes());
+    header[6] = 0x40;
+    header[8] = 64;
+    header[9] = ip::ICMP;
+    header[12..16].copy_from_slice(&source.octets());
+    header[16..20].copy_from_slice(&destination.octets());
+    let checksum = Sum::default().with(header).finish();
+    header[10..12].copy_from_slice(&checksum);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+    const B: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
+
+    fn icmp(packet: &[u8]) -> &[u8] {
+        let parsed = ip::V4::parse(packet).unwrap();
+        assert_eq!(parsed.protocol, ip::ICMP);
+        assert_eq!(Sum::default().with(&packet[..20]).finish(), [0, 0]);
+        assert_eq!(Sum::default().with(parsed.payload).finish(), [0, 0]);
+        parsed.payload
+    }
+
+    #[test]
+    fn a_probe_is_answered_like_a_ping() {
+        let mut probe = [0; PROBE];
+        request(A, B, 7, 9, true, &mut probe);
+        assert_eq!(parse(icmp(&probe)), Message::Request { hears: Some(true) });
+        let mut answer = [0; 148];
+        let length = reply(B, A, icmp(&probe), &mut answer);
+        assert_eq!(
+            parse(icmp(&answer[..length])),
+            Message::Reply {
+                identifier: 7,
+                sequence: 9
+            }
+        );
+        assert_eq!(ip::V4::parse(&answer[..length]).unwrap().source, B);
+    }
+
+    #[test]
+    fn a_strangers_ping_says_nothing_about_us() {
+        let ping = [8, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        assert_eq!(parse(&ping), Message::Request { hears: None });
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_or_do_not(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..10) {
+            let mut icmp = bytes;
+            if let Some(first) = icmp.first_mut() {
+                *first = kind;
+            }
+            if let Message::Request { .. } = parse(&icmp) {
+                let mut answer = [0; 148];
+                prop_assert_eq!(reply(B, A, &icmp, &mut answer), icmp.len() + 20);
+            }
+        }
+    }
+}

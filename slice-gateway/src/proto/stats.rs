@@ -1,0 +1,58 @@
+//! What the gateway has counted, as plain values.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Config,
+    peer::{Carried, Peer},
+    reason::Drops,
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// What could not be laid at a peer's door.
+    pub drops: Drops,
+    pub peers: Vec<PeerStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStats {
+    pub name: String,
+    pub cluster: String,
+    pub up: bool,
+    pub endpoint: Option<SocketAddr>,
+    /// Since the session in use was made.
+    pub handshake_age: Option<Duration>,
+    pub handshakes: u64,
+    pub rtt: Option<Duration>,
+    /// Probes that came back.
+    pub echoes: u64,
+    pub sent: Carried,
+    pub received: Carried,
+    pub drops: Drops,
+}
+
+impl PeerStats {
+    pub(super) fn new(peer: &Peer, now: Instant, config: &Option<Config>) -> Self {
+        let cluster = config
+            .as_ref()
+            .and_then(|config| config.clusters.get(usize::from(peer.cluster)));
+        let age = |established| now.saturating_duration_since(established);
+        Self {
+            name: peer.name.clone(),
+            cluster: cluster.cloned().unwrap_or_default(),
+            up: peer.up,
+            endpoint: peer.endpoint,
+            handshake_age: peer.tunnel.session().map(|session| age(session.established)),
+            handshakes: peer.tunnel.handshakes(),
+            rtt: peer.liveness.rtt(),
+            echoes: peer.liveness.echoes(),
+            sent: peer.sent,
+            received: peer.received,
+            drops: peer.drops,
+        }
+    }
+}

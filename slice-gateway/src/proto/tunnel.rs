@@ -1,0 +1,329 @@
+//! One WireGuard tunnel. The only module that knows boringtun.
+//!
+//! boringtun does the cryptography, the sessions and the replay window. Time is ours, for three reasons: its retries
+//! and rekeys have no jitter, it rekeys without need after silence (cloudflare/boringtun#363), and a simulation needs
+//! a clock of its own. Its own timers are still run, because they are what wipes old keys; with a handshake at least
+//! every [`REKEY_AFTER`] they never start one.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use boringtun::{
+    noise::{
+        Packet, Tunn, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon,
+        rate_limiter::RateLimiter,
+    },
+    x25519::{PublicKey, StaticSecret},
+};
+use zeroize::Zeroizing;
+
+use super::reason::Reason;
+
+/// Bytes that encryption adds: type, receiver, counter, tag.
+pub(super) const OVERHEAD: usize = 32;
+/// Bytes of the longest message that is not data.
+pub(super) const MAX_HANDSHAKE: usize = 148;
+/// Age at which the initiator of a session starts the next one, before the 120 s at which the protocol wants it
+/// (REKEY_AFTER_TIME), so that boringtun never has a reason to.
+pub(super) const REKEY_AFTER: Duration = Duration::from_secs(110);
+/// Age at which a session is no longer used: before boringtun, whose clock is coarser, drops it at 180 s
+/// (REJECT_AFTER_TIME).
+const REJECT_AFTER: Duration = Duration::from_secs(178);
+/// Handshake messages a second that are looked at without a cookie. One costs about 0.2 ms.
+const HANDSHAKES_PER_SECOND: u64 = 200;
+
+const INITIATION: u32 = 1;
+const RESPONSE: u32 = 2;
+const DATA: u32 = 4;
+
+/// A Curve25519 key pair. It is made in the process, never written anywhere, and wiped when dropped.
+pub struct Key {
+    secret: StaticSecret,
+    public: PublicKey,
+}
+
+impl Key {
+    /// The key pair whose secret is made of these random bytes.
+    #[expect(clippy::needless_pass_by_value, reason = "taken so that the bytes are wiped")]
+    pub fn from_random(bytes: Zeroizing<[u8; 32]>) -> Self {
+        let secret = StaticSecret::from(*bytes);
+        Self {
+            public: PublicKey::from(&secret),
+            secret,
+        }
+    }
+
+    pub fn public(&self) -> [u8; 32] {
+        self.public.to_bytes()
+    }
+}
+
+/// The own end of all tunnels: who may start a handshake with us, and how often.
+pub(super) struct Identity {
+    key: Key,
+    limiter: RateLimiter,
+    /// For the tunnels, which check every message once more: it never limits.
+    unlimited: Arc<RateLimiter>,
+}
+
+/// What a handshake message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// From the peer with this public key.
+    Initiation([u8; 32]),
+    /// For the tunnel that began it; see [`slot_of`].
+    Answer { receiver: u32 },
+}
+
+impl Identity {
+    pub(super) fn new(key: Key) -> Self {
+        let limiter = RateLimiter::new(&key.public, HANDSHAKES_PER_SECOND);
+        let unlimited = Arc::new(RateLimiter::new(&key.public, u64::MAX));
+        Self {
+            key,
+            limiter,
+            unlimited,
+        }
+    }
+
+    pub(super) fn public(&self) -> [u8; 32] {
+        self.key.public()
+    }
+
+    /// Finds out who sent a handshake message. Under load a sender that cannot prove its address gets a cookie
+    /// instead, which is written to `reply`; its length comes with the refusal.
+    pub(super) fn identify(
+        &self,
+        from: IpAddr,
+        datagram: &[u8],
+        reply: &mut [u8; MAX_HANDSHAKE],
+    ) -> Result<Handshake, (Reason, usize)> {
+        match self.limiter.verify_packet(Some(from), datagram, reply) {
+            Ok(Packet::HandshakeInit(initiation)) => {
+                match parse_handshake_anon(&self.key.secret, &self.key.public, &initiation) {
+                    Ok(half) => Ok(Handshake::Initiation(half.peer_static_public)),
+                    Err(_) => Err((Reason::BadHandshake, 0)),
+                }
+            }
+            Ok(Packet::HandshakeResponse(response)) => Ok(Handshake::Answer {
+                receiver: response.receiver_idx,
+            }),
+            Ok(Packet::PacketCookieReply(cookie)) => Ok(Handshake::Answer {
+                receiver: cookie.receiver_idx,
+            }),
+            Ok(Packet::PacketData(_)) => Err((Reason::NotWireguard, 0)),
+            Err(TunnResult::WriteToNetwork(cookie)) => Err((Reason::CookieSent, cookie.len())),
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Err((Reason::BadHandshake, 0)),
+            Err(_) => Err((Reason::NotWireguard, 0)),
+        }
+    }
+
+    /// To be called about ten times a second: begins a new second of the rate limit when one is over.
+    pub(super) fn tick(&self) {
+        self.limiter.reset_count();
+    }
+}
+
+/// The receiver of a data message; `None` where it is something else.
+pub(super) fn receiver_of_data(datagram: &[u8]) -> Option<u32> {
+    let data = datagram.len() >= OVERHEAD && word(datagram, 0) == DATA;
+    data.then(|| word(datagram, 4))
+}
+
+/// Which tunnel a receiver index belongs to: boringtun keeps its eight session numbers in the low byte.
+pub(super) const fn slot_of(receiver: u32) -> usize {
+    (receiver >> 8) as usize
+}
+
+fn word(datagram: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([datagram[at], datagram[at + 1], datagram[at + 2], datagram[at + 3]])
+}
+
+pub(super) struct Tunnel {
+    tunn: Tunn,
+    session: Option<Session>,
+    /// A session that the peer began and has not used yet, so that it must not be used from here.
+    offered: Option<Session>,
+    handshakes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Session {
+    /// Our index, which the peer puts into its messages.
+    receiver: u32,
+    pub(super) established: Instant,
+    pub(super) initiator: bool,
+}
+
+/// What a data message held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    /// Bytes of the packet, 0 for a keepalive.
+    pub(super) length: usize,
+    /// It was the first message in a session that the peer began: the handshake is complete.
+    pub(super) confirmed: bool,
+}
+
+impl Tunnel {
+    /// # Panics
+    /// Where `slot` is 2²⁴ or more.
+    pub(super) fn new(identity: &Identity, peer: [u8; 32], slot: usize) -> Self {
+        let slot = u32::try_from(slot)
+            .ok()
+            .filter(|slot| *slot < 1 << 24)
+            .expect("fewer than 2²⁴ tunnels");
+        let limiter = Some(identity.unlimited.clone());
+        let tunn = Tunn::new(
+            identity.key.secret.clone(),
+            PublicKey::from(peer),
+            None,
+            None,
+            slot,
+            limiter,
+        );
+        Self {
+            tunn,
+            session: None,
+            offered: None,
+            handshakes: 0,
+        }
+    }
+
+    /// The session in use.
+    pub(super) fn session(&self) -> Option<Session> {
+        self.session
+    }
+
+    /// Handshakes that were completed.
+    pub(super) fn handshakes(&self) -> u64 {
+        self.handshakes
+    }
+
+    /// Encrypts an IPv4 packet, or a keepalive where it is empty, into `out`, which is [`OVERHEAD`] bytes longer.
+    /// `false` where there is no session.
+    ///
+    /// # Panics
+    /// Where `out` has another length.
+    pub(super) fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> bool {
+        assert_eq!(out.len(), packet.len() + OVERHEAD);
+        if self.session.is_none() {
+            return false;
+        }
+        match self.tunn.encapsulate(packet, out) {
+            TunnResult::WriteToNetwork(sealed) if word(sealed, 0) == DATA => true,
+            // boringtun has dropped the session behind our back.
+            _ => {
+                self.session = None;
+                false
+            }
+        }
+    }
+
+    /// Decrypts a data message into `out`, which is at least as long.
+    ///
+    /// # Panics
+    /// Where `out` is shorter.
+    pub(super) fn open(&mut self, datagram: &[u8], out: &mut [u8]) -> Result<Opened, Reason> {
+        let length = match self.tunn.decapsulate(None, datagram, out) {
+            TunnResult::WriteToTunnelV4(packet, _) => packet.len(),
+            TunnResult::Done => 0,
+            TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToNetwork(_) => return Err(Reason::NotVxlan),
+            TunnResult::Err(error) => return Err(reason(&error)),
+        };
+        // The first message in a session that the peer began confirms it.
+        let receiver = word(datagram, 4);
+        let offered = self.offered.take_if(|offered| offered.receiver == receiver);
+        let confirmed = offered.is_some();
+        if confirmed {
+            self.session = offered;
+            self.handshakes += 1;
+        }
+        Ok(Opened { length, confirmed })
+    }
+
+    /// Takes a handshake message; an answer of the returned length, if any, is written to `reply`.
+    pub(super) fn handshake(
+        &mut self,
+        now: Instant,
+        datagram: &[u8],
+        reply: &mut [u8; MAX_HANDSHAKE],
+    ) -> Result<usize, Reason> {
+        let length = match self.tunn.decapsulate(None, datagram, reply) {
+            TunnResult::WriteToNetwork(answer) => answer.len(),
+            TunnResult::Done => 0,
+            TunnResult::Err(error) => return Err(reason(&error)),
+            TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                return Err(Reason::NotWireguard);
+            }
+        };
+        match word(datagram, 0) {
+            INITIATION => {
+                let receiver = word(reply, 4);
+                self.offered = Some(Session {
+                    receiver,
+                    established: now,
+                    initiator: false,
+                });
+            }
+            RESPONSE => {
+                let receiver = word(datagram, 8);
+                self.session = Some(Session {
+                    receiver,
+                    established: now,
+                    initiator: true,
+                });
+                self.handshakes += 1;
+            }
+            _ => {}
+        }
+        Ok(length)
+    }
+
+    /// Writes what boringtun still wants to send after a handshake message; 0 when that was all.
+    pub(super) fn flush(&mut self, out: &mut [u8]) -> usize {
+        match self.tunn.decapsulate(None, &[], out) {
+            TunnResult::WriteToNetwork(message) => message.len(),
+            _ => 0,
+        }
+    }
+
+    /// Writes a handshake initiation and returns its length.
+    pub(super) fn initiate(&mut self, out: &mut [u8; MAX_HANDSHAKE]) -> usize {
+        match self.tunn.format_handshake_initiation(out, true) {
+            TunnResult::WriteToNetwork(message) => message.len(),
+            _ => 0,
+        }
+    }
+
+    /// Runs the timers; to be called about ten times a second. A message of the returned length, if any, is written
+    /// to `out`.
+    pub(super) fn tick(&mut self, now: Instant, out: &mut [u8; MAX_HANDSHAKE]) -> usize {
+        let old = |session: &mut Session| now.saturating_duration_since(session.established) >= REJECT_AFTER;
+        self.session.take_if(old);
+        self.offered.take_if(old);
+        match self.tunn.update_timers(out) {
+            TunnResult::WriteToNetwork(message) => message.len(),
+            TunnResult::Err(_) => {
+                (self.session, self.offered) = (None, None);
+                0
+            }
+            _ => 0,
+        }
+    }
+}
+
+fn reason(error: &WireGuardError) -> Reason {
+    match error {
+        WireGuardError::InvalidAeadTag => Reason::NotAuthentic,
+        WireGuardError::InvalidCounter
+        | WireGuardError::DuplicateCounter
+        | WireGuardError::WrongTai64nTimestamp => Reason::Replayed,
+        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => Reason::UnknownSession,
+        // What is inside is not IP.
+        WireGuardError::InvalidPacket => Reason::NotVxlan,
+        _ => Reason::BadHandshake,
+    }
+}

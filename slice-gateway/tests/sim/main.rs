@@ -1,0 +1,420 @@
+//! Whole networks of gateways under a virtual clock.
+
+mod world;
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use slice_gateway::proto::{Event, Reason, address::Mac};
+use world::{CALM, MS, MTU, ODD, STORM, World, frame, udp};
+
+fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
+    expected
+        .map(|(cluster, count)| (cluster.to_owned(), count))
+        .into()
+}
+
+#[test]
+fn a_frame_reaches_the_cluster_of_its_destination() {
+    let mut world = World::new(1, &[2, 2, 2]);
+    world.settle();
+    for (to, cluster) in [(70, "b"), (130, "c")] {
+        let frame = frame(5, Mac::of_index(to), ODD, b"to one");
+        world.inject("a/0", &frame);
+        world.run(MS * 10);
+        let mut expected = counts([("a", 0), ("b", 0), ("c", 0)]);
+        expected.insert(cluster.to_owned(), 1);
+        assert_eq!(world.collect(&frame), expected);
+    }
+}
+
+#[test]
+fn a_full_frame_with_a_tag_passes_and_a_longer_one_does_not() {
+    let mut world = World::new(2, &[1, 1]);
+    world.settle();
+    let full = frame(5, Mac::of_index(70), ODD, &vec![7; usize::from(MTU) + 4]);
+    let long = frame(5, Mac::of_index(70), ODD, &vec![7; usize::from(MTU) + 5]);
+    world.inject("a/0", &full);
+    world.inject("a/0", &long);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&full), counts([("a", 0), ("b", 1)]));
+    assert_eq!(world.stats("a/0").drops.of(Reason::FrameTooLong), 1);
+}
+
+#[test]
+fn a_broadcast_arrives_once_in_every_other_cluster() {
+    for gateways in [[1, 1, 1], [1, 2, 3], [4, 4, 4]] {
+        let mut world = World::new(3, &gateways);
+        world.settle();
+        for n in 0..64u8 {
+            let sent = frame(5, Mac::BROADCAST, ODD, &[n]);
+            world.inject(&format!("a/{}", u32::from(n) % gateways[0]), &sent);
+            world.run(MS * 5);
+            assert_eq!(world.collect(&sent), counts([("a", 0), ("b", 1), ("c", 1)]));
+        }
+    }
+}
+
+#[test]
+fn a_broadcast_arrives_at_most_once_in_a_storm() {
+    let mut world = World::new(4, &[2, 3, 2]);
+    world.settle();
+    world.weather = STORM;
+    let mut arrived = 0;
+    for n in 0..500u16 {
+        let sent = frame(5, Mac::BROADCAST, ODD, &n.to_be_bytes());
+        world.inject("a/1", &sent);
+        world.run(MS * 30);
+        for (cluster, count) in world.collect(&sent) {
+            assert!(count <= 1, "{cluster} got broadcast {n} {count} times");
+            arrived += count;
+        }
+    }
+    // Ten in a hundred are lost, and nothing else loses any.
+    assert!((850..=950).contains(&arrived), "{arrived} of 1000 arrived");
+}
+
+#[test]
+fn what_came_over_the_wan_stays() {
+    let mut world = World::new(5, &[2, 2, 2]);
+    world.settle();
+    let sent = frame(5, Mac::BROADCAST, ODD, b"once");
+    world.inject("a/0", &sent);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&sent), counts([("a", 0), ("b", 1), ("c", 1)]));
+    // The bridges of b and c hand the frame to their other gateway as well.
+    for name in ["b/0", "b/1", "c/0", "c/1"] {
+        world.inject(name, &sent);
+        assert_eq!(world.stats(name).drops.of(Reason::ForeignSource), 1);
+    }
+    world.run(MS * 100);
+    assert_eq!(world.collect(&sent), counts([("a", 0), ("b", 0), ("c", 0)]));
+}
+
+#[test]
+fn a_cluster_cannot_speak_for_another() {
+    let mut world = World::new(6, &[1, 1, 1]);
+    world.settle();
+    // Gateway a is made to believe that c's range is its own.
+    let mut config = world.config_of("a/0");
+    config.ranges.push(config.peers[1].ranges[0]);
+    config.peers[1].ranges.clear();
+    let (config, _) = slice_gateway::proto::Config::new(&config).unwrap();
+    let now = world.now;
+    world.node("a/0").gateway.reconfigure(now, config);
+    let spoofed = frame(130, Mac::of_index(70), ODD, b"I am c");
+    let stolen_address = {
+        let mut frame = udp(5, 70, 9, b"I am 6");
+        frame[29] = 6;
+        frame
+    };
+    world.inject("a/0", &spoofed);
+    world.inject("a/0", &stolen_address);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&spoofed)["b"], 0);
+    let drops = world.stats("b/0").peers[0].drops;
+    assert_eq!(
+        (drops.of(Reason::SpoofedSource), drops.of(Reason::SpoofedAddress)),
+        (1, 1)
+    );
+}
+
+#[test]
+fn neighbours_are_answered_without_asking_the_other_cluster() {
+    let mut world = World::new(7, &[1, 1]);
+    world.settle();
+    let before = world.wire.len();
+    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    request.extend(Mac::of_index(5).0);
+    request.extend([10, 80, 0, 5, 0, 0, 0, 0, 0, 0, 10, 80, 0, 70]);
+    world.inject("a/0", &frame(5, Mac::BROADCAST, 0x0806, &request));
+    assert_eq!(world.wire.len(), before);
+    let answers = std::mem::take(&mut world.node("a/0").delivered);
+    assert_eq!(answers.len(), 1);
+    assert_eq!(
+        answers[0][..12],
+        [Mac::of_index(5).0, Mac::of_index(70).0].concat()
+    );
+    assert_eq!(answers[0][20..28], [0, 2, 0x02, 0x5c, 0, 0, 0, 70]);
+}
+
+#[test]
+fn packets_of_a_flow_stay_in_order() {
+    let mut world = World::new(8, &[3, 3]);
+    world.settle();
+    for port in 0..20 {
+        for n in 0..50u8 {
+            world.inject("a/0", &udp(5, 70, port, &[n]));
+        }
+        world.run(MS * 5);
+        let busy: Vec<_> = world
+            .nodes
+            .values()
+            .filter(|node| !node.delivered.is_empty())
+            .collect();
+        assert_eq!(busy.len(), 1, "flow {port} took one tunnel");
+        let order: Vec<u8> = busy[0].delivered.iter().map(|frame| frame[42]).collect();
+        assert_eq!(order, (0..50).collect::<Vec<_>>());
+        world.nodes.values_mut().for_each(|node| node.delivered.clear());
+    }
+}
+
+#[test]
+fn flows_spread_over_all_tunnels() {
+    let mut world = World::new(9, &[1, 4]);
+    world.settle();
+    for port in 0..400 {
+        world.inject("a/0", &udp(5, 70, port, b""));
+    }
+    world.run(MS * 5);
+    for (name, node) in world.nodes.iter().filter(|(name, _)| name.starts_with('b')) {
+        assert!(
+            (60..140).contains(&node.delivered.len()),
+            "{name} got {} of 400",
+            node.delivered.len()
+        );
+    }
+}
+
+/// Sends one frame of each of 40 flows every 10 ms and returns for how long any of them was interrupted.
+fn longest_gap(world: &mut World, duration_ms: u32) -> u32 {
+    let (mut last, mut longest) = ([0; 40], 0);
+    for ms in (0..duration_ms).step_by(10) {
+        for port in 0..40 {
+            world.inject("a/0", &udp(5, 70, port, &ms.to_be_bytes()));
+        }
+        world.run(MS * 10);
+        for node in world.nodes.values_mut() {
+            for frame in node.delivered.drain(..) {
+                let port = usize::from(u16::from_be_bytes([frame[34], frame[35]]));
+                let sent = u32::from_be_bytes(frame[42..46].try_into().unwrap());
+                last[port] = last[port].max(sent + 10);
+            }
+        }
+        longest = last
+            .iter()
+            .map(|last| ms + 10 - last.min(&(ms + 10)))
+            .max()
+            .unwrap()
+            .max(longest);
+    }
+    longest
+}
+
+#[test]
+fn a_dead_gateway_is_routed_round_within_half_a_second() {
+    for seed in 10..30 {
+        let mut world = World::new(seed, &[1, 3]);
+        world.settle();
+        assert_eq!(longest_gap(&mut world, 300), 0);
+        world.node("b/1").alive = false;
+        let gap = longest_gap(&mut world, 2000);
+        assert!(gap > 0 && gap < 450, "seed {seed}: {gap} ms");
+        let down = Event::Down { peer: "b/1".into() };
+        assert_eq!(
+            world.nodes["a/0"]
+                .events
+                .iter()
+                .filter(|event| **event == down)
+                .count(),
+            1
+        );
+    }
+}
+
+#[test]
+fn a_path_that_works_one_way_is_routed_round_within_half_a_second() {
+    for (from, to) in [("a/0", "b/1"), ("b/1", "a/0")] {
+        for seed in 30..40 {
+            let mut world = World::new(seed, &[1, 3]);
+            world.settle();
+            world.run(MS * 500);
+            world.cut(from, to);
+            let gap = longest_gap(&mut world, 2000);
+            assert!(gap < 450, "seed {seed}, {from} to {to}: {gap} ms");
+            // And it is used again when it works again.
+            world.cuts.clear();
+            world.run(MS * 8000);
+            assert!(world.stats("a/0").peers.iter().all(|peer| peer.up));
+        }
+    }
+}
+
+#[test]
+fn the_last_tunnel_is_used_even_when_it_looks_dead() {
+    let mut world = World::new(40, &[1, 1]);
+    world.settle();
+    world.run(MS * 500);
+    world.cut("b/0", "a/0");
+    world.run(MS * 2000);
+    assert!(!world.stats("a/0").peers[0].up);
+    let sent = frame(5, Mac::of_index(70), ODD, b"anybody there?");
+    world.inject("a/0", &sent);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&sent)["b"], 1);
+}
+
+#[test]
+fn a_gateway_that_restarts_has_a_new_key_and_joins_again() {
+    let mut world = World::new(41, &[2, 2]);
+    world.settle();
+    world.restart("b/0");
+    world.configure();
+    world.settle();
+    let sent = frame(5, Mac::BROADCAST, ODD, b"welcome back");
+    world.inject("a/0", &sent);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&sent), counts([("a", 0), ("b", 1)]));
+}
+
+#[test]
+fn a_new_configuration_keeps_sessions() {
+    let mut world = World::new(42, &[2, 2, 1]);
+    world.settle();
+    world.nodes.remove("c/0");
+    world.configure();
+    world.run(MS * 100);
+    let stats = world.stats("a/0");
+    assert_eq!(
+        stats
+            .peers
+            .iter()
+            .map(|peer| peer.name.as_str())
+            .collect::<Vec<_>>(),
+        ["b/0", "b/1"]
+    );
+    assert!(
+        stats.peers.iter().all(|peer| peer.up && peer.handshakes == 1),
+        "{stats:?}"
+    );
+}
+
+#[test]
+fn a_peer_is_where_its_last_authentic_datagram_came_from() {
+    let mut world = World::new(43, &[1, 1]);
+    world.settle();
+    let moved: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+    world.node("b/0").address = moved;
+    world.run(MS * 400);
+    assert_eq!(world.stats("a/0").peers[0].endpoint, Some(moved));
+    // Garbage from elsewhere does not move it, nor does a replay.
+    let (replay, to) = (world.wire.last().unwrap().clone(), world.nodes["a/0"].address);
+    world.transmit("198.51.100.1:1".parse().unwrap(), to, replay);
+    world.transmit("198.51.100.1:1".parse().unwrap(), to, vec![4; 200]);
+    world.run(MS * 10);
+    assert_eq!(world.stats("a/0").peers[0].endpoint, Some(moved));
+    let sent = frame(5, Mac::of_index(70), ODD, b"follow");
+    world.inject("a/0", &sent);
+    world.run(MS * 10);
+    assert_eq!(world.collect(&sent)["b"], 1);
+}
+
+#[test]
+fn a_silent_peer_is_looked_for_where_it_is_configured() {
+    let mut world = World::new(44, &[1, 1]);
+    let home = world.nodes["b/0"].address;
+    world.settle();
+    world.node("b/0").address = "203.0.113.9:4000".parse().unwrap();
+    world.run(MS * 400);
+    // The way it came from is gone, and it cannot call.
+    world.node("b/0").address = home;
+    world.cut("b/0", "a/0");
+    world.run(MS * 1000);
+    world.cuts.clear();
+    world.run(MS * 9000);
+    assert_eq!(world.stats("a/0").peers[0].endpoint, Some(home));
+}
+
+#[test]
+fn sessions_are_renewed_without_a_lost_frame() {
+    let mut world = World::new(45, &[1, 1]);
+    world.settle();
+    for second in 0..600u32 {
+        let sent = frame(5, Mac::of_index(70), ODD, &second.to_be_bytes());
+        world.inject("a/0", &sent);
+        world.run(MS * 1000);
+        assert_eq!(world.collect(&sent)["b"], 1, "second {second}");
+    }
+    let stats = world.stats("a/0");
+    assert!(
+        (5..=8).contains(&stats.peers[0].handshakes),
+        "{} handshakes in 600 s",
+        stats.peers[0].handshakes
+    );
+}
+
+#[test]
+fn an_idle_tunnel_costs_its_probes_only() {
+    let mut world = World::new(46, &[1, 1]);
+    world.settle();
+    world.run(MS * 1000);
+    let before = world.wire.len();
+    world.run(MS * 30_000);
+    let rate = (world.wire.len() - before) / 30;
+    // Each side asks ten times a second and answers ten times.
+    assert!((38..=42).contains(&rate), "{rate} datagrams a second");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_world() {
+    let run = || {
+        let mut world = World::new(47, &[2, 2]);
+        world.weather = STORM;
+        let start = world.now;
+        world.run(MS * 5000);
+        let events: Vec<_> = world.nodes.values().map(|node| node.events.clone()).collect();
+        (
+            world.wire.iter().map(Vec::len).collect::<Vec<_>>(),
+            events,
+            world.now - start,
+        )
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn strangers_and_garbage_are_counted_and_ignored() {
+    let mut world = World::new(48, &[1, 1]);
+    world.settle();
+    let stranger = {
+        let mut other = World::new(49, &[1, 1]);
+        other.run(MS * 1000);
+        other.wire.into_iter().find(|datagram| datagram[0] == 1).unwrap()
+    };
+    let to = world.nodes["a/0"].address;
+    let from: SocketAddr = "198.51.100.1:1".parse().unwrap();
+    let mut unknown_session = vec![4, 0, 0, 0];
+    unknown_session.extend([0xff; 60]);
+    for datagram in [
+        vec![],
+        vec![1],
+        vec![1; 148],
+        vec![9; 1500],
+        stranger,
+        unknown_session,
+    ] {
+        world.transmit(from, to, datagram);
+    }
+    world.run(MS * 10);
+    let drops = world.stats("a/0").drops;
+    assert_eq!(drops.of(Reason::NotWireguard), 4, "{drops:?}");
+    assert_eq!(drops.of(Reason::BadHandshake), 1);
+    assert_eq!(drops.of(Reason::UnknownSession), 1);
+    assert!(world.stats("a/0").peers[0].up);
+}
+
+#[test]
+fn nothing_crosses_before_the_handshake() {
+    let mut world = World::new(50, &[1, 1]);
+    world.weather = CALM;
+    let sent = frame(5, Mac::of_index(70), ODD, b"too early");
+    world.inject("a/0", &sent);
+    assert_eq!(world.stats("a/0").drops.of(Reason::NoTunnel), 1);
+    world.settle();
+    assert_eq!(world.collect(&sent)["b"], 0);
+    assert!(
+        world
+            .wire
+            .iter()
+            .all(|datagram| !datagram.windows(9).any(|bytes| bytes == b"too early"))
+    );
+}

@@ -1,0 +1,384 @@
+//! A network of gateways in one thread, with a virtual clock: datagrams take time, get lost, doubled and reordered,
+//! all from one seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use slice_gateway::proto::{
+    Config, Event, Gateway, HEADROOM, Key, Output, Random, Stats,
+    address::Mac,
+    config::encode_key,
+    ethernet::{self, Header},
+};
+use slice_runtime::handover;
+
+pub(crate) const MTU: u16 = 1370;
+/// An EtherType for experiments (IEEE 802 §9.2.4).
+pub(crate) const ODD: u16 = 0x88b5;
+pub(crate) const MS: Duration = Duration::from_millis(1);
+
+/// What the network does to datagrams.
+#[derive(Clone, Copy)]
+pub(crate) struct Weather {
+    /// In 1000.
+    pub(crate) loss: u64,
+    pub(crate) duplication: u64,
+    pub(crate) delay: Duration,
+    /// Up to this much is added at random, which reorders.
+    pub(crate) jitter: Duration,
+}
+
+pub(crate) const CALM: Weather = Weather {
+    loss: 0,
+    duplication: 0,
+    delay: MS,
+    jitter: Duration::ZERO,
+};
+pub(crate) const STORM: Weather = Weather {
+    loss: 100,
+    duplication: 50,
+    delay: MS,
+    jitter: Duration::from_millis(20),
+};
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) weather: Weather,
+    pub(crate) random: Random,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    /// Arrival, a number that keeps the order of equals, from, to, datagram.
+    in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    count: u64,
+    /// Directed pairs of addresses that nothing passes between.
+    pub(crate) cuts: BTreeSet<(IpAddr, IpAddr)>,
+    /// Every datagram that was sent.
+    pub(crate) wire: Vec<Vec<u8>>,
+}
+
+/// A gateway and its surroundings.
+pub(crate) struct Node {
+    pub(crate) gateway: Gateway,
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: String,
+    /// Frames that it delivered to its slice.
+    pub(crate) delivered: Vec<Vec<u8>>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) alive: bool,
+}
+
+#[derive(Default)]
+struct Buffers {
+    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    lent: Option<(SocketAddr, Vec<u8>)>,
+    frames: Vec<Vec<u8>>,
+    frame: Vec<u8>,
+}
+
+impl Output for Buffers {
+    fn datagram(&mut self, to: SocketAddr, length: usize) -> Option<&mut [u8]> {
+        Some(&mut self.lent.insert((to, vec![0xaa; length])).1)
+    }
+
+    fn send(&mut self) {
+        self.datagrams.extend(self.lent.take());
+    }
+
+    fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
+        self.frame = vec![0xaa; length];
+        Some(&mut self.frame)
+    }
+
+    fn deliver(&mut self, start: usize, end: usize) {
+        assert!(start >= HEADROOM);
+        self.frames.push(self.frame[start..end].to_vec());
+    }
+}
+
+impl World {
+    /// Clusters of so many gateways each, named a, b, …; cluster n owns indices 64·n to 64·n + 63.
+    pub(crate) fn new(seed: u64, gateways: &[u32]) -> Self {
+        let mut this = Self {
+            now: Instant::now(),
+            weather: CALM,
+            random: Random::new(seed),
+            nodes: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            count: 0,
+            cuts: BTreeSet::new(),
+            wire: Vec::new(),
+        };
+        for (cluster, gateways) in ('a'..).zip(gateways) {
+            for ordinal in 0..*gateways {
+                let address = IpAddr::from([192, 0, 2, (cluster as u8 - b'a') * 16 + ordinal as u8 + 1]);
+                this.add(&format!("{cluster}/{ordinal}"), SocketAddr::new(address, 51820));
+            }
+        }
+        this.configure();
+        this
+    }
+
+    fn add(&mut self, name: &str, address: SocketAddr) {
+        let mut bytes = [0; 32];
+        bytes
+            .chunks_mut(8)
+            .for_each(|chunk| chunk.copy_from_slice(&self.random.number().to_le_bytes()));
+        let gateway = Gateway::new(Key::from_random(bytes.into()), self.random.number(), self.now);
+        let cluster = name.split('/').next().unwrap().to_owned();
+        let node = Node {
+            gateway,
+            address,
+            cluster,
+            delivered: Vec::new(),
+            events: Vec::new(),
+            alive: true,
+        };
+        self.nodes.insert(name.to_owned(), node);
+    }
+
+    /// The process of this gateway starts again, and so has a new key.
+    pub(crate) fn restart(&mut self, name: &str) {
+        let address = self.nodes[name].address;
+        self.add(name, address);
+    }
+
+    /// Tells every gateway about the others, as the node agents do.
+    pub(crate) fn configure(&mut self) {
+        let names: Vec<String> = self.nodes.keys().cloned().collect();
+        for name in names {
+            let config = self.config_of(&name);
+            let (config, problems) = Config::new(&config).unwrap();
+            assert_eq!(problems, []);
+            let now = self.now;
+            self.node(&name).gateway.reconfigure(now, config);
+        }
+    }
+
+    pub(crate) fn config_of(&self, name: &str) -> handover::Config {
+        let own = &self.nodes[name].cluster;
+        let clusters: BTreeSet<&String> = self.nodes.values().map(|node| &node.cluster).collect();
+        let peer = |cluster: &&String| handover::Peer {
+            cluster: cluster.to_string(),
+            ranges: vec![range(cluster)],
+            gateways: self
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.cluster == **cluster)
+                .map(peer_gateway)
+                .collect(),
+        };
+        handover::Config {
+            slice: "shop".into(),
+            cluster: own.clone(),
+            vni: 7,
+            mtu: MTU,
+            subnets: vec!["10.80.0.0/16".parse().unwrap(), "fd42:80::/64".parse().unwrap()],
+            vtep: vtep(name),
+            ranges: vec![range(own)],
+            dscp: 0,
+            peers: clusters
+                .iter()
+                .filter(|cluster| **cluster != own)
+                .map(peer)
+                .collect(),
+        }
+    }
+
+    pub(crate) fn node(&mut self, name: &str) -> &mut Node {
+        self.nodes
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no gateway {name}"))
+    }
+
+    pub(crate) fn stats(&self, name: &str) -> Stats {
+        self.nodes[name].gateway.stats(self.now)
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let timeouts = self
+                .nodes
+                .values()
+                .filter(|node| node.alive)
+                .map(|node| node.gateway.poll_timeout());
+            let arrival = self.in_flight.first_key_value().map(|((at, _), _)| *at);
+            let next = timeouts.chain(arrival).min().unwrap_or(end);
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
+            let (from, to, datagram) = entry.remove();
+            let name = self
+                .nodes
+                .iter()
+                .find(|(_, node)| node.address == to)
+                .map(|(name, _)| name.clone());
+            if let Some(name) = name {
+                self.turn(&name, |gateway, out| {
+                    gateway.handle_datagram(now, from, &datagram, out)
+                });
+            }
+        }
+        let names: Vec<String> = self.nodes.keys().cloned().collect();
+        for name in names {
+            if self.nodes[&name].gateway.poll_timeout() <= now {
+                self.turn(&name, |gateway, out| gateway.handle_timeout(now, out));
+            }
+        }
+    }
+
+    fn turn(&mut self, name: &str, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
+        let mut out = Buffers::default();
+        let node = self.node(name);
+        if !node.alive {
+            return;
+        }
+        act(&mut node.gateway, &mut out);
+        node.delivered.append(&mut out.frames);
+        while let Some(event) = node.gateway.poll_event() {
+            node.events.push(event);
+        }
+        let from = node.address;
+        for (to, datagram) in out.datagrams {
+            self.transmit(from, to, datagram);
+        }
+    }
+
+    /// Puts a datagram onto the wire.
+    pub(crate) fn transmit(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        self.wire.push(datagram.clone());
+        if self.cuts.contains(&(from.ip(), to.ip())) {
+            return;
+        }
+        let copies = 1 + u64::from(self.random.number() % 1000 < self.weather.duplication);
+        for _ in 0..copies {
+            if self.random.number() % 1000 < self.weather.loss {
+                continue;
+            }
+            let arrival = self.now + self.weather.delay + self.random.below(self.weather.jitter);
+            self.count += 1;
+            self.in_flight
+                .insert((arrival, self.count), (from, to, datagram.clone()));
+        }
+    }
+
+    /// A frame comes out of the slice at this gateway.
+    pub(crate) fn inject(&mut self, name: &str, frame: &[u8]) {
+        let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
+        self.turn(name, |gateway, out| gateway.handle_frame(&mut buffer, out));
+    }
+
+    /// How many of the cluster's gateways, taken together, delivered this frame how often; forgets all deliveries.
+    pub(crate) fn collect(&mut self, frame: &[u8]) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for node in self.nodes.values_mut() {
+            let count = node
+                .delivered
+                .drain(..)
+                .filter(|delivered| delivered == frame)
+                .count();
+            *counts.entry(node.cluster.clone()).or_default() += count;
+        }
+        counts
+    }
+
+    /// Runs until all tunnels of living gateways are up; panics after ten seconds.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..200 {
+            let all = self.nodes.iter().filter(|(_, node)| node.alive);
+            let up = all.clone().all(|(name, node)| {
+                let others = all.clone().filter(|(_, other)| other.cluster != node.cluster);
+                let wanted: BTreeSet<&String> = others.map(|(name, _)| name).collect();
+                let stats = self.stats(name);
+                let up: BTreeSet<&String> = stats
+                    .peers
+                    .iter()
+                    .filter(|peer| peer.up)
+                    .map(|peer| &peer.name)
+                    .collect();
+                up.is_superset(&wanted)
+            });
+            if up {
+                return;
+            }
+            self.run(MS * 50);
+        }
+        panic!("not all tunnels came up");
+    }
+
+    /// Cuts the path between two gateways, in one direction.
+    pub(crate) fn cut(&mut self, from: &str, to: &str) {
+        let (from, to) = (self.nodes[from].address.ip(), self.nodes[to].address.ip());
+        self.cuts.insert((from, to));
+    }
+}
+
+fn number(cluster: &str) -> u32 {
+    u32::from(cluster.as_bytes()[0] - b'a')
+}
+
+fn range(cluster: &str) -> handover::Range {
+    handover::Range {
+        start: number(cluster) * 64,
+        size: 64,
+    }
+}
+
+fn vtep(name: &str) -> Ipv4Addr {
+    let (cluster, ordinal) = name.split_once('/').unwrap();
+    Ipv4Addr::new(
+        198,
+        18,
+        number(cluster) as u8 + 1,
+        ordinal.parse::<u8>().unwrap() + 1,
+    )
+}
+
+fn peer_gateway((name, node): (&String, &Node)) -> handover::PeerGateway {
+    handover::PeerGateway {
+        name: name.clone(),
+        public_key: encode_key(&node.gateway.public_key()),
+        vtep: vtep(name),
+        endpoints: vec![node.address],
+    }
+}
+
+/// A frame between attachments; cluster n has indices 64·n to 64·n + 63.
+pub(crate) fn frame(from: u32, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; ethernet::HEADER];
+    Header {
+        destination: to,
+        source: Mac::of_index(from),
+        ethertype,
+    }
+    .write(&mut frame);
+    frame.extend(payload);
+    frame
+}
+
+/// An IPv4/UDP frame of flow `port`.
+pub(crate) fn udp(from: u32, to: u32, port: u16, payload: &[u8]) -> Vec<u8> {
+    let length = (28 + payload.len()) as u16;
+    let mut packet = vec![0; 28];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&[10, 80, (from >> 8) as u8, from as u8]);
+    packet[16..20].copy_from_slice(&[10, 80, (to >> 8) as u8, to as u8]);
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    packet[24..26].copy_from_slice(&(length - 20).to_be_bytes());
+    packet.extend(payload);
+    frame(from, Mac::of_index(to), ethernet::IPV4, &packet)
+}
