@@ -1,0 +1,267 @@
+//! From what this node is asked for to what its kernel should hold. Pure, and total: an intent that makes no sense
+//! is refused earlier, in [`crate::intent`].
+//!
+//! ```text
+//!  pods ── wp-… ─┐                                   ┌─ wx-… VXLAN ═ other nodes' wx    own cluster
+//!  pods ── wp-… ─┼─ wb-… bridge, static entries only ┼─ wu-… VXLAN ═ wu of the node whose gateway this one uses
+//!                │                                   └─ wt-… TAP ─ gateway on this node ═ WAN
+//! ```
+//! An address of another cluster is unknown to the bridge; unknown goes to `wu` and to the one `wt` in use. Broadcast
+//! goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes to pods only, by `wu` to the
+//! gateway only, by `wt` anywhere but back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
+
+use crate::model::{
+    Element, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Rules, Segment, State, Table,
+    UPLINK_PORT, Via, Vxlan, filter::HOST_TABLE, table::ANY,
+};
+
+/// What this node is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeIntent {
+    /// By slice.
+    pub segments: BTreeMap<String, SegmentIntent>,
+    /// Addresses of this cluster's nodes, this one's included: who may send VXLAN.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+/// One slice on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentIntent {
+    pub vni: u32,
+    pub mtu: u32,
+    pub subnets: Subnets,
+    pub broadcast: Broadcast,
+    /// This node's address.
+    pub local: IpAddr,
+    /// The other nodes' blocks, by the node's address.
+    pub remotes: BTreeMap<IpAddr, BTreeSet<IndexRange>>,
+    /// Gateways on this node, by ordinal.
+    pub taps: BTreeSet<u32>,
+    pub uplink: Uplink,
+    /// By the host end's name.
+    pub attachments: BTreeMap<Name, AttachmentIntent>,
+}
+
+/// The gateway that this node sends other clusters' frames to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// There is none.
+    None,
+    /// On this node, with this ordinal.
+    Local(u32),
+    /// On the node with this address.
+    Remote(IpAddr),
+}
+
+/// One pod in the slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentIntent {
+    pub index: u32,
+    pub netns: Netns,
+}
+
+/// What the kernel should hold.
+pub fn desired(intent: &NodeIntent) -> State {
+    let mut state = State::default();
+    for (slice, segment) in &intent.segments {
+        segment_state(&mut state, slice, segment);
+    }
+    if !intent.segments.is_empty() {
+        let elements = intent.nodes.iter().copied().map(Element::Node).collect();
+        state.tables.insert(
+            Name::new(HOST_TABLE),
+            Table {
+                rules: Rules::Host,
+                elements,
+            },
+        );
+    }
+    state
+}
+
+fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
+    let segment = Segment::of_slice(slice);
+    let port = |unknown, group, suppress| Port {
+        bridge: segment.bridge(),
+        unknown,
+        group,
+        suppress,
+        learning: false,
+    };
+    let mut link = |name: Name, kind: Kind, port: Option<Port>| {
+        let link = Link {
+            kind,
+            mtu: intent.mtu,
+            up: true,
+            autoconf: false,
+            port,
+        };
+        state.links.insert(name, link);
+    };
+    let vxlan = |port| {
+        Kind::Vxlan(Vxlan {
+            vni: intent.vni,
+            port,
+            local: intent.local,
+        })
+    };
+    link(segment.bridge(), Kind::Bridge { snooping: false }, None);
+    link(segment.mesh(), vxlan(MESH_PORT), Some(port(false, true, true)));
+    link(segment.uplink(), vxlan(UPLINK_PORT), Some(port(true, true, true)));
+    for ordinal in &intent.taps {
+        let used = intent.uplink == Uplink::Local(*ordinal);
+        link(segment.tap(*ordinal), Kind::Tap, Some(port(used, used, true)));
+    }
+    for name in intent.attachments.keys() {
+        link(name.clone(), Kind::Veth, Some(port(false, true, false)));
+    }
+    remote_entries(state, &segment, intent);
+    for (name, attachment) in &intent.attachments {
+        attachment_state(state, slice, &segment, intent, name, attachment);
+    }
+    let rules = Rules::Segment {
+        frames_per_second: intent.broadcast.frames_per_second,
+        non_ip: intent.broadcast.non_ip,
+    };
+    let pods = intent
+        .attachments
+        .iter()
+        .flat_map(|(name, attachment)| pod_elements(intent, name, attachment.index));
+    let taps = intent
+        .taps
+        .iter()
+        .map(|ordinal| Element::Tap(segment.tap(*ordinal)));
+    let elements = pods.chain(taps).collect();
+    state.tables.insert(segment.table(), Table { rules, elements });
+}
+
+/// Where the other nodes' blocks are, and what is answered for them.
+fn remote_entries(state: &mut State, segment: &Segment, intent: &SegmentIntent) {
+    let (bridge, mesh) = (segment.bridge(), segment.mesh());
+    for (node, blocks) in &intent.remotes {
+        state.fdb.insert(Fdb {
+            link: mesh.clone(),
+            mac: ANY,
+            via: Via::Remote(*node),
+        });
+        for index in blocks
+            .iter()
+            .flat_map(|block| block.indices())
+            .filter(|index| intent.subnets.usable(*index))
+        {
+            let mac = Mac::of_index(index);
+            state.fdb.insert(Fdb {
+                link: mesh.clone(),
+                mac,
+                via: Via::Remote(*node),
+            });
+            state.fdb.insert(Fdb {
+                link: mesh.clone(),
+                mac,
+                via: Via::Bridge,
+            });
+            for address in intent.subnets.addresses(index) {
+                state.neighbours.insert(Neighbour {
+                    bridge: bridge.clone(),
+                    ip: address.addr(),
+                    mac,
+                });
+            }
+        }
+    }
+    if let Uplink::Remote(node) = intent.uplink {
+        state.fdb.insert(Fdb {
+            link: segment.uplink(),
+            mac: ANY,
+            via: Via::Remote(node),
+        });
+    }
+}
+
+fn attachment_state(
+    state: &mut State,
+    slice: &str,
+    segment: &Segment,
+    intent: &SegmentIntent,
+    port: &Name,
+    attachment: &AttachmentIntent,
+) {
+    let mac = Mac::of_index(attachment.index);
+    let addresses: BTreeSet<_> = intent.subnets.addresses(attachment.index).collect();
+    for address in &addresses {
+        // The pod answers for itself; that the bridge knows the answer keeps the question off the other ports.
+        state.neighbours.insert(Neighbour {
+            bridge: segment.bridge(),
+            ip: address.addr(),
+            mac,
+        });
+    }
+    state.fdb.insert(Fdb {
+        link: port.clone(),
+        mac,
+        via: Via::Bridge,
+    });
+    let pod = PodLink {
+        netns: attachment.netns.clone(),
+        name: names::pod_interface(slice),
+        mac,
+        mtu: intent.mtu,
+        up: true,
+        routes: addresses.iter().map(ipnet::IpNet::trunc).collect(),
+        addresses,
+    };
+    state.pods.insert(port.clone(), pod);
+}
+
+/// What a pod's port may send from.
+fn pod_elements(intent: &SegmentIntent, port: &Name, index: u32) -> Vec<Element> {
+    let mac = Mac::of_index(index);
+    let mut elements = vec![Element::Pod(port.clone()), Element::Mac(port.clone(), mac)];
+    let mut v6 = vec![link_local(mac)];
+    for address in intent.subnets.addresses(index) {
+        match address.addr() {
+            IpAddr::V4(ip) => elements.push(Element::Source(port.clone(), ip.into())),
+            IpAddr::V6(ip) => v6.push(ip),
+        }
+    }
+    for ip in v6 {
+        elements.push(Element::Source(port.clone(), ip.into()));
+        elements.push(Element::Target(port.clone(), ip));
+    }
+    // Multicast listener reports and duplicate address detection come from nowhere (RFC 4291 §2.5.2).
+    elements.push(Element::Source(port.clone(), Ipv6Addr::UNSPECIFIED.into()));
+    elements
+}
+
+/// The link-local address that the kernel makes from an Ethernet address (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        word(a ^ 2, b),
+        word(c, 0xff),
+        word(0xfe, d),
+        word(e, f),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_local_address_is_the_kernels() {
+        assert_eq!(link_local(Mac::of_index(0x46)).to_string(), "fe80::5c:ff:fe00:46");
+    }
+}

@@ -1,0 +1,202 @@
+//! The only way to the operating system's network: [`Kernel`].
+//!
+//! ```text
+//!  Linux ─┬ rtnl ───── netlink sockets, one per namespace
+//!         ├ observe ── dumps → State
+//!         ├ change ─── Action → requests
+//!         ├ nft ────── the nft program: scripts in, JSON out
+//!         ├ tap ────── /dev/net/tun
+//!         └ netns ──── short-lived threads that enter namespaces
+//!  Fake ── the same in memory, for tests of what is above
+//! ```
+
+mod change;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+pub mod netns;
+mod nft;
+mod observe;
+mod rtnl;
+mod tap;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::MulticastGroup;
+use tokio::sync::mpsc;
+
+use crate::{
+    model::{Name, Netns, State},
+    plan::{Plan, PodEnd, Scope, Step},
+};
+
+/// What an observation is about, beside everything of Weft in the node's own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Where pods' ends may be, by the host end's name.
+    pub pods: BTreeMap<Name, PodEnd>,
+    /// The node's address, to find the interface that carries it.
+    pub node_address: Option<IpAddr>,
+}
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    pub state: State,
+    /// Packets counted, by table and counter.
+    pub counters: BTreeMap<(Name, String), u64>,
+    /// TAP devices that a process holds open.
+    pub held: BTreeSet<Name>,
+    /// Namespaces of the query that have ended.
+    pub gone: BTreeSet<Netns>,
+    /// Bytes of the largest packet on the interface with the node's address.
+    pub underlay_mtu: Option<u32>,
+}
+
+/// A change that was not made.
+#[derive(Debug)]
+pub struct Failure {
+    pub step: Step,
+    pub error: anyhow::Error,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub done: Vec<Step>,
+    pub failed: Vec<Failure>,
+    /// Not tried, because something before it in the same scope failed.
+    pub skipped: Vec<Step>,
+}
+
+impl Outcome {
+    /// Whether an earlier failure forbids a step: one of the same port, or one of the segment as a whole.
+    fn forbids(&self, scope: &Scope) -> bool {
+        self.failed.iter().any(|failure| {
+            let failed = &failure.step.scope;
+            match &failed.port {
+                Some(port) => scope.port.as_ref() == Some(port),
+                None => failed.segment == scope.segment,
+            }
+        })
+    }
+
+    fn record(&mut self, step: &Step, result: anyhow::Result<()>) {
+        match result {
+            Ok(()) => self.done.push(step.clone()),
+            Err(error) => self.failed.push(Failure {
+                step: step.clone(),
+                error,
+            }),
+        }
+    }
+}
+
+/// A node's kernel.
+pub trait Kernel: Send {
+    /// Reads everything of Weft.
+    ///
+    /// # Errors
+    /// Where something could not be read at all; a namespace that has ended is no error.
+    fn observe(&mut self, query: &Query) -> impl Future<Output = anyhow::Result<Observation>> + Send;
+
+    /// Makes the changes in order. A failure stops its scope and nothing else.
+    fn apply(&mut self, plan: &Plan) -> impl Future<Output = Outcome> + Send;
+
+    /// Opens the queue of a TAP that is there, or `None` where another process holds it.
+    ///
+    /// # Errors
+    /// Where the device cannot be opened.
+    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>>;
+}
+
+/// The kernel that runs this process.
+pub struct Linux {
+    /// The node's network namespace; `None` is this process's own.
+    namespace: Option<PathBuf>,
+    rtnl: rtnl::Rtnl,
+    /// Interface indices as last seen.
+    indices: BTreeMap<Name, u32>,
+}
+
+impl Linux {
+    /// # Errors
+    /// Where the namespace is gone.
+    pub fn open(namespace: Option<&Path>) -> anyhow::Result<Self> {
+        let rtnl = rtnl::Rtnl::open(namespace).context("open a netlink socket")?;
+        Ok(Self {
+            namespace: namespace.map(Path::to_owned),
+            rtnl,
+            indices: BTreeMap::new(),
+        })
+    }
+
+    /// Tells of every change to an interface or a forwarding entry that may concern Weft, by whomever.
+    ///
+    /// The channel has room for one word: that something changed. What it was, an observation tells.
+    ///
+    /// # Errors
+    /// Where the namespace is gone.
+    pub fn watch(&self) -> anyhow::Result<mpsc::Receiver<()>> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
+        let runtime = tokio::runtime::Handle::current();
+        let (connection, _, mut messages) = netns::maybe_within(self.namespace.as_deref(), || {
+            let _guard = runtime.enter();
+            rtnetlink::new_multicast_connection(&groups)
+        })
+        .context("open a netlink socket for notifications")?;
+        tokio::spawn(connection);
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            use futures::StreamExt;
+            while let Some((message, _)) = messages.next().await {
+                if concerns_us(&message.payload)
+                    && matches!(sender.try_send(()), Err(mpsc::error::TrySendError::Closed(())))
+                {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+fn concerns_us(payload: &netlink_packet_core::NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use netlink_packet_core::NetlinkPayload;
+    use netlink_packet_route::{AddressFamily, link::LinkAttribute};
+    match payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+        ) => link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if Name::is_link(name))),
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry),
+        ) => entry.header.family == AddressFamily::Bridge,
+        // Some were lost.
+        NetlinkPayload::Overrun(_) => true,
+        _ => false,
+    }
+}
+
+impl Kernel for Linux {
+    async fn observe(&mut self, query: &Query) -> anyhow::Result<Observation> {
+        observe::observe(self, query).await
+    }
+
+    async fn apply(&mut self, plan: &Plan) -> Outcome {
+        change::apply(self, plan).await
+    }
+
+    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>> {
+        tap::open(self.namespace.as_deref(), name)
+    }
+}

@@ -1,0 +1,258 @@
+//! nftables through the `nft` program: scripts on its standard input, each one transaction; tables back as JSON
+//! (libnftables-json(5)).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    io,
+    path::Path,
+    process::Stdio,
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use super::netns;
+use crate::{
+    model::{
+        Element, Name, Rules, Table,
+        filter::{HOST_TABLE, MARK_CHAIN, family},
+    },
+    plan::Action,
+};
+
+/// The commands that make table changes, to be run as one transaction.
+pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> String {
+    let mut text = String::new();
+    for action in actions {
+        let result = match action {
+            Action::AddTable(table, rules) => text.write_str(&rules.script(table)),
+            Action::DelTable(table) => writeln!(text, "delete table {} {table}", family(table)),
+            Action::AddElement(table, element) => {
+                let (family, set) = (family(table), element.set());
+                writeln!(text, "add element {family} {table} {set} {{ {element} }}")
+            }
+            // Added first, so that deleting what is gone already does not fail the transaction.
+            Action::DelElement(table, element) => {
+                let (family, set) = (family(table), element.set());
+                writeln!(
+                    text,
+                    "add element {family} {table} {set} {{ {element} }}\n\
+                     delete element {family} {table} {set} {{ {element} }}"
+                )
+            }
+            Action::AddLink(..)
+            | Action::DelLink(_)
+            | Action::SetMtu(..)
+            | Action::SetPort(..)
+            | Action::NoAutoconf(_)
+            | Action::NoSnooping(_)
+            | Action::Up(_)
+            | Action::AddFdb(_)
+            | Action::DelFdb(_)
+            | Action::AddNeighbour(_)
+            | Action::DelNeighbour(_)
+            | Action::Pod(..) => Ok(()),
+        };
+        result.expect("writing to a string");
+    }
+    text
+}
+
+/// Runs a script.
+///
+/// # Errors
+/// What nft says, where it refuses; nothing is changed then.
+pub(super) async fn run(namespace: Option<&Path>, script: &str) -> anyhow::Result<()> {
+    let output = nft(namespace, &["-f", "-"], Some(script)).await?;
+    if !output.status.success() {
+        bail!(
+            "nft refused the filters: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+/// Weft's tables, and what their counters say.
+pub(super) async fn list(
+    namespace: Option<&Path>,
+) -> anyhow::Result<(BTreeMap<Name, Table>, BTreeMap<(Name, String), u64>)> {
+    let mut reading = Reading::default();
+    for arguments in [
+        &["-j", "list", "ruleset", "bridge"][..],
+        &["-j", "list", "table", "inet", HOST_TABLE],
+    ] {
+        let output = nft(namespace, arguments, None).await?;
+        let absent = String::from_utf8_lossy(&output.stderr).contains("No such file or directory");
+        if !output.status.success() {
+            if absent {
+                continue;
+            }
+            bail!(
+                "nft {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        let json: Value = serde_json::from_slice(&output.stdout).context("read what nft lists")?;
+        reading.read(&json);
+    }
+    Ok(reading.finish())
+}
+
+async fn nft(
+    namespace: Option<&Path>,
+    arguments: &[&str],
+    input: Option<&str>,
+) -> anyhow::Result<std::process::Output> {
+    let mut command = Command::new("nft");
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let runtime = tokio::runtime::Handle::current();
+    // A child has the namespace of the thread that starts it.
+    let mut child = netns::maybe_within(namespace, || {
+        let _guard = runtime.enter();
+        command.spawn()
+    })
+    .context("run nft; it must be in the agent's image")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(input.unwrap_or_default().as_bytes()).await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(error).context("write to nft");
+            }
+            _ => {}
+        }
+    }
+    child.wait_with_output().await.context("wait for nft")
+}
+
+#[derive(Default)]
+struct Reading {
+    tables: BTreeMap<Name, Seen>,
+    counters: BTreeMap<(Name, String), u64>,
+}
+
+#[derive(Default)]
+struct Seen {
+    mark: String,
+    rules: usize,
+    elements: BTreeSet<Element>,
+    /// An element that Weft never writes.
+    strange: bool,
+}
+
+impl Reading {
+    fn read(&mut self, json: &Value) {
+        let objects = json["nftables"].as_array().into_iter().flatten();
+        for (kind, object) in objects.filter_map(Value::as_object).flatten() {
+            let name = match kind.as_str() {
+                "table" => &object["name"],
+                _ => &object["table"],
+            };
+            let Some(name) = name.as_str().filter(|name| name.starts_with(Name::TABLE_PREFIX)) else {
+                continue;
+            };
+            let name = Name::new(name);
+            let seen = self.tables.entry(name.clone()).or_default();
+            match kind.as_str() {
+                "rule" => {
+                    seen.rules += 1;
+                    if object["chain"] == MARK_CHAIN {
+                        object["comment"]
+                            .as_str()
+                            .unwrap_or_default()
+                            .clone_into(&mut seen.mark);
+                    }
+                }
+                "set" => seen.read_set(object),
+                "counter" => {
+                    if let (Some(counter), Some(packets)) =
+                        (object["name"].as_str(), object["packets"].as_u64())
+                    {
+                        self.counters.insert((name, counter.to_owned()), packets);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn finish(self) -> (BTreeMap<Name, Table>, BTreeMap<(Name, String), u64>) {
+        let table = |(name, seen): (Name, Seen)| {
+            let rules = Rules::of_mark(&name, &seen.mark);
+            let whole = !seen.strange && rules.count(&name) == seen.rules;
+            let rules = if whole { rules } else { Rules::Altered };
+            (
+                name,
+                Table {
+                    rules,
+                    elements: seen.elements,
+                },
+            )
+        };
+        (self.tables.into_iter().map(table).collect(), self.counters)
+    }
+}
+
+impl Seen {
+    fn read_set(&mut self, set: &Value) {
+        let name = set["name"].as_str().unwrap_or_default();
+        for element in set["elem"].as_array().into_iter().flatten() {
+            let parts = match &element["concat"] {
+                Value::Array(parts) => parts.clone(),
+                _ => vec![element.clone()],
+            };
+            let parts: Vec<&str> = parts.iter().filter_map(Value::as_str).collect();
+            match Element::parse(name, &parts) {
+                Some(element) => _ = self.elements.insert(element),
+                None => self.strange = true,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_listing_becomes_a_table() {
+        let name = Name::new("weft_rwiaduzm");
+        let rules = Rules::Segment {
+            frames_per_second: 1000,
+            non_ip: true,
+        };
+        let mut objects = vec![
+            serde_json::json!({"table": {"family": "bridge", "name": "weft_rwiaduzm"}}),
+            serde_json::json!({"table": {"family": "bridge", "name": "somebody-else"}}),
+            serde_json::json!({"counter": {"table": "weft_rwiaduzm", "name": "spoofed", "packets": 3}}),
+            serde_json::json!({"set": {"table": "weft_rwiaduzm", "name": "pods", "elem": ["wp-a"]}}),
+            serde_json::json!({"set": {"table": "weft_rwiaduzm", "name": "macs",
+                "elem": [{"concat": ["wp-a", "02:5c:00:00:00:01"]}]}}),
+            serde_json::json!({"rule": {"table": "weft_rwiaduzm", "chain": MARK_CHAIN, "comment": rules.mark(&name)}}),
+        ];
+        let rule = serde_json::json!({"rule": {"table": "weft_rwiaduzm", "chain": "pod"}});
+        objects.extend(vec![rule; rules.count(&name) - 1]);
+        let read = |objects: &[Value]| {
+            let mut reading = Reading::default();
+            reading.read(&serde_json::json!({"nftables": objects}));
+            reading.finish()
+        };
+        let (tables, counters) = read(&objects);
+        assert_eq!(tables.len(), 1);
+        assert_eq!(tables[&name].rules, rules);
+        expect![[r#"{Pod(Name("wp-a")), Mac(Name("wp-a"), Mac([2, 92, 0, 0, 0, 1]))}"#]]
+            .assert_eq(&format!("{:?}", tables[&name].elements));
+        assert_eq!(counters[&(name.clone(), "spoofed".into())], 3);
+        objects.pop();
+        assert_eq!(read(&objects).0[&name].rules, Rules::Altered, "a rule is missing");
+    }
+}

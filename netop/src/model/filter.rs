@@ -1,0 +1,487 @@
+//! nftables: one bridge-family table per segment, and one table that guards the node's own side.
+//!
+//! A table is a fixed text, a function of [`Rules`], and sets that say which ports and addresses it is about. A new
+//! pod adds elements; the text changes when the slice's settings do. The text carries a mark that names the rules
+//! it was made from, so that a table in the kernel can be recognised after a restart.
+
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use siphasher::sip::SipHasher13;
+use slice_crds::Mac;
+
+use super::{MESH_PORT, Name, Segment, UPLINK_PORT};
+
+/// An nftables table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub rules: Rules,
+    pub elements: BTreeSet<Element>,
+}
+
+/// What a table's fixed part is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Filters of a segment, family bridge.
+    Segment {
+        /// Group-addressed frames a second that this node's pods may send, all together.
+        frames_per_second: u32,
+        /// Whether frames that are not IPv4, IPv6 or ARP pass.
+        non_ip: bool,
+    },
+    /// Guard of the node's own side, family inet.
+    Host,
+    /// A table in the kernel that is not as Weft writes one.
+    Altered,
+}
+
+/// One element of one of a table's sets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Element {
+    /// A port with a pod behind it.
+    Pod(Name),
+    /// The Ethernet address that the port's frames come from.
+    Mac(Name, Mac),
+    /// An address that the port's packets come from.
+    Source(Name, IpAddr),
+    /// An address that the port may call its own in a neighbour advertisement.
+    Target(Name, Ipv6Addr),
+    /// A port with a gateway behind it.
+    Tap(Name),
+    /// The address of a node of this cluster.
+    Node(IpAddr),
+}
+
+/// Counters of a segment's table, and what an increase of each means.
+pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
+    ("spoofed", "a pod sent from an address that is not its own"),
+    ("budget", "more broadcast and multicast than the slice allows"),
+    (
+        "nonip",
+        "neither IPv4, IPv6 nor ARP in a slice that carries no others",
+    ),
+    ("host", "to or from the node itself, which is in no slice"),
+];
+/// The counter of the host's table: VXLAN packets from elsewhere than a node.
+pub const UNDERLAY_COUNTER: &str = "underlay";
+/// The chain, never reached, whose one rule carries the mark of [`Rules::mark`].
+pub const MARK_CHAIN: &str = "written_from";
+/// The one table of family inet.
+pub const HOST_TABLE: &str = "weft_host";
+
+/// The family that a table of this name has.
+pub fn family(table: &Name) -> &'static str {
+    if table.as_str() == HOST_TABLE {
+        "inet"
+    } else {
+        "bridge"
+    }
+}
+
+impl Rules {
+    /// The mark in a table's text: what it was made from, and a digest of the text.
+    pub fn mark(self, table: &Name) -> String {
+        let digest = SipHasher13::new().hash(self.body(table).as_bytes()) as u32;
+        match self {
+            Self::Segment {
+                frames_per_second,
+                non_ip,
+            } => {
+                format!("segment {frames_per_second} {} {digest:08x}", u8::from(non_ip))
+            }
+            Self::Host => format!("host {digest:08x}"),
+            Self::Altered => String::new(),
+        }
+    }
+
+    /// The rules that a mark names, where this version would write the same text.
+    pub fn of_mark(table: &Name, mark: &str) -> Self {
+        let words: Vec<&str> = mark.split(' ').collect();
+        let rules = match words[..] {
+            ["segment", frames, non_ip, _] => match frames.parse() {
+                Ok(frames_per_second) => Self::Segment {
+                    frames_per_second,
+                    non_ip: non_ip == "1",
+                },
+                Err(_) => return Self::Altered,
+            },
+            ["host", _] => Self::Host,
+            _ => return Self::Altered,
+        };
+        if rules.mark(table) == mark {
+            rules
+        } else {
+            Self::Altered
+        }
+    }
+
+    /// How many rules the table has, the mark included.
+    pub fn count(self, table: &Name) -> usize {
+        self.chains(table)
+            .iter()
+            .map(|chain| chain.rules.len())
+            .sum::<usize>()
+            + 1
+    }
+
+    /// The commands that make the table anew, whatever was there, without its elements.
+    pub fn script(self, table: &Name) -> String {
+        let (family, body, mark) = (family(table), self.body(table), self.mark(table));
+        format!(
+            "add table {family} {table}\ndelete table {family} {table}\ntable {family} {table} {{\n{body}  \
+             chain {MARK_CHAIN} {{\n    accept comment \"{mark}\"\n  }}\n}}\n"
+        )
+    }
+
+    fn body(self, table: &Name) -> String {
+        let mut text = String::new();
+        let counters: Vec<&str> = match self {
+            Self::Segment { .. } => SEGMENT_COUNTERS.iter().map(|(name, _)| *name).collect(),
+            Self::Host => vec![UNDERLAY_COUNTER],
+            Self::Altered => vec![],
+        };
+        for counter in counters {
+            let _ = writeln!(text, "  counter {counter} {{ }}");
+        }
+        let sets: &[(&str, &str)] = match self {
+            Self::Segment { .. } => &[
+                ("pods", "type ifname"),
+                ("macs", "type ifname . ether_addr"),
+                ("sources4", "type ifname . ipv4_addr"),
+                ("sources6", "type ifname . ipv6_addr"),
+                ("targets", "typeof iifname . @th,64,128"),
+                ("taps", "type ifname"),
+            ],
+            Self::Host => &[("nodes4", "type ipv4_addr"), ("nodes6", "type ipv6_addr")],
+            Self::Altered => &[],
+        };
+        for (name, type_) in sets {
+            let _ = writeln!(text, "  set {name} {{ {type_}; }}");
+        }
+        for Chain { name, hook, rules } in self.chains(table) {
+            let _ = writeln!(text, "  chain {name} {{");
+            if !hook.is_empty() {
+                let _ = writeln!(text, "    type filter hook {hook}; policy accept;");
+            }
+            for rule in rules {
+                let _ = writeln!(text, "    {rule}");
+            }
+            text.push_str("  }\n");
+        }
+        text
+    }
+
+    fn chains(self, table: &Name) -> Vec<Chain> {
+        match self {
+            Self::Segment {
+                frames_per_second,
+                non_ip,
+            } => match Segment::of_name(table.as_str()) {
+                Some(segment) => segment_chains(&segment, frames_per_second, non_ip),
+                None => vec![],
+            },
+            Self::Host => host_chains(),
+            Self::Altered => vec![],
+        }
+    }
+}
+
+struct Chain {
+    name: &'static str,
+    /// Hook and priority of a base chain.
+    hook: &'static str,
+    rules: Vec<String>,
+}
+
+fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
+    let (mesh, uplink) = (segment.mesh(), segment.uplink());
+    let spoofed = "counter name spoofed drop";
+    let host = "counter name host drop";
+    // ARP and neighbour solicitations have a budget of their own, so that a flood of other broadcast cannot keep
+    // the node's pods from finding each other.
+    let limit = format!(
+        "limit rate over {frames_per_second}/second burst {frames_per_second} packets counter name budget drop"
+    );
+    let mut pod = vec![
+        format!("iifname . ether saddr != @macs {spoofed}"),
+        "ether type arp goto pod_arp".into(),
+        "ether type ip goto pod_ipv4".into(),
+        "ether type ip6 goto pod_ipv6".into(),
+    ];
+    if !non_ip {
+        pod.push("counter name nonip drop".into());
+    }
+    pod.push("goto pod_group".into());
+    vec![
+        Chain {
+            name: "pod_group",
+            hook: "",
+            rules: vec![format!(
+                "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 {limit}"
+            )],
+        },
+        Chain {
+            name: "pod_arp",
+            hook: "",
+            // The sender's fields are where these say, or the frame is not ARP for IPv4 over Ethernet.
+            rules: ["htype != 1", "ptype != ip", "hlen != 6", "plen != 4"]
+                .map(|unusual| format!("arp {unusual} {spoofed}"))
+                .into_iter()
+                .chain([
+                    format!("iifname . arp saddr ether != @macs {spoofed}"),
+                    format!("iifname . arp saddr ip != @sources4 {spoofed}"),
+                    format!("ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 {limit}"),
+                ])
+                .collect(),
+        },
+        Chain {
+            name: "pod_ipv4",
+            hook: "",
+            rules: vec![
+                format!("iifname . ip saddr != @sources4 {spoofed}"),
+                "goto pod_group".into(),
+            ],
+        },
+        Chain {
+            name: "pod_ipv6",
+            hook: "",
+            rules: vec![
+                format!("iifname . ip6 saddr != @sources6 {spoofed}"),
+                // A slice has no routers: one that says so would reconfigure every pod.
+                format!("icmpv6 type {{ nd-router-advert, nd-redirect }} {spoofed}"),
+                format!("icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets {spoofed}"),
+                format!(
+                    "icmpv6 type nd-neighbor-solicit ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 {limit}"
+                ),
+                "icmpv6 type nd-neighbor-solicit accept".into(),
+                "goto pod_group".into(),
+            ],
+        },
+        Chain {
+            name: "pod",
+            hook: "",
+            rules: pod,
+        },
+        Chain {
+            name: "prerouting",
+            hook: "prerouting priority -300",
+            rules: vec!["iifname @pods goto pod".into()],
+        },
+        Chain {
+            name: "forward",
+            hook: "forward priority 0",
+            // Copies of a flooded frame that must not exist: not counted, nothing is lost.
+            rules: vec![
+                format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
+                format!("iifname \"{mesh}\" oifname @taps drop"),
+                format!("iifname \"{uplink}\" oifname != @taps drop"),
+                format!("iifname @taps oifname \"{uplink}\" drop"),
+                "iifname @taps oifname @taps drop".into(),
+                // Every address of this cluster is answered for on this node; the others are a gateway's to answer.
+                format!("oifname \"{mesh}\" arp operation request drop"),
+                format!("oifname \"{mesh}\" icmpv6 type nd-neighbor-solicit drop"),
+            ],
+        },
+        Chain {
+            name: "input",
+            hook: "input priority 0",
+            rules: vec![
+                format!("iifname \"{mesh}\" drop"),
+                format!("iifname \"{uplink}\" drop"),
+                "iifname @taps drop".into(),
+                // A group-addressed frame always has a copy for the node: only what was meant for it is counted.
+                "iifname @pods ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop".into(),
+                format!("iifname @pods {host}"),
+            ],
+        },
+        Chain {
+            name: "output",
+            hook: "output priority 0",
+            rules: vec![
+                format!("oifname {{ \"{mesh}\", \"{uplink}\" }} {host}"),
+                format!("oifname @taps {host}"),
+                format!("oifname @pods {host}"),
+            ],
+        },
+    ]
+}
+
+fn host_chains() -> Vec<Chain> {
+    let ports = format!("udp dport {{ {MESH_PORT}, {UPLINK_PORT} }}");
+    let drop = format!("counter name {UNDERLAY_COUNTER} drop");
+    vec![
+        Chain {
+            name: "underlay",
+            hook: "",
+            rules: vec![
+                "ip saddr @nodes4 return".into(),
+                "ip6 saddr @nodes6 return".into(),
+                drop,
+            ],
+        },
+        Chain {
+            name: "input",
+            hook: "input priority -10",
+            rules: vec![format!("{ports} goto underlay")],
+        },
+        Chain {
+            name: "forward",
+            hook: "forward priority -10",
+            rules: vec![
+                format!("ip daddr @nodes4 {ports} goto underlay"),
+                format!("ip6 daddr @nodes6 {ports} goto underlay"),
+            ],
+        },
+        Chain {
+            name: "bridged",
+            // Where br_netfilter shows bridged packets to the IP hooks (every Kubernetes node has it): before
+            // reassembly and connection tracking, so that no Service rule of the node translates a slice's address.
+            hook: "prerouting priority -450",
+            rules: vec!["iifname \"wb-*\" notrack".into()],
+        },
+    ]
+}
+
+impl Element {
+    /// The set that the element is in.
+    pub const fn set(&self) -> &'static str {
+        match self {
+            Self::Pod(_) => "pods",
+            Self::Mac(..) => "macs",
+            Self::Source(_, IpAddr::V4(_)) => "sources4",
+            Self::Source(_, IpAddr::V6(_)) => "sources6",
+            Self::Target(..) => "targets",
+            Self::Tap(_) => "taps",
+            Self::Node(IpAddr::V4(_)) => "nodes4",
+            Self::Node(IpAddr::V6(_)) => "nodes6",
+        }
+    }
+
+    /// The element of a set, from the parts of its key as nft lists them.
+    pub fn parse(set: &str, key: &[&str]) -> Option<Self> {
+        let port = || key.first().map(|name| Name::new(*name));
+        let second = || key.get(1);
+        Some(match (set, key.len()) {
+            ("pods", 1) => Self::Pod(port()?),
+            ("taps", 1) => Self::Tap(port()?),
+            ("macs", 2) => Self::Mac(port()?, second()?.parse().ok()?),
+            ("sources4" | "sources6", 2) => Self::Source(port()?, second()?.parse().ok()?),
+            ("targets", 2) => {
+                let bits = u128::from_str_radix(second()?.strip_prefix("0x")?, 16).ok()?;
+                Self::Target(port()?, Ipv6Addr::from_bits(bits))
+            }
+            ("nodes4" | "nodes6", 1) => Self::Node(key.first()?.parse().ok()?),
+            _ => return None,
+        })
+    }
+
+    /// The port that the element is about.
+    pub const fn port(&self) -> Option<&Name> {
+        match self {
+            Self::Pod(port) | Self::Mac(port, _) | Self::Source(port, _) | Self::Target(port, _) => {
+                Some(port)
+            }
+            Self::Tap(_) | Self::Node(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Segment {
+                frames_per_second,
+                non_ip,
+            } => {
+                let others = if *non_ip {
+                    "any protocol"
+                } else {
+                    "IP and ARP only"
+                };
+                write!(f, "segment, {frames_per_second} broadcasts/s, {others}")
+            }
+            Self::Host => f.write_str("host"),
+            Self::Altered => f.write_str("altered"),
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    /// The element as nft reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(port) | Self::Tap(port) => write!(f, "\"{port}\""),
+            Self::Mac(port, mac) => write!(f, "\"{port}\" . {mac}"),
+            Self::Source(port, ip) => write!(f, "\"{port}\" . {ip}"),
+            Self::Target(port, ip) => write!(f, "\"{port}\" . {:#034x}", ip.to_bits()),
+            Self::Node(ip) => ip.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules::Segment {
+        frames_per_second: 1000,
+        non_ip: true,
+    };
+
+    #[test]
+    fn a_mark_is_recognised_only_for_the_same_text() {
+        let table = Segment::of_slice("shop").table();
+        for rules in [
+            RULES,
+            Rules::Segment {
+                frames_per_second: 5,
+                non_ip: false,
+            },
+            Rules::Host,
+        ] {
+            assert_eq!(Rules::of_mark(&table, &rules.mark(&table)), rules);
+        }
+        let other = RULES.mark(&Segment::of_slice("bank").table());
+        assert_eq!(Rules::of_mark(&table, &other), Rules::Altered);
+        for mark in ["", "segment", "segment x 1 00000000", "segment 1000 1 00000000"] {
+            assert_eq!(Rules::of_mark(&table, mark), Rules::Altered, "{mark}");
+        }
+    }
+
+    #[test]
+    fn elements_are_read_as_they_are_written() {
+        let port = Name::new("wp-a");
+        let elements = [
+            Element::Pod(port.clone()),
+            Element::Tap(port.clone()),
+            Element::Mac(port.clone(), Mac::of_index(7)),
+            Element::Source(port.clone(), "10.80.0.7".parse().unwrap()),
+            Element::Source(port.clone(), "fd42::7".parse().unwrap()),
+            Element::Target(port, "fd42::7".parse().unwrap()),
+            Element::Node("fd00::1".parse().unwrap()),
+        ];
+        for element in elements {
+            let text = element.to_string().replace('"', "");
+            let key: Vec<&str> = text.split(" . ").collect();
+            assert_eq!(Element::parse(element.set(), &key), Some(element));
+        }
+    }
+
+    #[test]
+    fn a_slice_without_other_protocols_drops_them() {
+        let table = Segment::of_slice("shop").table();
+        let closed = Rules::Segment {
+            frames_per_second: 1000,
+            non_ip: false,
+        };
+        assert!(
+            closed
+                .script(&table)
+                .contains("    counter name nonip drop\n    goto pod_group\n")
+        );
+        assert!(!RULES.script(&table).contains("    counter name nonip drop\n"));
+    }
+}

@@ -1,0 +1,13 @@
+//! The agent's kernel half against a real kernel: every node and every pod is a network namespace of its own.
+//!
+//! Needs root, `ip`, `nft` and /dev/net/tun. Namespaces live as long as the test that holds them open; nothing is
+//! left behind, also not by a test that is killed. Run with one thread: namespaces share the machine's two cores.
+
+#[allow(
+    unreachable_pub,
+    dead_code,
+    reason = "helpers, not every one of which every test uses"
+)]
+mod support;
+
+mod attach;

@@ -1,0 +1,9 @@
+//! Namespaces, clusters of them, and what is sent between them.
+
+mod cluster;
+mod space;
+mod wire;
+
+pub use cluster::{Cluster, Pod, slice};
+pub use space::Space;
+pub use wire::{Tap, Wire, arp_request, ethernet, ping, udp4};
