@@ -1,0 +1,5 @@
+//! `slicectl`.
+
+fn main() -> std::process::ExitCode {
+    slicectl::main("slicectl")
+}

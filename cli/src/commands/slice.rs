@@ -1,0 +1,105 @@
+//! `create slice` and `delete slice`.
+
+use anyhow::Context;
+use kube::{
+    Api, ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams},
+};
+use slice_crds::{
+    conditions,
+    v1alpha1::{NamespaceRule, SliceConfig, SliceConfigSpec, SliceGatewaySettings},
+};
+use slice_runtime::apply;
+
+use super::wait_for;
+use crate::{
+    Outcome,
+    args::{Create, CreateSlice, Delete, Target},
+    connect, output,
+};
+
+pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Outcome> {
+    let Create::Slice(slice) = create;
+    let object = object(&slice, &target.namespace);
+    if slice.dry_run {
+        output::print(&serde_saphyr::to_string(&object)?)?;
+        return Ok(Outcome::Good);
+    }
+    let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
+    api.patch(
+        &slice.name,
+        &PatchParams::apply("slicectl"),
+        &Patch::Apply(&object),
+    )
+    .await
+    .with_context(|| format!("create slice {}", slice.name))?;
+    println!("sliceconfig/{} created", slice.name);
+    if slice.timeout.is_zero() {
+        return Ok(Outcome::Good);
+    }
+    // Said at once, not after the time is over: a configuration that is refused does not get better by waiting.
+    let decided = |slice: Option<&SliceConfig>| {
+        slice
+            .and_then(|slice| slice.status.as_ref())
+            .is_some_and(|status| {
+                let refused = |condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+                    condition.type_ == conditions::ACCEPTED && condition.status == "False"
+                };
+                conditions::is_true(&status.conditions, conditions::READY)
+                    || status.conditions.iter().any(refused)
+            })
+    };
+    let why = format!("it is not ready; see `slicectl status {}`", slice.name);
+    wait_for(&api, &slice.name, slice.timeout, &why, decided).await?;
+    let status = api.get(&slice.name).await?.status.unwrap_or_default();
+    for condition in &status.conditions {
+        println!("{}={} {}", condition.type_, condition.status, condition.message);
+    }
+    let good = conditions::is_true(&status.conditions, conditions::READY);
+    Ok(if good { Outcome::Good } else { Outcome::Bad })
+}
+
+fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
+    let spec = SliceConfigSpec {
+        subnets: slice.subnets.clone(),
+        clusters: Some(slice.clusters.clone()),
+        cluster_selector: None,
+        namespaces: slice
+            .namespaces
+            .iter()
+            .map(|name| NamespaceRule {
+                name: Some(name.clone()),
+                ..NamespaceRule::default()
+            })
+            .collect(),
+        attach: Default::default(),
+        gateway: SliceGatewaySettings {
+            replicas: slice.gateways,
+            exposure: None,
+        },
+        qos: None,
+        broadcast: Default::default(),
+    };
+    let mut object = SliceConfig::new(&slice.name, spec);
+    object.metadata = ObjectMeta {
+        namespace: Some(namespace.to_owned()),
+        ..object.metadata
+    };
+    object
+}
+
+pub(crate) async fn delete(target: &Target, delete: Delete) -> anyhow::Result<Outcome> {
+    let Delete::Slice(slice) = delete;
+    let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
+    let found = api.get_opt(&slice.name).await.context("look for the slice")?;
+    let Some(found) = found else {
+        anyhow::bail!(
+            "there is no slice {} in namespace {}; see `slicectl get slices`",
+            slice.name,
+            target.namespace
+        );
+    };
+    apply::delete(&api, &found.name_any()).await?;
+    println!("sliceconfig/{} deleted", slice.name);
+    Ok(Outcome::Good)
+}
