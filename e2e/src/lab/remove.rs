@@ -30,10 +30,8 @@ pub fn look(dir: &LabDir, groups: &Layout) -> Result<Remains> {
         return Ok(if traces { Remains::Some } else { Remains::None });
     };
     let whole = network::missing(&record.plan).is_empty()
-        && record
-            .plan
-            .machines()
-            .all(|machine| super::machine::is_running(dir, &machine.name));
+        // Asked, not looked up: a process that was killed a moment ago still has its number.
+        && record.plan.machines().all(|machine| super::machine::units(dir, &machine.name).is_ok());
     Ok(if whole { Remains::Running } else { Remains::Some })
 }
 

@@ -1,0 +1,106 @@
+# Every target wraps a few plain commands; `make help` names them. One target
+# directory, and always the same package list, so that nothing is compiled twice.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+PACKAGES := $(addprefix -p ,slice-operator slice-netop slice-gateway slice-dns slicectl slice-e2e)
+LAB := target/lab/weft-lab
+# Clusters of `lab-up`, as NAME:NODES.
+CLUSTERS ?= a:2,b:2
+# lifecycle makes and kills a lab of its own: `test-lab`.
+E2E_TESTS := $(filter-out lifecycle,$(patsubst e2e/tests/%.rs,%,$(wildcard e2e/tests/*.rs)))
+NETNS_TESTS := $(sort $(notdir $(basename $(filter-out e2e/%,$(wildcard */tests/*.rs)))))
+# T=lab runs the file e2e/tests/lab.rs; any other T runs the tests with that in their name.
+E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
+E2E_FILTER := $(if $(filter $(T),$(E2E_TESTS)),,$(T))
+
+# $(call phase,NAME,COMMAND): says what runs and how long it took.
+define phase
+	@printf '\n==> %s\n' '$(1)'; start=$$SECONDS; result=0; $(2) || result=$$?; \
+	verdict=done; [ $$result = 0 ] || verdict=FAILED; \
+	printf '==> %s: %s after %dm%02ds\n' '$(1)' "$$verdict" $$(((SECONDS-start)/60)) $$(((SECONDS-start)%60)); \
+	exit $$result
+endef
+
+.PHONY: help
+help: ## Name the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo 'no cargo: install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml and Debian'"'"'s is too old'; exit 1; }
+	@command -v cc >/dev/null || { echo 'no C compiler: apt-get install gcc libc6-dev (Rust links with it)'; exit 1; }
+
+.PHONY: weft-lab
+weft-lab: tools ## Build the lab's own program
+	$(call phase,build the lab,cargo build --profile lab $(PACKAGES) --bin weft-lab --bin weft-probe)
+
+.PHONY: build
+build: tools ## Build every program into target/lab
+	$(call phase,build,cargo build --profile lab $(PACKAGES) --bins)
+
+.PHONY: setup
+setup: weft-lab ## Once per machine: Debian packages, Kubernetes from source (12 min on 2 cores), images of the nodes
+	$(call phase,setup,$(LAB) setup)
+
+.PHONY: lab-up
+lab-up: setup ## Start the clusters (CLUSTERS=a:2,b:2)
+	$(call phase,lab up,$(LAB) up --clusters $(CLUSTERS))
+
+.PHONY: lab-down
+lab-down: weft-lab ## Remove the clusters and everything they made
+	$(call phase,lab down,$(LAB) down)
+
+.PHONY: images
+images: build ## Write image tars of our programs into target/images
+	$(call phase,images,$(LAB) images)
+
+.PHONY: load
+load: images ## Load our images into every node of the lab
+	$(call phase,load,$(LAB) load target/images/*.tar)
+
+.PHONY: reload
+reload: images ## Rebuild, load and restart only what changed
+	$(call phase,reload,$(LAB) reload)
+
+.PHONY: crds
+crds: tools ## Write the CRDs' YAML
+	$(call phase,crds,cargo run -p slice-crds --bin crdgen)
+
+.PHONY: check
+check: tools ## Formatting and lints
+	$(call phase,fmt,cargo fmt --all --check)
+	$(call phase,clippy,cargo clippy --workspace --all-targets -- -D warnings)
+
+.PHONY: test-unit
+test-unit: tools ## Tests that need nothing but the compiler
+	$(call phase,unit tests,cargo test --workspace --lib --bins)
+	$(call phase,documentation tests,cargo test --workspace --doc)
+
+.PHONY: test-netns
+test-netns: tools ## Tests of one crate against the real kernel and files (root)
+	$(call phase,tests in namespaces,cargo test --workspace $(addprefix --test ,$(NETNS_TESTS)) -- --test-threads=1)
+
+.PHONY: test-lab
+test-lab: lab-down setup ## The lab itself: comes, is killed, comes again, leaves nothing
+	$(call phase,tests of the lab,cargo test --workspace --test lifecycle)
+
+.PHONY: e2e
+e2e: $(if $(WEFT_E2E_KUBECONFIG),tools,lab-up load) ## End-to-end tests on the lab, or on WEFT_E2E_KUBECONFIG (T=name runs one)
+	$(call phase,end-to-end tests,cargo test --workspace $(addprefix --test ,$(E2E_FILES)) -- --test-threads=1 --nocapture $(E2E_FILTER))
+
+.PHONY: test
+test: ## Everything, from a clean machine: setup, lints, unit, namespaces, end to end
+	@start=$$SECONDS; for phase in setup check test-unit test-netns test-lab e2e; do $(MAKE) --no-print-directory $$phase; done; \
+	printf '\n==> all tests passed after %dm%02ds\n' $$(((SECONDS-start)/60)) $$(((SECONDS-start)%60))
+
+.PHONY: demo
+demo: ## Two clusters, one slice, and who can talk to whom
+	@for step in setup build lab-up load; do $(MAKE) --no-print-directory $$step; done
+
+.PHONY: bench
+bench: tools ## Measure the data path without a cluster
+	$(call phase,benchmarks,cargo bench --workspace --benches)
