@@ -1,0 +1,218 @@
+//! What the hub wants, for worlds written in a few lines each.
+
+use std::sync::Arc;
+
+use expect_test::{Expect, expect};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+use slice_crds::v1alpha1::{Cluster, MemberReport, SliceConfig};
+use slice_operator::hub::plan::{Plan, World, plan};
+
+const NOW: i64 = 1_800_000_000;
+
+fn object<T: serde::de::DeserializeOwned>(kind: &str, namespace: &str, name: &str, spec: &Value, age: i64) -> T {
+    let created = Time(Timestamp::from_second(NOW - age).unwrap());
+    let value = json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": kind, "spec": spec,
+        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created},
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn world() -> World {
+    World::default()
+}
+
+trait Build: Sized {
+    fn cluster(self, name: &str) -> Self;
+    fn report(self, cluster: &str, more: Value) -> Self;
+    fn slice(self, name: &str, spec: Value) -> Self;
+    /// The same world after its plan was written.
+    fn settled(self) -> Self;
+    fn check(&self, expected: Expect);
+}
+
+impl Build for World {
+    fn cluster(mut self, name: &str) -> Self {
+        let age = 1000 - i64::try_from(self.clusters.len()).unwrap();
+        self.clusters.push(Arc::new(object::<Cluster>("Cluster", "weft-default", name, &json!({}), age)));
+        self
+    }
+
+    fn report(mut self, cluster: &str, more: Value) -> Self {
+        let mut spec = json!({
+            "observedAt": Time(Timestamp::from_second(NOW - 5).unwrap()), "weftVersion": "0.1.0",
+            "kubernetesVersion": "v1.37.1", "nodes": 2, "underlayMtu": 1500,
+            "podCIDRs": ["10.244.0.0/16"], "serviceCIDRs": ["10.96.0.0/16"], "nodeCIDRs": ["172.30.1.11/32"],
+        });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let namespace = format!("weft-member-{cluster}");
+        let report = object::<MemberReport>("MemberReport", &namespace, "report", &spec, 0);
+        self.reports.insert(namespace, Arc::new(report));
+        self
+    }
+
+    fn slice(mut self, name: &str, spec: Value) -> Self {
+        let age = 500 - i64::try_from(self.slices.len()).unwrap();
+        self.slices.push(Arc::new(object::<SliceConfig>("SliceConfig", "weft-default", name, &spec, age)));
+        self
+    }
+
+    fn settled(mut self) -> Self {
+        let plan = run(&self);
+        for (_, name, status) in plan.slice_status {
+            let slice = self.slices.iter_mut().find(|slice| slice.name_any() == name).unwrap();
+            Arc::make_mut(slice).status = Some(status);
+        }
+        for (_, name, status) in plan.cluster_status {
+            let cluster = self.clusters.iter_mut().find(|cluster| cluster.name_any() == name).unwrap();
+            Arc::make_mut(cluster).status = Some(status);
+        }
+        self.told = plan.member_slices.into_iter().map(Arc::new).collect();
+        self
+    }
+
+    #[track_caller]
+    fn check(&self, expected: Expect) {
+        expected.assert_eq(&text(&run(self)));
+    }
+}
+
+fn run(world: &World) -> Plan {
+    plan(world, Timestamp::from_second(NOW).unwrap())
+}
+
+/// A plan as a reviewer wants to read it.
+fn text(plan: &Plan) -> String {
+    let mut lines = Vec::new();
+    for object in &plan.member_slices {
+        let slice = &object.spec.slice;
+        let ranges: Vec<_> = slice.ranges.iter().map(ToString::to_string).collect();
+        let peers: Vec<_> = slice
+            .peers
+            .iter()
+            .map(|peer| {
+                let ranges: Vec<_> = peer.ranges.iter().map(ToString::to_string).collect();
+                format!("{}#{} {} with {} gateways", peer.name, peer.number, ranges.join(","), peer.gateways.len())
+            })
+            .collect();
+        lines.push(format!(
+            "tell {} {}: vni {} mtu {} block {} own {} peers [{}] rules {}",
+            slice.cluster, object.name_any(), slice.vni, slice.mtu, slice.block_size, ranges.join(","), peers.join("; "),
+            slice.namespaces.len()
+        ));
+    }
+    for (_, name, status) in &plan.slice_status {
+        for condition in status.conditions.iter().filter(|condition| condition.type_ == "Accepted") {
+            lines.push(format!("slice {name} Accepted={} {}: {}", condition.status, condition.reason, condition.message));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn two() -> World {
+    world().cluster("a").report("a", json!({})).cluster("b").report("b", json!({}))
+}
+
+fn shop() -> Value {
+    json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]})
+}
+
+#[test]
+fn two_clusters_share_a_slice() {
+    two().slice("shop", shop()).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192 peers [b#2 8192+8192 with 0 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192 with 0 gateways] rules 0
+        slice shop Accepted=True Accepted: the configuration is in force
+    "#]]);
+}
+
+#[test]
+fn what_was_given_stays_given() {
+    let before = two().slice("shop", shop()).settled();
+    let first = text(&run(&before));
+    // An older slice and an older cluster appear: neither takes anything away.
+    let world = before.cluster("c").report("c", json!({})).slice("bank", json!({"subnets": ["10.80.0.0/16"], "clusters": ["c"]}));
+    let both = text(&run(&world));
+    for line in first.lines() {
+        assert!(both.contains(line), "{both} lacks {line}");
+    }
+    assert!(both.contains("tell c bank: vni 4098 mtu 1370 block 64 own 0+16384"), "{both}");
+}
+
+#[test]
+fn an_unknown_cluster_is_named_and_the_known_ones_are_served() {
+    two().slice("shop", json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b", "mars"]})).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192 peers [b#2 8192+8192 with 0 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192 with 0 gateways] rules 0
+        slice shop Accepted=False UnknownCluster: spec.clusters names "mars", which is no Cluster in namespace weft-default; there are: a, b. Register it with `slicectl token issue mars`, or correct the name
+    "#]]);
+}
+
+#[test]
+fn a_subnet_that_overlaps_a_members_network_keeps_that_member_out_and_names_both() {
+    two()
+        .report("b", json!({"podCIDRs": ["10.80.128.0/17"]}))
+        .slice("shop", shop())
+        .check(expect![[r#"
+            tell a shop: vni 4097 mtu 1370 block 64 own 0+16384 peers [] rules 0
+            slice shop Accepted=False SubnetOverlap: spec.subnets has 10.80.0.0/16, which overlaps the pod network 10.80.128.0/17 of cluster b: choose a subnet outside it, or leave the cluster out
+        "#]]);
+}
+
+#[test]
+fn an_overlap_that_comes_later_disturbs_nothing_that_runs() {
+    let settled = two().slice("shop", shop()).settled();
+    settled.report("b", json!({"podCIDRs": ["10.80.128.0/17"]})).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192 peers [b#2 8192+8192 with 0 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192 with 0 gateways] rules 0
+        slice shop Accepted=False SubnetOverlap: spec.subnets has 10.80.0.0/16, which overlaps the pod network 10.80.128.0/17 of cluster b: choose a subnet outside it, or leave the cluster out
+    "#]]);
+}
+
+#[test]
+fn a_subnet_too_small_says_what_a_cluster_needs() {
+    two()
+        .report("a", json!({"nodes": 8}))
+        .slice("shop", json!({"subnets": ["10.80.0.0/28"], "clusters": ["a", "b"]}))
+        .check(expect![[r#"
+            tell a shop: vni 4097 mtu 1370 block 2 own 0+16 peers [] rules 0
+            slice shop Accepted=False SubnetTooSmall: spec.subnets 10.80.0.0/28 has 16 addresses, too few for cluster b beside the others: every node of a cluster takes 2 of them; create a slice with a larger subnet
+        "#]]);
+}
+
+#[test]
+fn a_cluster_that_wants_more_gets_another_range() {
+    let settled = two().slice("shop", shop()).settled();
+    settled.report("a", json!({"slices": [{"name": "shop", "attachments": 9, "blocksWanted": 3}]})).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192,16384+256 peers [b#2 8192+8192 with 0 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192,16384+256 with 0 gateways] rules 0
+        slice shop Accepted=True Accepted: the configuration is in force
+    "#]]);
+}
+
+#[test]
+fn a_selector_that_cannot_be_parsed_leaves_the_rules_in_force() {
+    let rule = |operator: &str| json!({"selector": {"matchExpressions": [{"key": "team", "operator": operator}]}});
+    let with = |operator: &str| {
+        let mut spec = shop();
+        spec.as_object_mut().unwrap().insert("namespaces".into(), json!([rule(operator)]));
+        spec
+    };
+    let mut settled = two().slice("shop", with("Exists")).settled();
+    Arc::make_mut(&mut settled.slices[0]).spec = serde_json::from_value(with("Like")).unwrap();
+    let text = text(&run(&settled));
+    assert!(text.contains("rules 1") && text.contains("SelectorInvalid: spec.namespaces[0].selector:"), "{text}");
+}
+
+#[test]
+fn a_silent_member_is_unknown_and_keeps_its_slices() {
+    let long_ago = Time(Timestamp::from_second(NOW - 600).unwrap());
+    let world = two().slice("shop", shop()).settled().report("b", json!({"observedAt": long_ago}));
+    let plan = run(&world);
+    assert_eq!(plan.member_slices.len(), 2);
+    let (_, _, status) = &plan.cluster_status[1];
+    let ready = &status.conditions[0];
+    assert_eq!((ready.type_.as_str(), ready.status.as_str(), ready.reason.as_str()), ("Ready", "Unknown", "Silent"));
+}
