@@ -88,11 +88,12 @@ pub fn desired(intent: &NodeIntent) -> State {
 
 fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
     let segment = Segment::of_slice(slice);
-    let port = |unknown, group, suppress| Port {
+    let port = Port {
         bridge: segment.bridge(),
-        unknown,
-        group,
-        suppress,
+        unknown: false,
+        group: true,
+        suppress: true,
+        isolated: false,
         learning: false,
     };
     let mut link = |name: Name, kind: Kind, port: Option<Port>| {
@@ -113,14 +114,44 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         })
     };
     link(segment.bridge(), Kind::Bridge { snooping: false }, None);
-    link(segment.mesh(), vxlan(MESH_PORT), Some(port(false, true, true)));
-    link(segment.uplink(), vxlan(UPLINK_PORT), Some(port(true, true, true)));
+    link(
+        segment.mesh(),
+        vxlan(MESH_PORT),
+        Some(Port {
+            isolated: true,
+            ..port.clone()
+        }),
+    );
+    link(
+        segment.uplink(),
+        vxlan(UPLINK_PORT),
+        Some(Port {
+            unknown: true,
+            isolated: true,
+            ..port.clone()
+        }),
+    );
     for ordinal in &intent.taps {
         let used = intent.uplink == Uplink::Local(*ordinal);
-        link(segment.tap(*ordinal), Kind::Tap, Some(port(used, used, true)));
+        link(
+            segment.tap(*ordinal),
+            Kind::Tap,
+            Some(Port {
+                unknown: used,
+                group: used,
+                ..port.clone()
+            }),
+        );
     }
     for name in intent.attachments.keys() {
-        link(name.clone(), Kind::Veth, Some(port(false, true, false)));
+        link(
+            name.clone(),
+            Kind::Veth,
+            Some(Port {
+                suppress: false,
+                ..port.clone()
+            }),
+        );
     }
     remote_entries(state, &segment, intent);
     for (name, attachment) in &intent.attachments {

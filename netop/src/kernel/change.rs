@@ -24,6 +24,10 @@ use crate::{
     plan::{Action, Plan, PodAction, PodEnd, Step},
 };
 
+/// The address of every bridge. No frame ever carries it; but a bridge without an address of its own takes the lowest
+/// of its ports', and each time that changes, the kernel forgets the bridge's neighbours.
+const BRIDGE_MAC: Mac = Mac([0x02, 0x5d, 0, 0, 0, 0]);
+
 /// Makes the changes in order; what belongs to one table and stands together is one transaction.
 pub(super) async fn apply(linux: &mut Linux, plan: &Plan) -> Outcome {
     let mut outcome = Outcome::default();
@@ -84,7 +88,11 @@ async fn change(linux: &mut Linux, pods: &mut BTreeMap<Netns, Rtnl>, action: &Ac
     match action {
         Action::AddLink(name, link, pod) => add_link(linux, pods, name, link, pod.as_ref()).await,
         Action::DelLink(name) => del_link(linux, name).await,
-        Action::SetMtu(name, mtu) => set_link(linux, name, vec![LinkAttribute::Mtu(*mtu)]).await,
+        Action::SetMtu(name, mtu) => {
+            set_link(linux, name, vec![LinkAttribute::Mtu(*mtu)]).await?;
+            // Below 1280 bytes IPv6 leaves an interface; it comes back with the default.
+            set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
+        }
         Action::SetPort(name, port) => set_port(linux, name, port).await,
         Action::NoAutoconf(name) => {
             set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
@@ -154,8 +162,9 @@ async fn add_link(
 ) -> anyhow::Result<()> {
     let made = match &link.kind {
         Kind::Bridge { .. } => {
-            let data = vec![InfoBridge::MulticastSnooping(false)];
-            new_link(linux, name, link.mtu, InfoKind::Bridge, InfoData::Bridge(data)).await?
+            let data = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)]);
+            let address = LinkAttribute::Address(BRIDGE_MAC.0.to_vec());
+            new_link(linux, name, link.mtu, InfoKind::Bridge, data, vec![address]).await?
         }
         Kind::Vxlan(vxlan) => {
             let local = match vxlan.local {
@@ -168,7 +177,15 @@ async fn add_link(
                 InfoVxlan::Port(vxlan.port),
                 InfoVxlan::Learning(false),
             ];
-            new_link(linux, name, link.mtu, InfoKind::Vxlan, InfoData::Vxlan(data)).await?
+            new_link(
+                linux,
+                name,
+                link.mtu,
+                InfoKind::Vxlan,
+                InfoData::Vxlan(data),
+                vec![],
+            )
+            .await?
         }
         Kind::Tap => {
             let made = linux.rtnl.link(name.as_str()).await?.is_none();
@@ -213,6 +230,7 @@ async fn new_link(
     mtu: u32,
     kind: InfoKind,
     data: InfoData,
+    more: Vec<LinkAttribute>,
 ) -> anyhow::Result<bool> {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -220,6 +238,7 @@ async fn new_link(
         LinkAttribute::Mtu(mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
     ];
+    message.attributes.extend(more);
     linux.indices.remove(name);
     let request = RouteNetlinkMessage::NewLink(message);
     match linux.rtnl.request(request, NLM_F_CREATE | NLM_F_EXCL).await {
@@ -252,6 +271,7 @@ async fn new_pair(
         mtu,
         InfoKind::Veth,
         InfoData::Veth(InfoVeth::Peer(peer)),
+        vec![],
     )
     .await?;
     // The filters let the address through that follows from the MAC address, whatever the pod's default is.
@@ -294,6 +314,7 @@ async fn set_port(linux: &mut Linux, name: &Name, port: &Port) -> anyhow::Result
         InfoBridgePort::MulticastFlood(port.group),
         InfoBridgePort::BroadcastFlood(port.group),
         InfoBridgePort::NeighSupress(port.suppress),
+        InfoBridgePort::Isolated(port.isolated),
     ]);
     let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
     let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
@@ -493,5 +514,9 @@ fn route_message(interface: u32, subnet: &IpNet) -> RouteMessage {
         RouteAttribute::Destination(subnet.addr().into()),
         RouteAttribute::Oif(interface),
     ];
+    if subnet.addr().is_ipv6() {
+        // IP6_RT_PRIO_ADDRCONF: the one that the kernel itself gives it.
+        message.attributes.push(RouteAttribute::Priority(256));
+    }
     message
 }

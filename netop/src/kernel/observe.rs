@@ -158,6 +158,7 @@ fn port(data: &[InfoBridgePort]) -> Port {
         unknown: false,
         group: false,
         suppress: false,
+        isolated: false,
         learning: false,
     };
     let (mut multicast, mut broadcast) = (false, false);
@@ -167,6 +168,7 @@ fn port(data: &[InfoBridgePort]) -> Port {
             InfoBridgePort::MulticastFlood(on) => multicast = *on,
             InfoBridgePort::BroadcastFlood(on) => broadcast = *on,
             InfoBridgePort::NeighSupress(on) => port.suppress = *on,
+            InfoBridgePort::Isolated(on) => port.isolated = *on,
             InfoBridgePort::Learning(on) => port.learning = *on,
             _ => {}
         }

@@ -196,6 +196,14 @@ struct Chain {
     rules: Vec<String>,
 }
 
+/// Before br_netfilter takes a frame through the IP hooks at priority 0 (NF_BR_PRI_BRNF): what it brings back skips
+/// every hook of the bridge up to and including that priority (net/bridge/br_netfilter_hooks.c, br_nf_hook_thresh).
+const BRIDGE_HOOKS: [&str; 3] = [
+    "forward priority -200",
+    "input priority -200",
+    "output priority -200",
+];
+
 fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
     let (mesh, uplink) = (segment.mesh(), segment.uplink());
     let spoofed = "counter name spoofed drop";
@@ -272,7 +280,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
         },
         Chain {
             name: "forward",
-            hook: "forward priority 0",
+            hook: BRIDGE_HOOKS[0],
             // Copies of a flooded frame that must not exist: not counted, nothing is lost.
             rules: vec![
                 format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
@@ -287,7 +295,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
         },
         Chain {
             name: "input",
-            hook: "input priority 0",
+            hook: BRIDGE_HOOKS[1],
             rules: vec![
                 format!("iifname \"{mesh}\" drop"),
                 format!("iifname \"{uplink}\" drop"),
@@ -299,7 +307,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
         },
         Chain {
             name: "output",
-            hook: "output priority 0",
+            hook: BRIDGE_HOOKS[2],
             rules: vec![
                 format!("oifname {{ \"{mesh}\", \"{uplink}\" }} {host}"),
                 format!("oifname @taps {host}"),

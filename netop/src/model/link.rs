@@ -58,6 +58,9 @@ pub struct Port {
     pub group: bool,
     /// Does not get the ARP and ND questions that the bridge can answer.
     pub suppress: bool,
+    /// Exchanges nothing with other isolated ports, whatever the filters say: without it, a filter table that
+    /// somebody deletes would make a loop of the two VXLAN devices.
+    pub isolated: bool,
     /// The bridge learns addresses from it. Never: every address is known beforehand.
     pub learning: bool,
 }
@@ -118,6 +121,7 @@ impl fmt::Display for Port {
             (self.unknown, " unknown"),
             (self.group, " group"),
             (self.suppress, " suppress"),
+            (self.isolated, " isolated"),
             (self.learning, " learning"),
         ] {
             if set {

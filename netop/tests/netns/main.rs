@@ -11,3 +11,6 @@
 mod support;
 
 mod attach;
+mod filter;
+mod frames;
+mod repair;

@@ -11,7 +11,7 @@ use slice_netop::{
     plan::{Plan, diff},
 };
 
-use super::Space;
+use super::{Space, Tap};
 
 /// Nodes on one underlay network.
 pub struct Cluster {
@@ -118,6 +118,29 @@ impl Cluster {
         }
     }
 
+    /// Puts a gateway on a node, makes that node use it, and the others by way of it; returns the gateway's end.
+    pub async fn add_gateway(&mut self, slice: &str, node: usize) -> Tap {
+        let address = self.nodes[node].address;
+        for (n, other) in self.nodes.iter_mut().enumerate() {
+            let segment = other.segment(slice);
+            if n == node {
+                segment.taps.insert(0);
+                segment.uplink = Uplink::Local(0);
+            } else {
+                segment.uplink = Uplink::Remote(address);
+            }
+        }
+        self.sync().await;
+        let name = Name::new(names::tap(slice, 0));
+        Tap::new(
+            self.nodes[node]
+                .kernel
+                .open_tap(&name)
+                .unwrap()
+                .expect("nobody holds it"),
+        )
+    }
+
     pub fn underlay_overhead(&self) -> usize {
         if self.v6 { 40 + 8 + 8 + 14 } else { 20 + 8 + 8 + 14 }
     }
@@ -126,8 +149,6 @@ impl Cluster {
 impl Node {
     fn new(underlay: &Space, n: usize, v6: bool) -> Self {
         let space = Space::new(&format!("node {n}"));
-        let far = format!("/proc/{}/fd/x", std::process::id());
-        let _ = far;
         space.ip("link add eth0 type veth peer name up0");
         move_link(&space, "up0", underlay, &format!("n{n}"));
         underlay.ip(&format!("link set n{n} master br0"));
@@ -211,7 +232,7 @@ impl Pod {
 }
 
 /// Moves an interface to another namespace under another name.
-fn move_link(from: &Space, name: &str, to: &Space, new: &str) {
+pub fn move_link(from: &Space, name: &str, to: &Space, new: &str) {
     // `ip link set netns` takes a process: one that waits inside.
     let mut sleeper = to.run(|| std::process::Command::new("sleep").arg("60").spawn());
     from.ip(&format!("link set {name} netns {}", sleeper.id()));

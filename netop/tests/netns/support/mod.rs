@@ -4,6 +4,6 @@ mod cluster;
 mod space;
 mod wire;
 
-pub use cluster::{Cluster, Pod, slice};
+pub use cluster::{Cluster, Pod, move_link, slice};
 pub use space::Space;
 pub use wire::{Tap, Wire, arp_request, ethernet, ping, udp4};

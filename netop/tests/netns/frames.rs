@@ -1,0 +1,338 @@
+//! Which frames arrive where, and how often.
+
+use std::time::Duration;
+
+use slice_crds::Mac;
+
+use crate::support::{Cluster, Pod, Space, Tap, Wire, arp_request, ethernet, ping, slice, udp4};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Long enough for a frame to arrive anywhere in a namespace lab.
+const SETTLE: Duration = Duration::from_millis(300);
+/// An EtherType for local experiments (IEEE 802, clause 9.2.4).
+const EXPERIMENT: u16 = 0x88b5;
+const MARK: &[u8] = b"weft-test-frame-with-a-marker-in-it-and-some-padding-behind-it";
+
+/// How many of these frames carry the marker.
+fn marked(frames: &[Vec<u8>]) -> usize {
+    frames
+        .iter()
+        .filter(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
+        .count()
+}
+
+fn wire(pod: &Pod) -> Wire {
+    Wire::open(&pod.space, &pod.interface())
+}
+
+/// Three nodes, a gateway on the first, two pods on the first two and one on the third.
+async fn three_nodes() -> (Cluster, Vec<Pod>, Tap) {
+    let mut cluster = Cluster::new(3);
+    cluster.add_slice("shop", slice(77));
+    let pods = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)].map(|(node, nth)| cluster.add_pod("shop", node, nth));
+    let tap = cluster.add_gateway("shop", 0).await;
+    (cluster, pods.into(), tap)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broadcast_and_multicast_arrive_exactly_once_everywhere() {
+    let (_cluster, pods, tap) = three_nodes().await;
+    let wires: Vec<Wire> = pods.iter().map(wire).collect();
+    for group in [
+        Mac::BROADCAST,
+        Mac([0x01, 0, 0x5e, 1, 2, 3]),
+        Mac([0x33, 0x33, 0, 0, 0, 9]),
+    ] {
+        for (sender, pod) in pods.iter().enumerate() {
+            tap.collect(Duration::from_millis(50));
+            for wire in &wires {
+                wire.collect(Duration::from_millis(5));
+            }
+            wires[sender].send(&ethernet(group, pod.mac(), EXPERIMENT, MARK));
+            assert_eq!(
+                marked(&tap.collect(SETTLE)),
+                1,
+                "{group} from pod {sender} at the gateway"
+            );
+            for (receiver, wire) in wires.iter().enumerate() {
+                let expected = usize::from(receiver != sender);
+                let seen = marked(&wire.collect(Duration::from_millis(20)));
+                assert_eq!(seen, expected, "{group} from pod {sender} at pod {receiver}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broadcast_from_another_cluster_arrives_exactly_once_and_does_not_come_back() {
+    let (_cluster, pods, tap) = three_nodes().await;
+    let wires: Vec<Wire> = pods.iter().map(wire).collect();
+    let far = Mac::of_index(0x4000);
+    tap.collect(Duration::from_millis(50));
+    tap.send(&ethernet(Mac::BROADCAST, far, EXPERIMENT, MARK));
+    assert_eq!(marked(&tap.collect(SETTLE)), 0);
+    for (receiver, wire) in wires.iter().enumerate() {
+        assert_eq!(
+            marked(&wire.collect(Duration::from_millis(20))),
+            1,
+            "at pod {receiver}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_destination_goes_to_the_gateway_in_use_and_nowhere_else() {
+    let (mut cluster, pods, tap) = three_nodes().await;
+    let wires: Vec<Wire> = pods.iter().map(wire).collect();
+    // A second gateway that nobody uses.
+    cluster.nodes[2].segment("shop").taps.insert(1);
+    cluster.sync().await;
+    let name = slice_netop::model::Segment::of_slice("shop").tap(1);
+    let idle = {
+        use slice_netop::kernel::Kernel;
+        Tap::new(cluster.nodes[2].kernel.open_tap(&name).unwrap().unwrap())
+    };
+    let far = Mac::of_index(0x4000);
+    for (sender, pod) in pods.iter().enumerate() {
+        tap.collect(Duration::from_millis(50));
+        wires[sender].send(&ethernet(far, pod.mac(), EXPERIMENT, MARK));
+        assert_eq!(
+            marked(&tap.collect(SETTLE)),
+            1,
+            "from pod {sender} at the gateway"
+        );
+        assert_eq!(
+            marked(&idle.collect(Duration::from_millis(20))),
+            0,
+            "from pod {sender} at the idle gateway"
+        );
+        for (receiver, wire) in wires.iter().enumerate() {
+            assert_eq!(
+                marked(&wire.collect(Duration::from_millis(10))),
+                0,
+                "from {sender} at {receiver}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_from_another_cluster_reaches_its_pod_on_any_node() {
+    let (_cluster, pods, tap) = three_nodes().await;
+    let wires: Vec<Wire> = pods.iter().map(wire).collect();
+    let far = Mac::of_index(0x4000);
+    for (destination, pod) in pods.iter().enumerate() {
+        tap.send(&ethernet(pod.mac(), far, EXPERIMENT, MARK));
+        assert_eq!(
+            marked(&wires[destination].collect(SETTLE)),
+            1,
+            "to pod {destination}"
+        );
+        for (other, wire) in wires
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != destination)
+        {
+            assert_eq!(
+                marked(&wire.collect(Duration::from_millis(10))),
+                0,
+                "to {destination} at {other}"
+            );
+        }
+    }
+    // An address of this cluster that no pod has.
+    tap.collect(Duration::from_millis(20));
+    tap.send(&ethernet(Mac::of_index(15), far, EXPERIMENT, MARK));
+    assert_eq!(marked(&tap.collect(SETTLE)), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arp_and_nd_are_answered_on_the_node_and_stay_there() {
+    let (cluster, pods, tap) = three_nodes().await;
+    let underlay: Vec<Wire> = (0..3)
+        .map(|n| Wire::open(&cluster.nodes[n].space, "eth0"))
+        .collect();
+    tap.collect(Duration::from_millis(100));
+    for wire in &underlay {
+        wire.collect(Duration::from_millis(100));
+    }
+    // Every pair: the first packet needs an answer to ARP or ND.
+    for from in &pods {
+        for to in pods.iter().filter(|to| to.index != from.index) {
+            for ip in [to.v4(), to.v6()] {
+                assert!(
+                    ping(&from.space, ip, 8, SECOND).is_some(),
+                    "{} to {ip}",
+                    from.index
+                );
+            }
+        }
+    }
+    let inner = |frame: &[u8]| {
+        frame
+            .get(14 + 20 + 8 + 8..)
+            .map(<[u8]>::to_vec)
+            .unwrap_or_default()
+    };
+    for (n, wire) in underlay.iter().enumerate() {
+        for frame in wire.collect(Duration::from_millis(100)) {
+            let inner = inner(&frame);
+            assert_ne!(
+                inner.get(12..14),
+                Some(&[0x08, 0x06][..]),
+                "ARP on the underlay of node {n}"
+            );
+            let solicitation =
+                inner.get(12..14) == Some(&[0x86, 0xdd][..]) && inner.get(14 + 40) == Some(&135);
+            assert!(
+                !solicitation,
+                "neighbour solicitation on the underlay of node {n}: {inner:02x?}"
+            );
+        }
+    }
+    let at_gateway = tap.collect(Duration::from_millis(100));
+    let asked: Vec<_> = at_gateway
+        .iter()
+        .filter(|frame| frame[12..14] == [0x08, 0x06] || (frame[12..14] == [0x86, 0xdd] && frame[54] == 135))
+        .collect();
+    assert!(
+        asked.is_empty(),
+        "the gateway was asked about this cluster: {asked:02x?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_another_cluster_reaches_the_gateway_once_and_its_answer_comes_back() {
+    let (cluster, pods, tap) = three_nodes().await;
+    let far: std::net::IpAddr = "10.80.64.1".parse().unwrap();
+    let other = Wire::open(&cluster.nodes[2].space, "eth0");
+    // From the second node: the gateway is on the first.
+    let pod = &pods[2];
+    let asking = wire(pod);
+    tap.collect(Duration::from_millis(50));
+    other.collect(Duration::from_millis(50));
+    asking.send(&arp_request(pod.mac(), (pod.mac(), pod.v4()), far));
+    let questions: Vec<_> = tap
+        .collect(SETTLE)
+        .into_iter()
+        .filter(|frame| frame[12..14] == [0x08, 0x06])
+        .collect();
+    assert_eq!(questions.len(), 1);
+    let third: Vec<_> = other.collect(Duration::from_millis(50));
+    let overheard = third
+        .iter()
+        .filter(|frame| frame.windows(2).any(|two| two == [0x08, 0x06]))
+        .count();
+    assert_eq!(overheard, 0, "ARP went to a node that has nothing to do with it");
+    let mut answer = questions[0].clone();
+    let far_mac = Mac::of_index(0x4001);
+    answer[..6].copy_from_slice(&pod.mac().0);
+    answer[6..12].copy_from_slice(&far_mac.0);
+    answer[21] = 2;
+    let asker = questions[0][22..32].to_vec();
+    answer[22..28].copy_from_slice(&far_mac.0);
+    answer[28..32].copy_from_slice(&[10, 80, 64, 1]);
+    answer[32..42].copy_from_slice(&asker);
+    tap.send(&answer);
+    let answers = asking.collect(SETTLE);
+    assert!(
+        answers
+            .iter()
+            .any(|frame| frame[12..14] == [0x08, 0x06] && frame[21] == 2),
+        "{answers:02x?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_with_one_subnet_do_not_see_each_other() {
+    let mut cluster = Cluster::new(2);
+    cluster.add_slice("shop", slice(77));
+    cluster.add_slice("bank", slice(78));
+    let shop = [cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 1, 0)];
+    let bank = [cluster.add_pod("bank", 0, 1), cluster.add_pod("bank", 1, 1)];
+    cluster.sync().await;
+    assert!(ping(&shop[0].space, shop[1].v4(), 8, SECOND).is_some());
+    assert!(ping(&bank[0].space, bank[1].v4(), 8, SECOND).is_some());
+    for (from, to) in [(&shop[0], &bank[0]), (&shop[0], &bank[1]), (&bank[1], &shop[0])] {
+        for ip in [to.v4(), to.v6()] {
+            assert!(
+                ping(&from.space, ip, 8, SETTLE).is_none(),
+                "{} to {} in {}",
+                from.slice,
+                ip,
+                to.slice
+            );
+        }
+    }
+    let listeners: Vec<Wire> = bank.iter().map(wire).collect();
+    wire(&shop[0]).send(&ethernet(Mac::BROADCAST, shop[0].mac(), EXPERIMENT, MARK));
+    for listener in listeners {
+        assert_eq!(marked(&listener.collect(SETTLE)), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_can_be_in_several_slices() {
+    let mut cluster = Cluster::new(2);
+    cluster.add_slice("shop", slice(77));
+    let other = slice_crds::Subnets::new(&["10.90.0.0/16".parse().unwrap()]).unwrap();
+    cluster.add_slice("a-slice-with-a-long-name", (78, other));
+    let both = cluster.add_pod("shop", 0, 0);
+    let second = Space::new("second view");
+    drop(second);
+    let in_shop = cluster.add_pod("shop", 1, 0);
+    let in_other = cluster.add_pod("a-slice-with-a-long-name", 1, 1);
+    let attachment = cluster.nodes[0]
+        .segment("shop")
+        .attachments
+        .values()
+        .next()
+        .unwrap()
+        .clone();
+    let port =
+        slice_netop::model::Name::new(slice_crds::names::pod_port("a-slice-with-a-long-name", "uid-0-0"));
+    cluster.nodes[0]
+        .segment("a-slice-with-a-long-name")
+        .attachments
+        .insert(port, attachment);
+    cluster.sync().await;
+    assert!(ping(&both.space, in_shop.v4(), 8, SECOND).is_some());
+    let far = other.ipv4(in_other.index).unwrap().into();
+    assert!(ping(&both.space, far, 8, SECOND).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_works_over_an_ipv6_underlay() {
+    let mut cluster = Cluster::with_underlay(3, true);
+    cluster.add_slice("shop", slice(77));
+    let pods = [(0, 0), (1, 0), (2, 0)].map(|(node, nth)| cluster.add_pod("shop", node, nth));
+    let tap = cluster.add_gateway("shop", 1).await;
+    for ip in [pods[2].v4(), pods[2].v6()] {
+        let whole = 1370 - 8 - if ip.is_ipv4() { 20 } else { 40 };
+        assert!(ping(&pods[0].space, ip, whole, SECOND).is_some());
+    }
+    tap.collect(Duration::from_millis(50));
+    wire(&pods[0]).send(&ethernet(Mac::of_index(0x4000), pods[0].mac(), EXPERIMENT, MARK));
+    assert_eq!(marked(&tap.collect(SETTLE)), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_gateway_leaves_one_way_out() {
+    let (mut cluster, pods, tap) = three_nodes().await;
+    let far = Mac::of_index(0x4000);
+    drop(tap);
+    for node in &mut cluster.nodes {
+        node.segment("shop").uplink = slice_netop::desired::Uplink::None;
+    }
+    let tap = cluster.add_gateway("shop", 2).await;
+    for pod in &pods {
+        tap.collect(Duration::from_millis(30));
+        wire(pod).send(&udp4(
+            far,
+            (pod.mac(), pod.v4()),
+            "10.80.64.0".parse().unwrap(),
+            MARK,
+        ));
+        assert_eq!(marked(&tap.collect(SETTLE)), 1, "from pod {}", pod.index);
+    }
+}
