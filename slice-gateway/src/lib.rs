@@ -18,4 +18,9 @@
 //! Deliberately not here: an async runtime in the data path, MAC learning, a file on disk. The private key is made at
 //! start and ends with the process.
 
+pub mod args;
+pub mod control;
+pub mod driver;
+pub mod io;
+pub mod metrics;
 pub mod proto;

@@ -47,6 +47,8 @@ reasons! {
     NoTunnel = "no_tunnel",
     /// The send buffers are full.
     SendBufferFull = "send_buffer_full",
+    /// The kernel did not take a datagram: no route, or longer than the path's MTU.
+    SendFailed = "send_failed",
 
     // ── from the internet ──
     /// Not a WireGuard message.

@@ -1,5 +1,7 @@
 //! Whole networks of gateways under a virtual clock.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
+
 mod world;
 
 use std::{collections::BTreeMap, net::SocketAddr};

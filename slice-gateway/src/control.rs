@@ -1,0 +1,211 @@
+//! The conversation with the node agent. It may end at any time, and traffic does not notice: the gateway goes on
+//! with what it was told last and calls again.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use slice_runtime::{
+    admin::Pending,
+    handover::{self, FromGateway, Hello, Report, ToGateway, Tunnel},
+    version::VERSION,
+};
+
+use crate::{
+    driver::Shared,
+    io::tap::Tap,
+    proto::{Config, config},
+};
+
+/// Between two reports without news.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Before a call after one that failed, doubled up to the last.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+/// How long the agent may take over half a message.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub socket: PathBuf,
+    pub ordinal: u32,
+    pub public_key: [u8; 32],
+    pub udp_port: u16,
+}
+
+/// What must have arrived before the gateway is ready.
+pub struct Waiting {
+    pub config: Option<Pending>,
+    pub tap: Option<Pending>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("call {path}: {1}; is the node agent running on this node?", path = .0.display())]
+    Connect(PathBuf, io::Error),
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
+    #[error("wait for the node agent: {0}")]
+    Wait(io::Error),
+    #[error("TAP device {0}: {1}")]
+    Tap(String, io::Error),
+    #[error("the agent sent TAP device {0} without a descriptor")]
+    NoDescriptor(String),
+    #[error("the TAP device was lost")]
+    TapLost,
+}
+
+/// Talks to the agent until [`Shared::stop`].
+pub fn run(caller: &Caller, shared: &Arc<Shared>, mut waiting: Waiting) {
+    let mut retry = FIRST_RETRY;
+    let mut last = String::new();
+    while !shared.stopping().is_cancelled() {
+        let started = Instant::now();
+        let Err(error) = talk(caller, shared, &mut waiting) else {
+            return;
+        };
+        if started.elapsed() > LAST_RETRY {
+            retry = FIRST_RETRY;
+        }
+        // Once, or a missing agent would fill the log.
+        let text = error.to_string();
+        if text == last {
+            tracing::debug!(error = text, "node agent");
+        } else {
+            tracing::warn!(error = text, "node agent is away, carrying on");
+            last = text;
+        }
+        wait(shared, None, retry);
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+}
+
+/// One connection; `Ok` where the process stops.
+fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), Error> {
+    let stream =
+        UnixStream::connect(&caller.socket).map_err(|error| Error::Connect(caller.socket.clone(), error))?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(Error::Wait)?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(Error::Wait)?;
+    let had_tap = shared.has_tap();
+    let hello = Hello {
+        ordinal: caller.ordinal,
+        public_key: config::encode_key(&caller.public_key),
+        udp_port: caller.udp_port,
+        version: VERSION.to_owned(),
+        has_tap: had_tap,
+    };
+    handover::send(&stream, &FromGateway::Hello(hello), None)?;
+    tracing::info!(has_tap = had_tap, "node agent called");
+    let mut next_report = Instant::now();
+    let mut has_tap = had_tap;
+    while !shared.stopping().is_cancelled() {
+        let patience = next_report.saturating_duration_since(Instant::now());
+        let Ready {
+            stream: readable,
+            news,
+        } = wait(shared, Some(&stream), patience);
+        if readable {
+            has_tap |= receive(&stream, shared, waiting)?;
+        }
+        if has_tap && !shared.has_tap() {
+            // Only a new call can say so.
+            return Err(Error::TapLost);
+        }
+        if news || next_report <= Instant::now() {
+            handover::send(&stream, &FromGateway::Report(report(shared)), None)?;
+            next_report = Instant::now() + REPORT_EVERY;
+        }
+    }
+    Ok(())
+}
+
+/// Takes one message; true when it was a TAP device.
+fn receive(stream: &UnixStream, shared: &Shared, waiting: &mut Waiting) -> Result<bool, Error> {
+    match handover::receive(stream)? {
+        (ToGateway::Config(received), _) => {
+            let (config, problems) = match Config::new(&received) {
+                Ok(checked) => checked,
+                Err(error) => {
+                    tracing::warn!(%error, "configuration refused, carrying on with the one before");
+                    return Ok(false);
+                }
+            };
+            for problem in problems {
+                tracing::warn!(slice = received.slice, %problem, "peer left out of the configuration");
+            }
+            tracing::info!(
+                slice = config.slice,
+                clusters = config.clusters.len(),
+                gateways = config.gateways.len(),
+                mtu = config.segment.mtu,
+                "configuration taken"
+            );
+            shared.set_config(config);
+            waiting.config = None;
+            Ok(false)
+        }
+        (ToGateway::Tap(received), fd) => {
+            let fd = fd.ok_or_else(|| Error::NoDescriptor(received.interface.clone()))?;
+            let tap = Tap::new(fd).map_err(|error| Error::Tap(received.interface.clone(), error))?;
+            tracing::info!(interface = received.interface, "TAP device taken");
+            shared.set_tap(tap);
+            waiting.tap = None;
+            Ok(true)
+        }
+    }
+}
+
+fn report(shared: &Shared) -> Report {
+    let figures = shared.figures();
+    let tunnels = figures.stats.peers.iter().map(|peer| Tunnel {
+        peer: peer.name.clone(),
+        up: peer.up,
+        endpoint: peer.endpoint,
+        handshake_age_ms: peer
+            .handshake_age
+            .map(|age| age.as_millis().try_into().unwrap_or(u64::MAX)),
+        rtt_micros: peer.rtt.map(|rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX)),
+    });
+    Report {
+        tunnels: tunnels.collect(),
+    }
+}
+
+struct Ready {
+    stream: bool,
+    news: bool,
+}
+
+/// Waits for the agent or for news of the data path.
+fn wait(shared: &Shared, stream: Option<&UnixStream>, patience: Duration) -> Ready {
+    let timeout = PollTimeout::try_from(patience + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+    let mut fds = [
+        PollFd::new(shared.news().as_fd(), PollFlags::POLLIN),
+        PollFd::new(
+            stream.map_or_else(|| shared.news().as_fd(), AsFd::as_fd),
+            PollFlags::POLLIN,
+        ),
+    ];
+    let fds = if stream.is_some() {
+        &mut fds[..]
+    } else {
+        &mut fds[..1]
+    };
+    // An error is as good as a timeout: the loop looks at everything again.
+    let _ = poll(fds, timeout);
+    let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
+    let ready = Ready {
+        news: ready(0),
+        stream: ready(1),
+    };
+    if ready.news {
+        shared.clear_news();
+    }
+    ready
+}

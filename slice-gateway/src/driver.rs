@@ -1,0 +1,309 @@
+//! The loop of the data path, on a plain thread: wait, read a batch, handle it, write a batch. The only place with a
+//! clock.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    io::{
+        batch::{Batches, Counts},
+        tap::{MAX_HEADER, Tap},
+        udp::{Received, Udp},
+    },
+    proto::{Config, Event, Gateway, HEADROOM, Stats},
+};
+
+/// Frames that are read from the TAP in a turn, before the network gets its turn.
+const FRAMES_PER_TURN: usize = 64;
+/// Longest frame that is read.
+const MAX_FRAME: usize = 65_536 + 64;
+/// How often the figures are published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+
+/// What the data path shares with the other threads.
+pub struct Shared {
+    letters: Mutex<Letters>,
+    /// Wakes the data path.
+    wake: EventFd,
+    figures: Mutex<Arc<Figures>>,
+    /// Wakes the control thread: a tunnel went up or down, or the TAP was lost.
+    news: EventFd,
+    has_tap: AtomicBool,
+    stopping: CancellationToken,
+}
+
+/// What the data path is told. The newest of each replaces the one before.
+#[derive(Default)]
+struct Letters {
+    config: Option<Config>,
+    tap: Option<Tap>,
+}
+
+/// What the data path has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub slice: String,
+    pub stats: Stats,
+    pub counts: Counts,
+    /// Turns of the loop.
+    pub turns: u64,
+    pub frames_read: u64,
+    /// System calls that received datagrams.
+    pub receive_calls: u64,
+    pub segmentation: bool,
+}
+
+impl Shared {
+    /// # Errors
+    /// Where the kernel has no descriptors left.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Arc::new(Self {
+            letters: Mutex::default(),
+            wake: EventFd::from_flags(flags)?,
+            figures: Mutex::default(),
+            news: EventFd::from_flags(flags)?,
+            has_tap: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    pub fn set_config(&self, config: Config) {
+        self.write(|letters| letters.config = Some(config));
+    }
+
+    pub fn set_tap(&self, tap: Tap) {
+        self.has_tap.store(true, Ordering::Release);
+        self.write(|letters| letters.tap = Some(tap));
+    }
+
+    /// Ends all threads.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+        // Neither can fail but by being awake already.
+        let _ = self.wake.write(1);
+        let _ = self.news.write(1);
+    }
+
+    /// Cancelled by [`Self::stop`].
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    fn write(&self, write: impl FnOnce(&mut Letters)) {
+        write(&mut self.letters.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether the data path holds a TAP device.
+    pub fn has_tap(&self) -> bool {
+        self.has_tap.load(Ordering::Acquire)
+    }
+
+    pub fn figures(&self) -> Arc<Figures> {
+        self.figures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Becomes readable when something has happened that should be told at once; see [`Self::clear_news`].
+    pub fn news(&self) -> &EventFd {
+        &self.news
+    }
+
+    pub fn clear_news(&self) {
+        // An error says that there was none.
+        let _ = self.news.read();
+    }
+}
+
+/// The data path.
+pub struct Driver {
+    gateway: Gateway,
+    batches: Batches,
+    tap: Option<Tap>,
+    shared: Arc<Shared>,
+    received: Received,
+    frame: Vec<u8>,
+    next_publish: Instant,
+    figures: Figures,
+}
+
+impl Driver {
+    pub fn new(gateway: Gateway, udp: Udp, shared: Arc<Shared>) -> Self {
+        Self {
+            gateway,
+            batches: Batches::new(udp),
+            tap: None,
+            shared,
+            received: Received::default(),
+            frame: vec![0; HEADROOM + MAX_FRAME],
+            next_publish: Instant::now(),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Runs until [`Shared::stop`].
+    ///
+    /// # Errors
+    /// Where the kernel does not let it wait.
+    pub fn run(mut self) -> io::Result<()> {
+        loop {
+            let ready = self.wait()?;
+            self.figures.turns += 1;
+            if ready.letters {
+                self.take_letters();
+            }
+            if self.shared.stopping.is_cancelled() {
+                return Ok(());
+            }
+            // The network first: what proves that a peer lives must be seen before the clock is.
+            if ready.udp {
+                self.receive();
+            }
+            if ready.tap {
+                self.read_frames();
+            }
+            self.gateway.handle_timeout(Instant::now(), &mut self.batches);
+            self.batches.flush_datagrams();
+            self.batches.flush_frames(self.tap.as_ref());
+            self.publish();
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let timeout = self
+            .gateway
+            .poll_timeout()
+            .saturating_duration_since(Instant::now());
+        // Rounded up, or the last millisecond would be spent turning.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        let mut fds = [
+            PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.batches.udp().as_fd(), PollFlags::POLLIN),
+            PollFd::new(
+                self.tap
+                    .as_ref()
+                    .map_or_else(|| self.shared.wake.as_fd(), AsFd::as_fd),
+                PollFlags::POLLIN,
+            ),
+        ];
+        let fds = if self.tap.is_some() {
+            &mut fds[..]
+        } else {
+            &mut fds[..2]
+        };
+        match poll(fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
+        Ok(Ready {
+            letters: ready(0),
+            udp: ready(1),
+            tap: ready(2),
+        })
+    }
+
+    fn take_letters(&mut self) {
+        let _ = self.shared.wake.read();
+        let mut letters = self.shared.letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let (config, tap) = (letters.config.take(), letters.tap.take());
+        drop(letters);
+        if let Some(config) = config {
+            self.figures.slice.clone_from(&config.slice);
+            if let Err(error) = self.batches.udp().set_dscp(config.dscp) {
+                tracing::warn!(%error, dscp = config.dscp, "code point not set");
+            }
+            self.gateway.reconfigure(Instant::now(), config);
+        }
+        if let Some(tap) = tap {
+            self.tap = Some(tap);
+        }
+    }
+
+    fn receive(&mut self) {
+        match self.batches.udp().receive(&mut self.received) {
+            Ok(()) => self.figures.receive_calls += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => return tracing::debug!(%error, "datagrams not received"),
+        }
+        let now = Instant::now();
+        for (from, bytes, segment) in self.received.messages() {
+            for datagram in bytes.chunks(segment) {
+                self.gateway
+                    .handle_datagram(now, from, datagram, &mut self.batches);
+            }
+        }
+        self.batches.flush_frames(self.tap.as_ref());
+    }
+
+    fn read_frames(&mut self) {
+        let Some(tap) = &self.tap else { return };
+        let mut header = [0; MAX_HEADER];
+        for _ in 0..FRAMES_PER_TURN {
+            match tap.read(&mut header, &mut self.frame[HEADROOM..]) {
+                Ok(length) => {
+                    self.figures.frames_read += 1;
+                    self.gateway
+                        .handle_frame(&mut self.frame[..HEADROOM + length], &mut self.batches);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // The device is gone; the agent makes another one and hands it over.
+                    tracing::warn!(%error, "the TAP device is lost");
+                    self.tap = None;
+                    self.shared.has_tap.store(false, Ordering::Release);
+                    let _ = self.shared.news.write(1);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let mut news = false;
+        while let Some(event) = self.gateway.poll_event() {
+            news = true;
+            match event {
+                Event::Up { peer } => tracing::info!(peer, "tunnel is up"),
+                Event::Down { peer } => tracing::info!(peer, "tunnel is down"),
+            }
+        }
+        let now = Instant::now();
+        if !news && now < self.next_publish {
+            return;
+        }
+        self.next_publish = now + PUBLISH_EVERY;
+        self.figures.stats = self.gateway.stats(now);
+        self.figures.counts = *self.batches.counts();
+        self.figures.segmentation = self.batches.udp().segmentation();
+        let figures = Arc::new(self.figures.clone());
+        *self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+        if news {
+            let _ = self.shared.news.write(1);
+        }
+    }
+}
+
+struct Ready {
+    letters: bool,
+    udp: bool,
+    tap: bool,
+}

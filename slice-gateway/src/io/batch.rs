@@ -1,0 +1,292 @@
+//! The buffers that [`crate::proto`] writes into: datagrams to one address side by side, so that one system call
+//! sends many; frames one after the other.
+
+use std::{io::IoSlice, net::SocketAddr};
+
+use super::{
+    tap::{MAX_HEADER, Tap},
+    udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
+};
+use crate::proto::{Drops, Output, Reason};
+
+/// Batches that are filled before they are sent: a turn of the loop fills one for each peer that it has frames for.
+const BATCHES: usize = 32;
+/// Room for the frames of one turn: as many bytes as one turn can receive.
+const FRAME_BYTES: usize = 32 * 65_536 + 65_536;
+/// Frames of one turn: more than one turn can receive of useful length.
+const FRAMES: usize = 4096;
+
+/// Datagrams to one address; all but the last have `segment` bytes.
+struct Batch {
+    to: SocketAddr,
+    segment: usize,
+    count: usize,
+    /// The last datagram was shorter, or another length came: nothing may follow.
+    closed: bool,
+    bytes: Box<[u8]>,
+    filled: usize,
+}
+
+/// Everything that waits to be written in a turn of the loop.
+pub struct Batches {
+    udp: Udp,
+    batches: Vec<Batch>,
+    used: usize,
+    /// Place of the batch and length of the datagram that is lent.
+    lent: Option<(usize, usize)>,
+    frame_bytes: Vec<u8>,
+    frame_used: usize,
+    /// Where the frame that is lent starts.
+    frame_lent: usize,
+    frames: Vec<(usize, usize)>,
+    counts: Counts,
+}
+
+/// What was written, for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// System calls that sent datagrams.
+    pub send_calls: u64,
+    pub datagrams: u64,
+    pub datagram_bytes: u64,
+    /// Frames written to the TAP.
+    pub frames: u64,
+    pub drops: Drops,
+}
+
+impl Batches {
+    pub fn new(udp: Udp) -> Self {
+        let batch = || Batch {
+            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+            segment: 0,
+            count: 0,
+            closed: true,
+            bytes: vec![0; MAX_BATCH].into(),
+            filled: 0,
+        };
+        Self {
+            udp,
+            batches: std::iter::repeat_with(batch).take(BATCHES).collect(),
+            used: 0,
+            lent: None,
+            frame_bytes: vec![0; FRAME_BYTES],
+            frame_used: 0,
+            frame_lent: 0,
+            frames: Vec::with_capacity(FRAMES),
+            counts: Counts::default(),
+        }
+    }
+
+    pub fn udp(&self) -> &Udp {
+        &self.udp
+    }
+
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Sends all datagrams.
+    pub fn flush_datagrams(&mut self) {
+        for batch in &mut self.batches[..self.used] {
+            self.counts.send_calls += 1;
+            self.counts.datagrams += batch.count as u64;
+            self.counts.datagram_bytes += batch.filled as u64;
+            let datagrams = &batch.bytes[..batch.filled];
+            if let Err((error, bytes)) = self.udp.send(batch.to, datagrams, batch.segment) {
+                let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
+                self.counts.drops.add(Reason::SendFailed, lost);
+                tracing::debug!(%error, lost, to = %batch.to, "datagrams not sent");
+            }
+        }
+        self.used = 0;
+        self.lent = None;
+    }
+
+    /// Writes all frames to the TAP; without one, or where it refuses them, they are dropped.
+    pub fn flush_frames(&mut self, tap: Option<&Tap>) {
+        for (start, end) in self.frames.drain(..) {
+            let Some(tap) = tap else {
+                self.counts.drops.add(Reason::TapRefused, 1);
+                continue;
+            };
+            // A header of zeros: a whole frame, its checksums made.
+            let header = &[0; MAX_HEADER][..tap.header()];
+            let frame = &self.frame_bytes[start..end];
+            match tap.write(&[IoSlice::new(header), IoSlice::new(frame)]) {
+                Ok(()) => self.counts.frames += 1,
+                Err(error) => {
+                    self.counts.drops.add(Reason::TapRefused, 1);
+                    tracing::debug!(%error, "frame not written");
+                }
+            }
+        }
+        self.frame_used = 0;
+    }
+
+    /// The batch that a datagram joins.
+    fn place(&mut self, to: SocketAddr, length: usize) -> usize {
+        let last = self.batches[..self.used].iter().rposition(|batch| batch.to == to);
+        if let Some(place) = last {
+            let batch = &mut self.batches[place];
+            let fits = batch.count < MAX_SEGMENTS && batch.filled + length <= MAX_BATCH;
+            if !batch.closed && fits && length <= batch.segment {
+                return place;
+            }
+            batch.closed = true;
+        }
+        if self.used == BATCHES {
+            self.flush_datagrams();
+        }
+        let place = self.used;
+        let batch = &mut self.batches[place];
+        (batch.to, batch.segment) = (to, length);
+        (batch.count, batch.filled, batch.closed) = (0, 0, false);
+        place
+    }
+}
+
+impl Output for Batches {
+    fn datagram(&mut self, to: SocketAddr, length: usize) -> Option<&mut [u8]> {
+        if length == 0 || length > MAX_BATCH {
+            return None;
+        }
+        let place = self.place(to, length);
+        self.lent = Some((place, length));
+        let batch = &mut self.batches[place];
+        batch.bytes[batch.filled..].get_mut(..length)
+    }
+
+    fn send(&mut self) {
+        let Some((place, length)) = self.lent.take() else {
+            return;
+        };
+        let batch = &mut self.batches[place];
+        batch.count += 1;
+        batch.filled += length;
+        batch.closed |= length < batch.segment;
+        self.used = self.used.max(place + 1);
+    }
+
+    fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
+        if self.frames.len() == FRAMES {
+            return None;
+        }
+        self.frame_lent = self.frame_used;
+        self.frame_bytes.get_mut(self.frame_lent..)?.get_mut(..length)
+    }
+
+    fn deliver(&mut self, start: usize, end: usize) {
+        self.frames.push((self.frame_lent + start, self.frame_lent + end));
+        self.frame_used = self.frame_lent + end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batches() -> Batches {
+        Batches::new(Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap())
+    }
+
+    fn put(batches: &mut Batches, port: u16, length: usize) {
+        let room = batches
+            .datagram(SocketAddr::from(([127, 0, 0, 1], port)), length)
+            .unwrap();
+        assert_eq!(room.len(), length);
+        room.fill(port as u8);
+        batches.send();
+    }
+
+    /// The batches that `datagrams` (port and length) fill, as port, segment, count, bytes.
+    #[track_caller]
+    fn check(datagrams: &[(u16, usize)], expected: &[(u16, usize, usize, usize)]) {
+        let mut batches = batches();
+        for (port, length) in datagrams {
+            put(&mut batches, *port, *length);
+        }
+        let got: Vec<_> = batches.batches[..batches.used]
+            .iter()
+            .map(|batch| (batch.to.port(), batch.segment, batch.count, batch.filled))
+            .collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn equal_datagrams_to_one_address_travel_together() {
+        check(&[(1, 100), (1, 100), (1, 100)], &[(1, 100, 3, 300)]);
+        check(
+            &[(1, 100), (2, 50), (1, 100), (2, 50)],
+            &[(1, 100, 2, 200), (2, 50, 2, 100)],
+        );
+    }
+
+    #[test]
+    fn a_shorter_datagram_ends_its_batch() {
+        check(&[(1, 100), (1, 60), (1, 60)], &[(1, 100, 2, 160), (1, 60, 1, 60)]);
+    }
+
+    #[test]
+    fn a_longer_datagram_begins_another() {
+        check(&[(1, 60), (1, 100), (1, 60)], &[(1, 60, 1, 60), (1, 100, 2, 160)]);
+    }
+
+    #[test]
+    fn batches_are_bounded() {
+        check(&[(1, 10); 65], &[(1, 10, 64, 640), (1, 10, 1, 10)]);
+        check(
+            &[(1, 30_000); 3],
+            &[(1, 30_000, 2, 60_000), (1, 30_000, 1, 30_000)],
+        );
+        assert!(
+            batches()
+                .datagram(([127, 0, 0, 1], 1).into(), MAX_BATCH + 1)
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_full_set_of_batches_is_sent() {
+        let mut batches = batches();
+        for port in 0..BATCHES as u16 + 1 {
+            put(&mut batches, 1000 + port, 10);
+        }
+        assert_eq!((batches.used, batches.counts.send_calls), (1, BATCHES as u64));
+    }
+
+    #[test]
+    fn what_is_not_committed_is_not_sent() {
+        let mut batches = batches();
+        batches.datagram(([127, 0, 0, 1], 1).into(), 100).unwrap();
+        put(&mut batches, 1, 60);
+        assert_eq!(
+            (
+                batches.used,
+                batches.batches[0].filled,
+                batches.batches[0].segment
+            ),
+            (1, 60, 60)
+        );
+        batches.send();
+        assert_eq!(batches.batches[0].filled, 60);
+    }
+
+    #[test]
+    fn frames_follow_one_another() {
+        let mut batches = batches();
+        for n in 1..=3u8 {
+            batches.frame(100).unwrap().fill(n);
+            batches.deliver(36, 96);
+        }
+        // Lent, not delivered.
+        batches.frame(100).unwrap().fill(9);
+        let frames = batches
+            .frames
+            .iter()
+            .map(|(start, end)| &batches.frame_bytes[*start..*end]);
+        assert_eq!(frames.collect::<Vec<_>>(), [[1; 60], [2; 60], [3; 60]]);
+        assert!(batches.frame(FRAME_BYTES).is_none());
+        batches.flush_frames(None);
+        assert_eq!(batches.counts.drops.of(Reason::TapRefused), 3);
+    }
+}

@@ -1,0 +1,7 @@
+//! The kernel's side: the TAP device, the UDP socket and the buffers between them and [`crate::proto`].
+//!
+//! Whatever is unsafe in this crate is in [`tap`].
+
+pub mod batch;
+pub mod tap;
+pub mod udp;

@@ -1,0 +1,299 @@
+//! The UDP socket: one for all peers, IPv4 and IPv6, with segmentation on the way out (UDP_SEGMENT, Linux 4.18) and
+//! coalescing on the way in (UDP_GRO, Linux 5.0).
+//!
+//! Receiving is quinn-udp's. Sending is not, because it overrides the code point of each datagram.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg},
+};
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+/// Buffers that the socket asks for. The kernel grants less to a process without CAP_NET_ADMIN: what
+/// net.core.rmem_max and wmem_max say.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Datagrams in one `sendmsg`: UDP_MAX_SEGMENTS before Linux 6.9.
+pub const MAX_SEGMENTS: usize = 64;
+/// Bytes in one `sendmsg`, below what fits into an IP packet with its headers.
+pub const MAX_BATCH: usize = 65_000;
+/// Bytes of one coalesced receive.
+const RECEIVE_BUFFER: usize = 65_536;
+/// How long a full socket is waited for before a batch is dropped, in milliseconds. The TAP's queue holds the frames
+/// that follow meanwhile.
+const SEND_PATIENCE: u16 = 5;
+
+pub struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    /// An IPv6 socket takes IPv4 addresses in their mapped form.
+    v6: bool,
+    segmentation: bool,
+}
+
+/// Received datagrams.
+pub struct Received {
+    buffer: Vec<u8>,
+    meta: [RecvMeta; BATCH_SIZE],
+    count: usize,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self {
+            buffer: vec![0; BATCH_SIZE * RECEIVE_BUFFER],
+            meta: [RecvMeta::default(); BATCH_SIZE],
+            count: 0,
+        }
+    }
+}
+
+impl Received {
+    /// The messages: where from, the bytes, and the size of each datagram in them (the last may be shorter).
+    pub fn messages(&self) -> impl Iterator<Item = (SocketAddr, &[u8], usize)> {
+        let buffers = self.buffer.chunks_exact(RECEIVE_BUFFER);
+        buffers.zip(&self.meta[..self.count]).map(|(buffer, meta)| {
+            let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            (from, &buffer[..meta.len], meta.stride.max(1))
+        })
+    }
+}
+
+impl Udp {
+    /// Opens a socket. On a host without IPv6 the unspecified IPv6 address becomes the IPv4 one.
+    ///
+    /// # Errors
+    /// Where the address cannot be bound.
+    pub fn bind(listen: SocketAddr) -> io::Result<Self> {
+        match Self::open(listen) {
+            Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() => {
+                tracing::info!(%error, "no IPv6 here, using IPv4 only");
+                Self::open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()))
+            }
+            result => result,
+        }
+    }
+
+    fn open(listen: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+        if listen.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+        socket.set_send_buffer_size(SOCKET_BUFFER)?;
+        socket.bind(&listen.into())?;
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        let segmentation = state.max_gso_segments() > 1;
+        tracing::info!(
+            segmentation,
+            coalescing = state.gro_segments() > 1,
+            receive_buffer = SockRef::from(&socket).recv_buffer_size()?,
+            "UDP socket is open"
+        );
+        Ok(Self {
+            socket,
+            state,
+            v6: listen.is_ipv6(),
+            segmentation,
+        })
+    }
+
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Whether datagrams are sent in groups.
+    pub fn segmentation(&self) -> bool {
+        self.segmentation
+    }
+
+    /// Sets the code point of outgoing datagrams.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn set_dscp(&self, dscp: u8) -> io::Result<()> {
+        let socket = SockRef::from(&self.socket);
+        let tos = u32::from(dscp) << 2;
+        socket.set_tos_v4(tos)?;
+        if self.v6 {
+            socket.set_tclass_v6(tos)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Receives what is there, up to the size of `received`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where there is nothing.
+    pub fn receive(&self, received: &mut Received) -> io::Result<()> {
+        received.count = 0;
+        let mut chunks = received.buffer.chunks_exact_mut(RECEIVE_BUFFER);
+        let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().expect("one buffer per message")));
+        received.count = self
+            .state
+            .recv((&self.socket).into(), &mut buffers, &mut received.meta)?;
+        Ok(())
+    }
+
+    /// Sends datagrams of `segment` bytes, the last of which may be shorter. Returns how many bytes could not be
+    /// sent, and why.
+    pub fn send(
+        &mut self,
+        to: SocketAddr,
+        datagrams: &[u8],
+        segment: usize,
+    ) -> Result<(), (io::Error, usize)> {
+        let to = self.mapped(to);
+        if self.segmentation && datagrams.len() > segment {
+            let size = u16::try_from(segment).expect("a datagram's length");
+            match self.send_message(to, datagrams, &[ControlMessage::UdpGsoSegments(&size)]) {
+                // What a device that cannot compute checksums answers (net/ipv4/udp.c: udp_send_skb).
+                Err(Errno::EIO | Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {
+                    tracing::info!("the device cannot segment datagrams, sending them one by one");
+                    self.segmentation = false;
+                }
+                Err(error) => return Err((error.into(), datagrams.len())),
+                Ok(()) => return Ok(()),
+            }
+        }
+        let mut failed = None;
+        for datagram in datagrams.chunks(segment.max(1)) {
+            if let Err(error) = self.send_message(to, datagram, &[]) {
+                failed = Some((
+                    error.into(),
+                    failed.map_or(0, |(_, bytes)| bytes) + datagram.len(),
+                ));
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn send_message(
+        &self,
+        to: SocketAddr,
+        bytes: &[u8],
+        control: &[ControlMessage<'_>],
+    ) -> Result<(), Errno> {
+        let to = SockaddrStorage::from(to);
+        let mut waited = false;
+        loop {
+            let flags = MsgFlags::MSG_DONTWAIT;
+            match sendmsg(
+                self.socket.as_raw_fd(),
+                &[IoSlice::new(bytes)],
+                control,
+                flags,
+                Some(&to),
+            ) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if !waited => {
+                    waited = true;
+                    let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                    let _ = poll(&mut fds, PollTimeout::from(SEND_PATIENCE));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn mapped(&self, to: SocketAddr) -> SocketAddr {
+        match to.ip() {
+            IpAddr::V4(ip) if self.v6 => SocketAddrV6::new(ip.to_ipv6_mapped(), to.port(), 0, 0).into(),
+            _ => to,
+        }
+    }
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(udp: &Udp, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let (mut received, mut all) = (Received::default(), Vec::new());
+        while all.len() < wanted {
+            let mut fds = [PollFd::new(udp.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(
+                poll(&mut fds, PollTimeout::from(2000u16)),
+                Ok(1),
+                "{} of {wanted} arrived",
+                all.len()
+            );
+            udp.receive(&mut received).unwrap();
+            for (from, bytes, segment) in received.messages() {
+                all.extend(bytes.chunks(segment).map(|datagram| (from, datagram.to_vec())));
+            }
+        }
+        all
+    }
+
+    #[track_caller]
+    fn check(listen: &str, from: &str, segmentation: bool) {
+        let receiver = Udp::bind(listen.parse().unwrap()).unwrap();
+        let mut sender = Udp::bind(from.parse().unwrap()).unwrap();
+        sender.segmentation &= segmentation;
+        let ip: IpAddr = if from.starts_with('[') { "::1" } else { "127.0.0.1" }
+            .parse()
+            .unwrap();
+        let to = SocketAddr::new(ip, receiver.local_address().unwrap().port());
+        let datagrams: Vec<u8> = (0..10_000u32).map(|n| (n / 1400) as u8).collect();
+        sender.send(to, &datagrams, 1400).unwrap();
+        let received = receive(&receiver, 8);
+        let lengths: Vec<_> = received.iter().map(|(_, datagram)| datagram.len()).collect();
+        assert_eq!(lengths, [1400, 1400, 1400, 1400, 1400, 1400, 1400, 200]);
+        assert_eq!(received.concat_bytes(), datagrams);
+        assert!(received.iter().all(|(from, _)| from.ip() == ip), "{received:?}");
+    }
+
+    trait Concat {
+        fn concat_bytes(&self) -> Vec<u8>;
+    }
+
+    impl Concat for Vec<(SocketAddr, Vec<u8>)> {
+        fn concat_bytes(&self) -> Vec<u8> {
+            self.iter().flat_map(|(_, datagram)| datagram.clone()).collect()
+        }
+    }
+
+    #[test]
+    fn datagrams_arrive_as_they_were_sent() {
+        for segmentation in [true, false] {
+            check("127.0.0.1:0", "127.0.0.1:0", segmentation);
+            check("[::]:0", "127.0.0.1:0", segmentation);
+            check("[::]:0", "[::]:0", segmentation);
+        }
+    }
+
+    #[test]
+    fn the_code_point_can_be_set_on_both_families() {
+        let udp = Udp::bind("[::]:0".parse().unwrap()).unwrap();
+        udp.set_dscp(46).unwrap();
+        assert_eq!(SockRef::from(&udp.socket).tos_v4().unwrap(), 46 << 2);
+        assert_eq!(SockRef::from(&udp.socket).tclass_v6().unwrap(), 46 << 2);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_told() {
+        let mut udp = Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (_, bytes) = udp
+            .send("192.0.2.1:9".parse().unwrap(), &[0; 3000], 1000)
+            .unwrap_err();
+        assert_eq!(bytes, 3000);
+    }
+}

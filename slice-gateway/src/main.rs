@@ -1,0 +1,140 @@
+//! `slice-gateway`: see the library's documentation.
+
+use std::{process::ExitCode, sync::Arc, thread, time::Instant};
+
+use anyhow::Context;
+use clap::Parser;
+use slice_gateway::{
+    args::Args,
+    control::{self, Caller, Waiting},
+    driver::{Driver, Shared},
+    io::udp::Udp,
+    metrics::Metrics,
+    proto::{Gateway, Key},
+};
+use slice_runtime::{
+    admin::{self, Readiness},
+    shutdown,
+    telemetry::{self, LogArgs},
+    version::VERSION,
+};
+use zeroize::Zeroizing;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "gateway ends");
+            #[expect(clippy::print_stderr, reason = "logging may not have been set up")]
+            {
+                eprintln!("slice-gateway: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    // boringtun reports a peer that is away as an error, every time; that is told as "tunnel is down", once.
+    telemetry::init(&LogArgs {
+        filter: format!("boringtun=off,{}", args.log.filter),
+        ..args.log.clone()
+    })?;
+    let ordinal = args.ordinal()?;
+    let key = Key::from_random(random()?);
+    let udp = Udp::bind(args.listen).with_context(|| format!("listen on UDP {}", args.listen))?;
+    let udp_port = udp.local_address().context("read the own UDP address")?.port();
+    tracing::info!(version = VERSION, ordinal, socket = %args.socket.display(), udp_port, admin = %args.admin, "gateway starts");
+
+    let shared = Shared::new().context("make event descriptors")?;
+    let seed = u64::from_ne_bytes(*random()?);
+    let gateway = Gateway::new(key, seed, Instant::now());
+    let caller = Caller {
+        socket: args.socket.clone(),
+        ordinal,
+        public_key: gateway.public_key(),
+        udp_port,
+    };
+    let readiness = Readiness::default();
+    let waiting = Waiting {
+        config: Some(readiness.wait_for("configuration from the node agent")),
+        tap: Some(readiness.wait_for("TAP device from the node agent")),
+    };
+
+    let data = spawn("data", &shared, {
+        let driver = Driver::new(gateway, udp, shared.clone());
+        move || driver.run().context("run the data path")
+    })?;
+    let control = spawn("control", &shared, {
+        let shared = shared.clone();
+        move || {
+            control::run(&caller, &shared, waiting);
+            Ok(())
+        }
+    })?;
+    let served = serve(args, &shared, readiness);
+    shared.stop();
+    for thread in [data, control] {
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    }
+    tracing::info!("gateway stopped");
+    served
+}
+
+/// Admin endpoints and signals, until a signal or the end of another thread.
+fn serve(args: &Args, shared: &Arc<Shared>, readiness: Readiness) -> anyhow::Result<()> {
+    let registry = admin::registry("gateway");
+    registry
+        .register(Box::new(Metrics::new(shared.clone())))
+        .context("register the metrics")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the admin runtime")?;
+    runtime.block_on(async {
+        let stop = shutdown::on_signal().context("listen for signals")?;
+        let serving = admin::serve(args.admin, registry, readiness, stop.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => result,
+            () = shared.stopping().cancelled() => {
+                stop.cancel();
+                serving.await
+            }
+        }
+    })
+}
+
+/// Starts a thread; when it ends, everything does.
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
+    let shared = shared.clone();
+    let work = move || {
+        let _stop = StopOnDrop(shared);
+        work()
+    };
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .with_context(|| format!("start the {name} thread"))
+}
+
+struct StopOnDrop(Arc<Shared>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn random<const N: usize>() -> anyhow::Result<Zeroizing<[u8; N]>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(&mut *bytes).map_err(|error| anyhow::anyhow!("read random bytes: {error}"))?;
+    Ok(bytes)
+}

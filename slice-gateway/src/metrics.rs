@@ -1,0 +1,303 @@
+//! The figures of the data path as Prometheus metrics, made when they are asked for.
+
+use std::sync::Arc;
+
+use prometheus::{
+    GaugeVec, IntCounterVec, IntGaugeVec, Opts,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use crate::{
+    driver::{Figures, Shared},
+    proto::PeerStats,
+};
+
+const PER_SLICE: &[&str] = &["slice"];
+const PER_PEER: &[&str] = &["slice", "peer_cluster", "peer"];
+const PER_REASON: &[&str] = &["slice", "peer_cluster", "peer", "reason"];
+
+/// Collects from the figures that the data path published last.
+pub struct Metrics {
+    shared: Arc<Shared>,
+    descs: Vec<Desc>,
+}
+
+impl Metrics {
+    /// # Panics
+    /// Never: names and labels are constants.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let descs = families(&Figures::default()).desc();
+        Self { shared, descs }
+    }
+}
+
+impl Collector for Metrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        families(&self.shared.figures())
+            .0
+            .iter()
+            .flat_map(|family| family.collect())
+            .collect()
+    }
+}
+
+struct Families(Vec<Box<dyn Collector>>);
+
+impl Families {
+    fn desc(&self) -> Vec<Desc> {
+        self.0.iter().flat_map(|family| family.desc()).cloned().collect()
+    }
+
+    fn counter<'a>(
+        &mut self,
+        (name, help): (&str, &str),
+        labels: &[&str],
+        values: impl Iterator<Item = (Vec<&'a str>, u64)>,
+    ) {
+        let family = IntCounterVec::new(Opts::new(format!("weft_gateway_{name}"), help), labels)
+            .expect("a valid metric");
+        for (labels, value) in values {
+            family.with_label_values(&labels).inc_by(value);
+        }
+        self.0.push(Box::new(family));
+    }
+
+    fn gauge<'a>(
+        &mut self,
+        (name, help): (&str, &str),
+        labels: &[&str],
+        values: impl Iterator<Item = (Vec<&'a str>, f64)>,
+    ) {
+        let family =
+            GaugeVec::new(Opts::new(format!("weft_gateway_{name}"), help), labels).expect("a valid metric");
+        for (labels, value) in values {
+            family.with_label_values(&labels).set(value);
+        }
+        self.0.push(Box::new(family));
+    }
+}
+
+fn families(figures: &Figures) -> Families {
+    let mut all = Families(Vec::new());
+    let slice = figures.slice.as_str();
+    let labels = |peer: &'_ PeerStats| vec![slice.to_owned(), peer.cluster.clone(), peer.name.clone()];
+    let peers: Vec<(Vec<String>, &PeerStats)> = figures
+        .stats
+        .peers
+        .iter()
+        .map(|peer| (labels(peer), peer))
+        .collect();
+    let each = |of: fn(&PeerStats) -> u64| {
+        peers
+            .iter()
+            .map(move |(labels, peer)| (labels.iter().map(String::as_str).collect(), of(peer)))
+    };
+    let some = |of: fn(&PeerStats) -> Option<f64>| {
+        peers
+            .iter()
+            .filter_map(move |(labels, peer)| Some((labels.iter().map(String::as_str).collect(), of(peer)?)))
+    };
+    all.counter(
+        ("sent_frames_total", "Frames sent to the peer"),
+        PER_PEER,
+        each(|peer| peer.sent.frames),
+    );
+    all.counter(
+        ("sent_bytes_total", "Bytes of Ethernet sent to the peer"),
+        PER_PEER,
+        each(|peer| peer.sent.bytes),
+    );
+    all.counter(
+        (
+            "received_frames_total",
+            "Frames received from the peer and admitted",
+        ),
+        PER_PEER,
+        each(|peer| peer.received.frames),
+    );
+    all.counter(
+        (
+            "received_bytes_total",
+            "Bytes of Ethernet received from the peer and admitted",
+        ),
+        PER_PEER,
+        each(|peer| peer.received.bytes),
+    );
+    all.counter(
+        ("handshakes_total", "Handshakes completed"),
+        PER_PEER,
+        each(|peer| peer.handshakes),
+    );
+    all.counter(
+        ("echoes_total", "Probes that came back"),
+        PER_PEER,
+        each(|peer| peer.echoes),
+    );
+    all.gauge(
+        ("tunnel_up", "1 while the tunnel is trusted with traffic"),
+        PER_PEER,
+        some(|peer| Some(peer.up.into())),
+    );
+    all.gauge(
+        (
+            "handshake_age_seconds",
+            "Age of the session in use; renewed before 120 s",
+        ),
+        PER_PEER,
+        some(|peer| peer.handshake_age.map(|age| age.as_secs_f64())),
+    );
+    all.gauge(
+        (
+            "rtt_seconds",
+            "Smoothed round-trip time of the probes in the tunnel",
+        ),
+        PER_PEER,
+        some(|peer| peer.rtt.map(|rtt| rtt.as_secs_f64())),
+    );
+    let mut drops: Vec<(Vec<&str>, u64)> = Vec::new();
+    for (reason, count) in figures.stats.drops.iter().chain(figures.counts.drops.iter()) {
+        drops.push((vec![slice, "", "", reason.label()], count));
+    }
+    for (labels, peer) in &peers {
+        for (reason, count) in peer.drops.iter() {
+            drops.push((
+                labels
+                    .iter()
+                    .map(String::as_str)
+                    .chain([reason.label()])
+                    .collect(),
+                count,
+            ));
+        }
+    }
+    let help = "Frames and datagrams dropped; without a peer where it is not known";
+    all.counter(("drops_total", help), PER_REASON, drops.into_iter());
+    let counts = &figures.counts;
+    for (name, help, value) in [
+        ("turns_total", "Turns of the data path's loop", figures.turns),
+        (
+            "tap_frames_read_total",
+            "Frames read from the TAP device",
+            figures.frames_read,
+        ),
+        (
+            "tap_frames_written_total",
+            "Frames written to the TAP device",
+            counts.frames,
+        ),
+        (
+            "udp_receive_calls_total",
+            "System calls that received datagrams",
+            figures.receive_calls,
+        ),
+        (
+            "udp_send_calls_total",
+            "System calls that sent datagrams; datagrams per call is the batch size",
+            counts.send_calls,
+        ),
+        (
+            "udp_sent_datagrams_total",
+            "Datagrams handed to the kernel",
+            counts.datagrams,
+        ),
+        (
+            "udp_sent_bytes_total",
+            "Bytes of datagrams handed to the kernel",
+            counts.datagram_bytes,
+        ),
+    ] {
+        all.counter((name, help), PER_SLICE, std::iter::once((vec![slice], value)));
+    }
+    let help = "1 while the kernel segments groups of datagrams (UDP_SEGMENT)";
+    let segmentation = f64::from(u8::from(figures.segmentation));
+    all.gauge(
+        ("udp_segmentation", help),
+        PER_SLICE,
+        std::iter::once((vec![slice], segmentation)),
+    );
+    let gauge = IntGaugeVec::new(
+        Opts::new("weft_gateway_tunnels", "Tunnels by state"),
+        &["slice", "state"],
+    )
+    .expect("a valid metric");
+    let up = peers.iter().filter(|(_, peer)| peer.up).count();
+    for (state, count) in [("up", up), ("down", peers.len() - up)] {
+        gauge
+            .with_label_values(&[slice, state])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    all.0.push(Box::new(gauge));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Registry, TextEncoder};
+
+    use super::*;
+    use crate::proto::{Drops, Reason, Stats};
+
+    fn peer() -> PeerStats {
+        let mut drops = Drops::default();
+        drops.add(Reason::SpoofedSource, 3);
+        PeerStats {
+            name: "paris/0".into(),
+            cluster: "paris".into(),
+            up: true,
+            endpoint: None,
+            handshake_age: None,
+            handshakes: 1,
+            rtt: Some(std::time::Duration::from_millis(2)),
+            echoes: 7,
+            sent: Default::default(),
+            received: Default::default(),
+            drops,
+        }
+    }
+
+    #[test]
+    fn figures_become_metrics() {
+        let mut figures = Figures {
+            slice: "shop".into(),
+            ..Figures::default()
+        };
+        figures.stats = Stats {
+            drops: Drops::default(),
+            peers: vec![peer()],
+        };
+        figures.stats.drops.add(Reason::FrameTooLong, 2);
+        let families = families(&figures)
+            .0
+            .iter()
+            .flat_map(|family| family.collect())
+            .collect::<Vec<_>>();
+        let text = TextEncoder::new().encode_to_string(&families).unwrap();
+        for line in [
+            r#"weft_gateway_tunnel_up{peer="paris/0",peer_cluster="paris",slice="shop"} 1"#,
+            r#"weft_gateway_rtt_seconds{peer="paris/0",peer_cluster="paris",slice="shop"} 0.002"#,
+            r#"weft_gateway_drops_total{peer="paris/0",peer_cluster="paris",reason="spoofed_source",slice="shop"} 3"#,
+            r#"weft_gateway_drops_total{peer="",peer_cluster="",reason="frame_too_long",slice="shop"} 2"#,
+            r#"weft_gateway_tunnels{slice="shop",state="up"} 1"#,
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        assert!(!text.contains("handshake_age_seconds{"));
+    }
+
+    #[test]
+    fn the_collector_can_be_registered() {
+        let registry = Registry::new();
+        registry
+            .register(Box::new(Metrics::new(Shared::new().unwrap())))
+            .unwrap();
+        assert!(!registry.gather().is_empty());
+    }
+}

@@ -1,0 +1,724 @@
+//! Clusters on one machine: real interfaces, real sockets, the real gateway process as an unprivileged user.
+//!
+//! ```text
+//!   a-pod0 ─┐                                                                  ┌─ b-pod0
+//!   a-pod1 ─┴ a-node: bridge ─ TAP ═ a-gw0 ── wan: bridge, capture ── b-gw0 ═ TAP ─ bridge :b-node ┴─ b-pod1
+//! ```
+//!
+//! Every box is a network namespace of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    net::{Ipv4Addr, SocketAddr},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    libc,
+    sched::{CloneFlags, setns},
+};
+use slice_gateway::proto::address::Mac;
+use slice_runtime::handover::{self, FromGateway, ToGateway};
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub(crate) const MTU: u16 = 1370;
+const VNI: u32 = 77;
+/// Who the gateways run as, as in their image.
+const USER: u32 = 65532;
+
+/// How long anything may take.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// One lab at a time: the machine's cores are few, and liveness is measured in milliseconds.
+static ONE: Mutex<()> = Mutex::new(());
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) struct Lab {
+    prefix: String,
+    pub(crate) clusters: Vec<Cluster>,
+    directory: tempfile::TempDir,
+    agents: Vec<Arc<Agent>>,
+    _one: MutexGuard<'static, ()>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) gateways: Vec<Gateway>,
+}
+
+pub(crate) struct Gateway {
+    pub(crate) name: String,
+    child: Option<Child>,
+    agent: usize,
+}
+
+/// How the underlay looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Underlay {
+    V4,
+    V6,
+}
+
+/// The node agent's side of one gateway.
+struct Agent {
+    name: String,
+    node: String,
+    tap: String,
+    /// What the last caller said.
+    hello: Mutex<Option<handover::Hello>>,
+    report: Mutex<handover::Report>,
+    stream: Mutex<Option<UnixStream>>,
+    calls: AtomicU32,
+    stop: AtomicBool,
+}
+
+/// Polls until `done` gives something.
+pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = done() {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("run ip(8)");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs something in a network namespace, on a thread of its own. Sockets opened there stay there.
+pub(crate) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let run = || {
+            let file = File::open(format!("/run/netns/{namespace}")).expect("a namespace of the lab");
+            setns(file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+            work()
+        };
+        scope
+            .spawn(run)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+impl Lab {
+    /// Clusters of so many gateways each, with two pods each; all tunnels are up.
+    pub(crate) fn new(gateways: &[usize], underlay: Underlay) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests make network namespaces and TAP devices: run them as root \
+             (sudo -E cargo test -p slice-gateway --test netns)"
+        );
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let prefix = format!(
+            "weftgw{}x{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let directory = tempfile::tempdir().expect("a directory for the sockets");
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), permissions).expect("let the gateways in");
+        let mut lab = Self {
+            prefix,
+            clusters: Vec::new(),
+            directory,
+            agents: Vec::new(),
+            _one: one,
+        };
+        lab.namespace("wan");
+        lab.disable_ipv6("wan");
+        lab.ip_in("wan", "link add wan type bridge mcast_snooping 0");
+        lab.ip_in("wan", "link set wan addrgenmode none up");
+        for (name, gateways) in ('a'..).zip(gateways) {
+            lab.add_cluster(name, *gateways, underlay);
+        }
+        lab.settle();
+        lab
+    }
+
+    /// The full name of a namespace.
+    pub(crate) fn at(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn namespace(&self, name: &str) {
+        ip(&format!("netns add {}", self.at(name)));
+        self.ip_in(name, "link set lo up");
+    }
+
+    fn disable_ipv6(&self, namespace: &str) {
+        within(&self.at(namespace), || {
+            // /proc/sys/net shows the namespace of the thread that opens a file.
+            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("write a sysctl");
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("write a sysctl");
+        });
+    }
+
+    pub(crate) fn ip_in(&self, namespace: &str, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.at(namespace)));
+    }
+
+    fn add_cluster(&mut self, name: char, gateways: usize, underlay: Underlay) {
+        let node = format!("{name}-node");
+        self.namespace(&node);
+        self.ip_in(&node, "link add seg0 type bridge mcast_snooping 0");
+        self.ip_in(&node, "link set seg0 addrgenmode none up");
+        for pod in 0..2 {
+            self.add_pod(&node, name, pod);
+        }
+        let mut cluster = Cluster { gateways: Vec::new() };
+        for ordinal in 0..gateways {
+            let gateway = self.add_gateway(&node, name, ordinal, underlay);
+            cluster.gateways.push(gateway);
+        }
+        self.clusters.push(cluster);
+    }
+
+    fn add_pod(&self, node: &str, cluster: char, pod: u32) {
+        let (name, index) = (format!("{cluster}-pod{pod}"), index(cluster, pod));
+        self.namespace(&name);
+        let mac = Mac::of_index(index);
+        let peer = self.at(&name);
+        self.ip_in(
+            node,
+            &format!(
+                "link add p{pod} mtu {MTU} type veth peer name slice0 netns {peer} address {mac} mtu {MTU}"
+            ),
+        );
+        self.ip_in(node, &format!("link set p{pod} master seg0 addrgenmode none up"));
+        self.ip_in(
+            &name,
+            &format!("address add {}/16 broadcast + dev slice0", v4(index)),
+        );
+        self.ip_in(&name, &format!("address add {}/64 dev slice0 nodad", v6(index)));
+        self.ip_in(&name, "link set slice0 up");
+        // Multicast goes there too.
+        self.ip_in(&name, "route add 239.0.0.0/8 dev slice0");
+    }
+
+    fn add_gateway(&mut self, node: &str, cluster: char, ordinal: usize, underlay: Underlay) -> Gateway {
+        let name = format!("{cluster}-gw{ordinal}");
+        self.namespace(&name);
+        if underlay == Underlay::V4 {
+            self.disable_ipv6(&name);
+        }
+        let (wan, port) = (self.at("wan"), format!("{cluster}{ordinal}"));
+        self.ip_in(
+            &name,
+            &format!("link add wan type veth peer name {port} netns {wan}"),
+        );
+        let address = underlay_address(cluster, ordinal, underlay).ip();
+        let length = if underlay == Underlay::V4 { 24 } else { 64 };
+        self.ip_in(&name, &format!("address add {address}/{length} dev wan nodad"));
+        self.ip_in(&name, "link set wan addrgenmode none up");
+        self.ip_in("wan", &format!("link set {port} master wan addrgenmode none up"));
+
+        let tap = format!("tap{ordinal}");
+        within(&self.at(node), || open_tap(&tap, true)).expect("make a TAP device");
+        self.ip_in(
+            node,
+            &format!("link set {tap} mtu {MTU} master seg0 addrgenmode none up"),
+        );
+        if ordinal > 0 {
+            // The node uses one gateway for what it sends; the others only inject.
+            self.ip_in(
+                node,
+                &format!("link set dev {tap} type bridge_slave flood off mcast_flood off bcast_flood off"),
+            );
+        }
+        let agent = Agent {
+            name: format!("{cluster}/{ordinal}"),
+            node: self.at(node),
+            tap,
+            hello: Mutex::default(),
+            report: Mutex::default(),
+            stream: Mutex::default(),
+            calls: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+        };
+        let listener = self.listen(&name);
+        self.agents.push(Arc::new(agent));
+        let agent = self.agents.len() - 1;
+        serve(self.agents[agent].clone(), listener);
+        let child = Some(self.spawn(&name, ordinal));
+        Gateway { name, child, agent }
+    }
+
+    fn socket(&self, gateway: &str) -> PathBuf {
+        self.directory.path().join(format!("{gateway}.sock"))
+    }
+
+    fn listen(&self, gateway: &str) -> UnixListener {
+        let path = self.socket(gateway);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("listen for the gateway");
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(&path, permissions).expect("let the gateway in");
+        listener
+            .set_nonblocking(true)
+            .expect("a listener that can be stopped");
+        listener
+    }
+
+    fn spawn(&self, gateway: &str, ordinal: usize) -> Child {
+        // Copied where that user may read it.
+        let binary = self.directory.path().join("slice-gateway");
+        if !binary.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_slice-gateway"), &binary).expect("copy the gateway");
+        }
+        within(&self.at(gateway), || {
+            Command::new(&binary)
+                .args([
+                    "--ordinal",
+                    &ordinal.to_string(),
+                    "--log-format",
+                    "text",
+                    "--log",
+                    &log_filter(),
+                ])
+                .arg("--socket")
+                .arg(self.socket(gateway))
+                .uid(USER)
+                .gid(USER)
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("start the gateway")
+        })
+    }
+
+    /// Waits until every tunnel is up, as the gateways report it, having told them about each other.
+    pub(crate) fn settle(&self) {
+        for agent in &self.agents {
+            eventually(&format!("gateway {} calls", agent.name), || {
+                agent.hello().map(drop)
+            });
+        }
+        self.configure();
+        for agent in &self.agents {
+            let expected = self
+                .config_of(agent)
+                .peers
+                .iter()
+                .map(|peer| peer.gateways.len())
+                .sum::<usize>();
+            eventually(&format!("all tunnels of {} are up", agent.name), || {
+                let report = agent
+                    .report
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
+                let up = report.tunnels.iter().filter(|tunnel| tunnel.up).count();
+                (up == expected && report.tunnels.len() == expected).then_some(())
+            });
+        }
+    }
+
+    /// Sends every gateway its configuration.
+    pub(crate) fn configure(&self) {
+        for agent in &self.agents {
+            agent.tell(&ToGateway::Config(self.config_of(agent)));
+        }
+    }
+
+    fn config_of(&self, agent: &Agent) -> handover::Config {
+        let mut peers: BTreeMap<char, handover::Peer> = BTreeMap::new();
+        let own = cluster_of(&agent.name);
+        for other in self.agents.iter().filter(|other| cluster_of(&other.name) != own) {
+            let cluster = cluster_of(&other.name);
+            let peer = peers.entry(cluster).or_insert_with(|| handover::Peer {
+                cluster: cluster.to_string(),
+                ranges: vec![range(cluster)],
+                gateways: vec![],
+            });
+            let Some(hello) = other.hello() else { continue };
+            let ordinal = hello.ordinal as usize;
+            let endpoint = self.endpoint(cluster, ordinal);
+            peer.gateways.push(handover::PeerGateway {
+                name: other.name.clone(),
+                public_key: hello.public_key,
+                vtep: vtep(cluster, ordinal),
+                endpoints: vec![SocketAddr::new(endpoint.ip(), hello.udp_port)],
+            });
+        }
+        let ordinal = agent.name[2..].parse().expect("an ordinal");
+        handover::Config {
+            slice: "shop".into(),
+            cluster: own.to_string(),
+            vni: VNI,
+            mtu: MTU,
+            subnets: vec![
+                "10.80.0.0/16".parse().expect("a subnet"),
+                "fd42:80::/64".parse().expect("a subnet"),
+            ],
+            vtep: vtep(own, ordinal),
+            ranges: vec![range(own)],
+            dscp: 10,
+            peers: peers.into_values().collect(),
+        }
+    }
+
+    /// Where a gateway is on the underlay.
+    fn endpoint(&self, cluster: char, ordinal: usize) -> SocketAddr {
+        let namespace = self.at(&format!("{cluster}-gw{ordinal}"));
+        let output = Command::new("ip")
+            .args(["-n", &namespace, "-6", "address", "show", "dev", "wan"])
+            .output();
+        let six = String::from_utf8_lossy(&output.expect("run ip(8)").stdout).contains("fd00:");
+        underlay_address(cluster, ordinal, if six { Underlay::V6 } else { Underlay::V4 })
+    }
+
+    fn gateway_mut(&mut self, name: &str) -> &mut Gateway {
+        let gateways = self.clusters.iter_mut().flat_map(|cluster| &mut cluster.gateways);
+        gateways
+            .into_iter()
+            .find(|gateway| gateway.name == name)
+            .expect("a gateway of the lab")
+    }
+
+    /// Kills a gateway without warning.
+    pub(crate) fn kill(&mut self, name: &str) {
+        let gateway = self.gateway_mut(name);
+        let agent = gateway.agent;
+        let mut child = gateway.child.take().expect("a running gateway");
+        child.kill().expect("kill the gateway");
+        child.wait().expect("wait for the gateway");
+        *self.agents[agent]
+            .hello
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Starts a gateway that was killed.
+    pub(crate) fn start(&mut self, name: &str) {
+        let ordinal = name[4..].parse().expect("an ordinal");
+        let child = self.spawn(name, ordinal);
+        self.gateway_mut(name).child = Some(child);
+    }
+
+    /// Asks a gateway to stop and gives back whether it ended well.
+    pub(crate) fn terminate(&mut self, name: &str) -> bool {
+        let mut child = self.gateway_mut(name).child.take().expect("a running gateway");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signal the gateway");
+        child.wait().expect("wait for the gateway").success()
+    }
+
+    /// The `/proc` status of a gateway's process.
+    pub(crate) fn process_status(&mut self, name: &str) -> String {
+        let pid = self
+            .gateway_mut(name)
+            .child
+            .as_ref()
+            .expect("a running gateway")
+            .id();
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process")
+    }
+
+    /// The agent of this gateway hangs up, as in a restart. Returns once the gateway has called again, with what it
+    /// then said.
+    pub(crate) fn hang_up(&self, name: &str) -> handover::Hello {
+        let agent = self.agent(name);
+        let calls = agent.calls.load(Ordering::SeqCst);
+        if let Some(stream) = agent.stream.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        eventually("the gateway calls again", || {
+            (agent.calls.load(Ordering::SeqCst) > calls)
+                .then(|| agent.hello())
+                .flatten()
+        })
+    }
+
+    /// Makes the TAP device of a gateway again after it was removed, and waits until the gateway has it.
+    pub(crate) fn remake_tap(&self, name: &str) {
+        let agent = self.agent(name);
+        let calls = agent.calls.load(Ordering::SeqCst);
+        within(&agent.node, || open_tap(&agent.tap, true)).expect("make a TAP device");
+        let node = agent.node.clone();
+        ip(&format!(
+            "-n {node} link set {} mtu {MTU} master seg0 addrgenmode none up",
+            agent.tap
+        ));
+        eventually("the gateway asks for a TAP device", || {
+            (agent.calls.load(Ordering::SeqCst) > calls).then_some(())
+        });
+        self.configure();
+    }
+
+    fn agent(&self, name: &str) -> &Agent {
+        let gateways = self.clusters.iter().flat_map(|cluster| &cluster.gateways);
+        &self.agents[gateways
+            .into_iter()
+            .find(|gateway| gateway.name == name)
+            .expect("a gateway")
+            .agent]
+    }
+
+    pub(crate) fn report(&self, name: &str) -> handover::Report {
+        self.agent(name)
+            .report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// What a gateway serves on its admin port.
+    pub(crate) fn admin(&self, gateway: &str, path: &str) -> String {
+        within(&self.at(gateway), || {
+            let mut stream = std::net::TcpStream::connect("127.0.0.1:9402").expect("reach the admin port");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            io::Write::write_all(&mut stream, request.as_bytes()).expect("ask");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("read the answer");
+            answer
+        })
+    }
+
+    /// Begins to record everything between the clusters.
+    pub(crate) fn capture(&self) -> Capture {
+        within(&self.at("wan"), Capture::start)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!(
+                "look into the lab with: nsenter --net=/run/netns/{} (while the test is stopped)",
+                self.at("wan")
+            );
+        }
+        for agent in &self.agents {
+            agent.stop.store(true, Ordering::SeqCst);
+        }
+        for gateway in self.clusters.iter_mut().flat_map(|cluster| &mut cluster.gateways) {
+            if let Some(mut child) = gateway.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&format!("{}-", self.prefix)) {
+                let _ = Command::new("ip").args(["netns", "delete", &name]).status();
+            }
+        }
+    }
+}
+
+impl Agent {
+    fn hello(&self) -> Option<handover::Hello> {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tell(&self, message: &ToGateway) {
+        if let Some(stream) = &*self.stream.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = handover::send(stream, message, None);
+        }
+    }
+
+    /// One call: hello, TAP, reports.
+    fn converse(&self, stream: &UnixStream) {
+        let Ok((FromGateway::Hello(hello), _)) = handover::receive(stream) else {
+            return;
+        };
+        let has_tap = hello.has_tap;
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
+        *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = handover::Report::default();
+        if !has_tap {
+            let fd = eventually("the TAP device is free", || {
+                within(&self.node, || open_tap(&self.tap, false)).ok()
+            });
+            let tap = ToGateway::Tap(handover::Tap {
+                interface: self.tap.clone(),
+                offloads: 0,
+            });
+            if handover::send(stream, &tap, Some(fd.as_raw_fd())).is_err() {
+                return;
+            }
+        }
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        while let Ok((FromGateway::Report(report), _)) = handover::receive(stream) {
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+        }
+    }
+}
+
+fn serve(agent: Arc<Agent>, listener: UnixListener) {
+    thread::spawn(move || {
+        while !agent.stop.load(Ordering::SeqCst) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false).expect("a blocking stream");
+                    agent.converse(&stream);
+                }
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    });
+}
+
+/// Everything that crossed the underlay.
+pub(crate) struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<Vec<Vec<u8>>>,
+}
+
+impl Capture {
+    fn start() -> Self {
+        // A bridge itself sees nothing of what its ports exchange.
+        let socket = packet_socket(None, libc::ETH_P_ALL as u16);
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a timeout");
+        socket.set_recv_buffer_size(32 << 20).expect("a buffer");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let (mut frames, mut buffer) = (Vec::new(), vec![0; 70_000]);
+            loop {
+                match (&socket).read(&mut buffer) {
+                    Ok(length) => frames.push(buffer[..length].to_vec()),
+                    Err(_) if stopped.load(Ordering::SeqCst) => return frames,
+                    Err(_) => {}
+                }
+            }
+        });
+        Self { stop, thread }
+    }
+
+    pub(crate) fn finish(self) -> Vec<Vec<u8>> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("the capture")
+    }
+}
+
+/// A socket for whole frames of one EtherType, on one interface or all of the current namespace.
+pub(crate) fn packet_socket(interface: Option<&str>, ethertype: u16) -> Socket {
+    let protocol = i32::from(ethertype.to_be());
+    let socket =
+        Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol))).expect("a packet socket");
+    let index = interface.map_or(0, |name| {
+        nix::net::if_::if_nametoindex(name).expect("an interface")
+    });
+    // SAFETY: all bytes zero is a valid `sockaddr_storage`, and the view as `sockaddr_ll` lies within it.
+    let address = unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            let address = &mut *storage.cast::<libc::sockaddr_ll>();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = ethertype.to_be();
+            address.sll_ifindex = i32::try_from(index).expect("an index");
+            *length = size_of::<libc::sockaddr_ll>() as u32;
+            Ok(())
+        })
+    };
+    socket
+        .bind(&address.expect("an address").1)
+        .expect("bind to the interface");
+    socket
+}
+
+mod ioctl {
+    use nix::libc::{c_int, ifreq};
+
+    nix::ioctl_write_ptr_bad!(
+        tunsetiff,
+        nix::request_code_write!(b'T', 202, size_of::<c_int>()),
+        ifreq
+    );
+    nix::ioctl_write_int_bad!(
+        tunsetpersist,
+        nix::request_code_write!(b'T', 203, size_of::<c_int>())
+    );
+}
+
+fn open_tap(name: &str, persist: bool) -> io::Result<OwnedFd> {
+    // Opening a device that is not there would make one.
+    if !persist {
+        nix::net::if_::if_nametoindex(name)?;
+    }
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all bytes zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    // SAFETY: the descriptor is open and `request` outlives the call.
+    unsafe { ioctl::tunsetiff(file.as_raw_fd(), &raw const request) }?;
+    if persist {
+        // SAFETY: the descriptor is open and the argument is an integer.
+        unsafe { ioctl::tunsetpersist(file.as_raw_fd(), 1) }?;
+    }
+    Ok(file.into())
+}
+
+fn log_filter() -> String {
+    std::env::var("WEFT_TEST_LOG").unwrap_or_else(|_| "warn".to_owned())
+}
+
+fn number(cluster: char) -> u32 {
+    u32::from(cluster) - u32::from('a')
+}
+
+fn cluster_of(name: &str) -> char {
+    name.chars().next().expect("a name")
+}
+
+fn range(cluster: char) -> handover::Range {
+    handover::Range {
+        start: number(cluster) * 64,
+        size: 64,
+    }
+}
+
+/// The index of a pod.
+pub(crate) fn index(cluster: char, pod: u32) -> u32 {
+    number(cluster) * 64 + 10 + pod
+}
+
+pub(crate) fn v4(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + index)
+}
+
+pub(crate) fn v6(index: u32) -> std::net::Ipv6Addr {
+    format!("fd42:80::{index:x}").parse().expect("an address")
+}
+
+fn vtep(cluster: char, ordinal: usize) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, number(cluster) as u8 + 1, ordinal as u8 + 1)
+}
+
+fn underlay_address(cluster: char, ordinal: usize, underlay: Underlay) -> SocketAddr {
+    let host = number(cluster) * 16 + ordinal as u32 + 1;
+    match underlay {
+        Underlay::V4 => SocketAddr::from(([192, 0, 2, host as u8], 51820)),
+        Underlay::V6 => format!("[fd00::{host:x}]:51820").parse().expect("an address"),
+    }
+}

@@ -1,0 +1,257 @@
+//! The real process on the real kernel. Needs root, makes its own namespaces and removes them.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
+
+mod lab;
+mod traffic;
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{Lab, MTU, Underlay, eventually, index, packet_socket, v4, v6, within};
+use slice_gateway::proto::address::Mac;
+use socket2::SockRef;
+use traffic::{Pinger, frame, receive_all};
+
+const ODD: u16 = 0x88b5;
+const MARKER: &[u8] = b"the crown jewels of the slice";
+
+/// Sends `bytes` over TCP from one pod to another's address and checks that they arrive.
+fn transfer(lab: &Lab, from: &str, to: (&str, IpAddr), bytes: usize) -> Duration {
+    let payload: Vec<u8> = MARKER.iter().copied().cycle().take(bytes).collect();
+    let listener = within(&lab.at(to.0), || TcpListener::bind((to.1, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let expected = payload.clone();
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        received == expected
+    });
+    let start = Instant::now();
+    let mut stream = within(&lab.at(from), || TcpStream::connect(address).unwrap());
+    stream.write_all(&payload).unwrap();
+    let expected_mss = u32::from(MTU) - if address.is_ipv4() { 40 } else { 60 } - 12;
+    assert_eq!(
+        SockRef::from(&stream).tcp_mss().unwrap(),
+        expected_mss,
+        "segments fill the MTU"
+    );
+    drop(stream);
+    assert!(receiver.join().unwrap(), "{bytes} bytes arrive unchanged");
+    start.elapsed()
+}
+
+fn addresses(cluster: char, pod: u32) -> [IpAddr; 2] {
+    [v4(index(cluster, pod)).into(), v6(index(cluster, pod)).into()]
+}
+
+fn check_everything_crosses(lab: &Lab) {
+    for to in addresses('b', 1) {
+        within(&lab.at("a-pod0"), || Pinger::new(to)).ping("a pod of the other cluster answers");
+        transfer(lab, "a-pod0", ("b-pod1", to), 1 << 20);
+    }
+    for from in addresses('a', 0) {
+        within(&lab.at("b-pod0"), || Pinger::new(from)).ping("and the other way");
+    }
+}
+
+#[test]
+fn pods_of_two_clusters_talk_over_ipv4() {
+    check_everything_crosses(&Lab::new(&[1, 1], Underlay::V4));
+}
+
+#[test]
+fn pods_of_two_clusters_talk_over_ipv6() {
+    check_everything_crosses(&Lab::new(&[1, 1], Underlay::V6));
+}
+
+#[test]
+fn pods_of_three_clusters_with_several_gateways_talk() {
+    let lab = Lab::new(&[2, 1, 2], Underlay::V4);
+    check_everything_crosses(&lab);
+    for to in addresses('c', 0) {
+        within(&lab.at("b-pod0"), || Pinger::new(to)).ping("each cluster reaches each");
+    }
+}
+
+#[test]
+fn only_wireguard_is_on_the_wire() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    // What the wire would be if the devices could not segment.
+    for gateway in ["a-gw0", "b-gw0"] {
+        lab.ip_in(gateway, "link set dev wan gso_max_segs 1");
+    }
+    let capture = lab.capture();
+    transfer(&lab, "a-pod0", ("b-pod0", addresses('b', 0)[0]), 1 << 20);
+    transfer(&lab, "b-pod0", ("a-pod0", addresses('a', 0)[1]), 1 << 20);
+    within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("a small packet too");
+    let frames = capture.finish();
+    assert!(frames.len() > 1500, "only {} frames were seen", frames.len());
+    for frame in &frames {
+        assert!(
+            !frame.windows(MARKER.len()).any(|bytes| bytes == MARKER),
+            "plaintext on the wire"
+        );
+        assert!(frame.len() <= 1514, "a frame of {} bytes", frame.len());
+        if frame[12..14] == [0x08, 0x06] {
+            continue;
+        }
+        assert_eq!(frame[12..14], [0x08, 0x00], "only IPv4 and ARP");
+        assert_eq!(frame[23], 17, "only UDP");
+        assert_eq!(frame[20] & 0x3f, 0, "no fragments");
+        assert_eq!(frame[15] >> 2, 10, "the slice's code point");
+        assert!(
+            (1..=4).contains(&frame[42]) && frame[43..46] == [0, 0, 0],
+            "only WireGuard"
+        );
+    }
+    let longest = frames.iter().map(Vec::len).max().unwrap();
+    assert_eq!(
+        longest,
+        14 + 20 + 8 + 32 + 36 + 14 + usize::from(MTU),
+        "full packets are full on the wire"
+    );
+}
+
+#[test]
+fn any_ethertype_crosses() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let receiver = within(&lab.at("b-pod1"), || packet_socket(Some("slice0"), ODD));
+    let sent = frame(index('a', 0), Mac::of_index(index('b', 1)), ODD, b"what am I?");
+    within(&lab.at("a-pod0"), || packet_socket(Some("slice0"), ODD))
+        .send(&sent)
+        .unwrap();
+    let received = receive_all(&receiver, 1);
+    assert_eq!(received[0][..sent.len()], sent);
+}
+
+#[test]
+fn broadcast_and_multicast_arrive_once_at_everybody() {
+    let lab = Lab::new(&[2, 3, 1], Underlay::V4);
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let pods: Vec<_> = ['a', 'b', 'c']
+        .iter()
+        .flat_map(|c| [format!("{c}-pod0"), format!("{c}-pod1")])
+        .collect();
+    let sockets: Vec<_> = pods
+        .iter()
+        .map(|pod| {
+            within(&lab.at(pod), || {
+                let socket = UdpSocket::bind("0.0.0.0:4000").unwrap();
+                let interface = nix::net::if_::if_nametoindex("slice0").unwrap();
+                SockRef::from(&socket)
+                    .join_multicast_v4_n(&group, &socket2::InterfaceIndexOrAddress::Index(interface))
+                    .unwrap();
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20))
+                    .unwrap();
+                socket.set_broadcast(true).unwrap();
+                socket.set_multicast_loop_v4(false).unwrap();
+                socket
+            })
+        })
+        .collect();
+    for (n, to) in [Ipv4Addr::BROADCAST, Ipv4Addr::new(10, 80, 255, 255), group]
+        .into_iter()
+        .enumerate()
+    {
+        for (sender, from) in sockets.iter().zip(&pods) {
+            // Limited broadcast leaves by the interface of the bound device.
+            SockRef::from(sender).bind_device(Some(b"slice0")).unwrap();
+            for repeat in 0..20u8 {
+                let text = format!("{n} {from} {repeat}");
+                sender.send_to(text.as_bytes(), (to, 4000)).unwrap();
+            }
+        }
+    }
+    // Each of 6 pods sent 60; a sender hears its own broadcasts from its own stack at most, never from the wire.
+    for (socket, pod) in sockets.iter().zip(&pods) {
+        let others = 5 * 60;
+        let mut heard = std::collections::BTreeMap::new();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut buffer = [0; 100];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if !text.contains(pod.as_str()) {
+                *heard.entry(text).or_insert(0) += 1;
+                assert!(
+                    matches!(from, SocketAddr::V4(from) if from.ip().octets()[..2] == [10, 80]),
+                    "{from}"
+                );
+            }
+        }
+        let twice: Vec<_> = heard.iter().filter(|(_, count)| **count != 1).collect();
+        assert!(twice.is_empty(), "{pod} heard {twice:?} more than once");
+        assert_eq!(heard.len(), others, "{pod} heard all");
+    }
+}
+
+#[test]
+fn the_process_has_no_privilege_and_says_that_it_is_ready() {
+    let mut lab = Lab::new(&[1, 1], Underlay::V4);
+    let status = lab.process_status("a-gw0");
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "Uid:\t65532\t65532\t65532\t65532",
+    ] {
+        assert!(
+            status.lines().any(|found| found == line),
+            "{line} is not in\n{status}"
+        );
+    }
+    assert!(lab.admin("a-gw0", "/readyz").starts_with("HTTP/1.1 200"));
+    within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("traffic to count");
+    let metrics = eventually("the frames are counted", || {
+        let metrics = lab.admin("a-gw0", "/metrics");
+        let sent = metrics
+            .lines()
+            .find(|line| line.starts_with("weft_gateway_sent_frames_total{"))?;
+        (!sent.ends_with(" 0")).then_some(metrics)
+    });
+    assert!(
+        metrics.contains(r#"weft_gateway_tunnel_up{peer="b/0",peer_cluster="b",slice="shop"} 1"#),
+        "{metrics}"
+    );
+    let rtt = eventually("the tunnel is measured", || {
+        lab.report("a-gw0").tunnels[0].rtt_micros
+    });
+    assert!(rtt < 100_000, "{rtt} µs");
+    assert!(lab.terminate("a-gw0"), "SIGTERM ends it well");
+}
+
+#[test]
+fn traffic_survives_a_restart_of_the_node_agent() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let mut pinger = within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0]));
+    pinger.ping("before");
+    let hello = lab.hang_up("a-gw0");
+    assert!(hello.has_tap, "it still holds the TAP");
+    pinger.ping("after");
+    assert_eq!(pinger.lost(), 0);
+}
+
+#[test]
+fn a_gateway_that_was_killed_comes_back_with_a_new_key() {
+    let mut lab = Lab::new(&[1, 2], Underlay::V4);
+    let mut pinger = within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0]));
+    pinger.ping("before");
+    lab.kill("b-gw0");
+    lab.kill("b-gw1");
+    lab.start("b-gw0");
+    lab.start("b-gw1");
+    lab.settle();
+    pinger.ping("after");
+}
+
+#[test]
+fn a_tap_that_was_removed_is_asked_for_again() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    lab.ip_in("a-node", "link delete tap0");
+    lab.remake_tap("a-gw0");
+    within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("through the new device");
+}
