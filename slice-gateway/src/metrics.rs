@@ -38,11 +38,7 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        families(&self.shared.figures())
-            .0
-            .iter()
-            .flat_map(|family| family.collect())
-            .collect()
+        families(&self.shared.figures()).collect()
     }
 }
 
@@ -51,6 +47,14 @@ struct Families(Vec<Box<dyn Collector>>);
 impl Families {
     fn desc(&self) -> Vec<Desc> {
         self.0.iter().flat_map(|family| family.desc()).cloned().collect()
+    }
+
+    /// What has a value.
+    fn collect(&self) -> Vec<MetricFamily> {
+        let families = self.0.iter().flat_map(|family| family.collect());
+        families
+            .filter(|family| !family.get_metric().is_empty())
+            .collect()
     }
 
     fn counter<'a>(
@@ -271,11 +275,7 @@ mod tests {
             peers: vec![peer()],
         };
         figures.stats.drops.add(Reason::FrameTooLong, 2);
-        let families = families(&figures)
-            .0
-            .iter()
-            .flat_map(|family| family.collect())
-            .collect::<Vec<_>>();
+        let families = families(&figures).collect();
         let text = TextEncoder::new().encode_to_string(&families).unwrap();
         for line in [
             r#"weft_gateway_tunnel_up{peer="paris/0",peer_cluster="paris",slice="shop"} 1"#,

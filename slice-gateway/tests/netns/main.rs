@@ -1,6 +1,7 @@
 //! The real process on the real kernel. Needs root, makes its own namespaces and removes them.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
+#![expect(clippy::print_stdout, reason = "shown with a test that fails")]
 
 mod lab;
 mod traffic;

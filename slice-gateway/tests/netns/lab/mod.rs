@@ -7,18 +7,15 @@
 //!
 //! Every box is a network namespace of its own.
 
+mod agent;
+mod capture;
+
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
     net::{Ipv4Addr, SocketAddr},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{
-            net::{UnixListener, UnixStream},
-            process::CommandExt,
-        },
-    },
+    os::unix::{net::UnixListener, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
@@ -29,13 +26,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    libc,
-    sched::{CloneFlags, setns},
-};
+use nix::sched::{CloneFlags, setns};
 use slice_gateway::proto::address::Mac;
-use slice_runtime::handover::{self, FromGateway, ToGateway};
-use socket2::{Domain, Protocol, Socket, Type};
+use slice_runtime::handover::{self, ToGateway};
+
+use agent::{Agent, open_tap, serve};
+use capture::Capture;
+pub(crate) use capture::packet_socket;
 
 pub(crate) const MTU: u16 = 1370;
 const VNI: u32 = 77;
@@ -72,19 +69,6 @@ pub(crate) struct Gateway {
 pub(crate) enum Underlay {
     V4,
     V6,
-}
-
-/// The node agent's side of one gateway.
-struct Agent {
-    name: String,
-    node: String,
-    tap: String,
-    /// What the last caller said.
-    hello: Mutex<Option<handover::Hello>>,
-    report: Mutex<handover::Report>,
-    stream: Mutex<Option<UnixStream>>,
-    calls: AtomicU32,
-    stop: AtomicBool,
 }
 
 /// Polls until `done` gives something.
@@ -529,154 +513,6 @@ impl Drop for Lab {
             }
         }
     }
-}
-
-impl Agent {
-    fn hello(&self) -> Option<handover::Hello> {
-        self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn tell(&self, message: &ToGateway) {
-        if let Some(stream) = &*self.stream.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = handover::send(stream, message, None);
-        }
-    }
-
-    /// One call: hello, TAP, reports.
-    fn converse(&self, stream: &UnixStream) {
-        let Ok((FromGateway::Hello(hello), _)) = handover::receive(stream) else {
-            return;
-        };
-        let has_tap = hello.has_tap;
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
-        *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
-        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = handover::Report::default();
-        if !has_tap {
-            let fd = eventually("the TAP device is free", || {
-                within(&self.node, || open_tap(&self.tap, false)).ok()
-            });
-            let tap = ToGateway::Tap(handover::Tap {
-                interface: self.tap.clone(),
-                offloads: 0,
-            });
-            if handover::send(stream, &tap, Some(fd.as_raw_fd())).is_err() {
-                return;
-            }
-        }
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        while let Ok((FromGateway::Report(report), _)) = handover::receive(stream) {
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
-        }
-    }
-}
-
-fn serve(agent: Arc<Agent>, listener: UnixListener) {
-    thread::spawn(move || {
-        while !agent.stop.load(Ordering::SeqCst) {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).expect("a blocking stream");
-                    agent.converse(&stream);
-                }
-                Err(_) => thread::sleep(Duration::from_millis(5)),
-            }
-        }
-    });
-}
-
-/// Everything that crossed the underlay.
-pub(crate) struct Capture {
-    stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Vec<Vec<u8>>>,
-}
-
-impl Capture {
-    fn start() -> Self {
-        // A bridge itself sees nothing of what its ports exchange.
-        let socket = packet_socket(None, libc::ETH_P_ALL as u16);
-        socket
-            .set_read_timeout(Some(Duration::from_millis(50)))
-            .expect("a timeout");
-        socket.set_recv_buffer_size(32 << 20).expect("a buffer");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = thread::spawn(move || {
-            let (mut frames, mut buffer) = (Vec::new(), vec![0; 70_000]);
-            loop {
-                match (&socket).read(&mut buffer) {
-                    Ok(length) => frames.push(buffer[..length].to_vec()),
-                    Err(_) if stopped.load(Ordering::SeqCst) => return frames,
-                    Err(_) => {}
-                }
-            }
-        });
-        Self { stop, thread }
-    }
-
-    pub(crate) fn finish(self) -> Vec<Vec<u8>> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.join().expect("the capture")
-    }
-}
-
-/// A socket for whole frames of one EtherType, on one interface or all of the current namespace.
-pub(crate) fn packet_socket(interface: Option<&str>, ethertype: u16) -> Socket {
-    let protocol = i32::from(ethertype.to_be());
-    let socket =
-        Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol))).expect("a packet socket");
-    let index = interface.map_or(0, |name| {
-        nix::net::if_::if_nametoindex(name).expect("an interface")
-    });
-    // SAFETY: all bytes zero is a valid `sockaddr_storage`, and the view as `sockaddr_ll` lies within it.
-    let address = unsafe {
-        socket2::SockAddr::try_init(|storage, length| {
-            let address = &mut *storage.cast::<libc::sockaddr_ll>();
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = ethertype.to_be();
-            address.sll_ifindex = i32::try_from(index).expect("an index");
-            *length = size_of::<libc::sockaddr_ll>() as u32;
-            Ok(())
-        })
-    };
-    socket
-        .bind(&address.expect("an address").1)
-        .expect("bind to the interface");
-    socket
-}
-
-mod ioctl {
-    use nix::libc::{c_int, ifreq};
-
-    nix::ioctl_write_ptr_bad!(
-        tunsetiff,
-        nix::request_code_write!(b'T', 202, size_of::<c_int>()),
-        ifreq
-    );
-    nix::ioctl_write_int_bad!(
-        tunsetpersist,
-        nix::request_code_write!(b'T', 203, size_of::<c_int>())
-    );
-}
-
-fn open_tap(name: &str, persist: bool) -> io::Result<OwnedFd> {
-    // Opening a device that is not there would make one.
-    if !persist {
-        nix::net::if_::if_nametoindex(name)?;
-    }
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: all bytes zero is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-    // SAFETY: the descriptor is open and `request` outlives the call.
-    unsafe { ioctl::tunsetiff(file.as_raw_fd(), &raw const request) }?;
-    if persist {
-        // SAFETY: the descriptor is open and the argument is an integer.
-        unsafe { ioctl::tunsetpersist(file.as_raw_fd(), 1) }?;
-    }
-    Ok(file.into())
 }
 
 fn log_filter() -> String {
