@@ -6,7 +6,7 @@ mod world;
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use slice_gateway::proto::{Event, Reason, address::Mac};
+use slice_gateway::proto::{Config, Event, Reason, address::Mac};
 use world::{CALM, MS, MTU, ODD, STORM, World, frame, udp};
 
 fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
@@ -100,7 +100,7 @@ fn a_cluster_cannot_speak_for_another() {
     let mut config = world.config_of("a/0");
     config.ranges.push(config.peers[1].ranges[0]);
     config.peers[1].ranges.clear();
-    let (config, _) = slice_gateway::proto::Config::new(&config).unwrap();
+    let (config, _) = Config::new(&config).unwrap();
     let now = world.now;
     world.node("a/0").gateway.reconfigure(now, config);
     let spoofed = frame(130, Mac::of_index(70), ODD, b"I am c");
@@ -313,17 +313,22 @@ fn a_peer_is_where_its_last_authentic_datagram_came_from() {
 #[test]
 fn a_silent_peer_is_looked_for_where_it_is_configured() {
     let mut world = World::new(44, &[1, 1]);
+    // Only a can call: b is not told where a is.
+    let mut config = world.config_of("b/0");
+    config.peers[0].gateways[0].endpoints.clear();
+    let (config, _) = Config::new(&config).unwrap();
+    let now = world.now;
+    world.node("b/0").gateway.reconfigure(now, config);
     let home = world.nodes["b/0"].address;
     world.settle();
     world.node("b/0").address = "203.0.113.9:4000".parse().unwrap();
     world.run(MS * 400);
-    // The way it came from is gone, and it cannot call.
+    // Both move, so that neither is where the other heard it last.
     world.node("b/0").address = home;
-    world.cut("b/0", "a/0");
-    world.run(MS * 1000);
-    world.cuts.clear();
-    world.run(MS * 9000);
+    world.node("a/0").address = "203.0.113.10:4000".parse().unwrap();
+    world.run(MS * 8000);
     assert_eq!(world.stats("a/0").peers[0].endpoint, Some(home));
+    assert!(world.stats("a/0").peers[0].up);
 }
 
 #[test]
