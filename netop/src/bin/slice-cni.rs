@@ -20,7 +20,10 @@ fn main() -> ExitCode {
     let _ = std::io::stdin().read_to_string(&mut stdin);
     let (text, code) = match plugin::run(&environment, &stdin) {
         Ok(text) => (text, ExitCode::SUCCESS),
-        Err(error) => (serde_json::to_string(&error).unwrap_or_default(), ExitCode::FAILURE),
+        Err(error) => (
+            serde_json::to_string(&error).unwrap_or_default(),
+            ExitCode::FAILURE,
+        ),
     };
     let written = std::io::stdout().write_all(text.as_bytes());
     if written.is_err() { ExitCode::FAILURE } else { code }

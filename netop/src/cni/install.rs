@@ -54,7 +54,9 @@ impl Installer {
         let list = self.list()?;
         let text = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
         let element = json!({"type": PLUGIN, "socket": self.socket, "members": self.members});
-        if let Some(changed) = with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))? {
+        if let Some(changed) =
+            with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))?
+        {
             replace(&list, changed.as_bytes(), 0o644).with_context(|| format!("write {}", list.display()))?;
             installed = Installed::Changed(list);
         }
@@ -68,16 +70,18 @@ impl Installer {
     pub fn remove(&self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for list in self.lists()? {
-            let removed = fs::read_to_string(&list).context("read").and_then(|text| match without_plugin(&text) {
-                Some(changed) => replace(&list, changed.as_bytes(), 0o644).context("write"),
-                None => Ok(()),
-            });
+            let removed =
+                fs::read_to_string(&list)
+                    .context("read")
+                    .and_then(|text| match without_plugin(&text) {
+                        Some(changed) => replace(&list, changed.as_bytes(), 0o644).context("write"),
+                        None => Ok(()),
+                    });
             result = result.and(removed.with_context(|| list.display().to_string()));
         }
         match fs::remove_file(self.bin_dir.join(PLUGIN)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                result.and(Err(error).with_context(|| format!("remove {PLUGIN} from {}", self.bin_dir.display())))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => result
+                .and(Err(error).with_context(|| format!("remove {PLUGIN} from {}", self.bin_dir.display()))),
             _ => result,
         }
     }
@@ -86,7 +90,10 @@ impl Installer {
     fn list(&self) -> anyhow::Result<PathBuf> {
         let first = self.configurations()?.into_iter().next();
         let Some(first) = first else {
-            bail!("{} has no CNI configuration yet: install a network plugin first", self.conf_dir.display());
+            bail!(
+                "{} has no CNI configuration yet: install a network plugin first",
+                self.conf_dir.display()
+            );
         };
         if first.extension().is_none_or(|extension| extension != "conflist") {
             bail!(
@@ -105,10 +112,14 @@ impl Installer {
 
     /// Files that libcni looks at (`ConfFiles`), in its order.
     fn configurations(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(&self.conf_dir).with_context(|| format!("list {}", self.conf_dir.display()))?;
+        let entries =
+            fs::read_dir(&self.conf_dir).with_context(|| format!("list {}", self.conf_dir.display()))?;
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.retain(|path| {
-            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            let extension = path
+                .extension()
+                .and_then(|extension| extension.to_str())
+                .unwrap_or_default();
             matches!(extension, "conf" | "conflist" | "json")
         });
         files.sort();
@@ -119,7 +130,9 @@ impl Installer {
 /// The list with the plugin's element at its end; `None` where it is there as it should be.
 fn with_plugin(text: &str, element: &Value) -> anyhow::Result<Option<String>> {
     let mut list: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-    let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) else { bail!("no list of plugins") };
+    let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) else {
+        bail!("no list of plugins")
+    };
     if plugins.last() == Some(element) && plugins.iter().filter(|plugin| is_ours(plugin)).count() == 1 {
         return Ok(None);
     }
@@ -150,7 +163,11 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         fs::create_dir_all(folder)?;
     }
     let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
@@ -180,7 +197,10 @@ mod tests {
     fn types(path: &Path) -> Vec<String> {
         let list: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         let plugins = list["plugins"].as_array().unwrap();
-        plugins.iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
+        plugins
+            .iter()
+            .map(|plugin| plugin["type"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -193,10 +213,15 @@ mod tests {
         assert_eq!(installer.ensure().unwrap(), Installed::Changed(list.clone()));
         assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
         assert_eq!(installer.ensure().unwrap(), Installed::AsItWas);
-        assert_eq!(types(&installer.conf_dir.join("20-other.conflist")), ["bridge", "portmap"]);
+        assert_eq!(
+            types(&installer.conf_dir.join("20-other.conflist")),
+            ["bridge", "portmap"]
+        );
         installer.remove().unwrap();
-        let (now, before): (Value, Value) =
-            (serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap(), serde_json::from_str(LIST).unwrap());
+        let (now, before): (Value, Value) = (
+            serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap(),
+            serde_json::from_str(LIST).unwrap(),
+        );
         assert_eq!(now, before);
         assert!(!installer.bin_dir.join(PLUGIN).exists());
         installer.remove().unwrap();

@@ -60,19 +60,37 @@ pub struct Error {
 /// Runs one command: what goes to standard output, or the error that does.
 pub fn run(environment: &Environment, stdin: &str) -> Result<String, Error> {
     if environment.command == "VERSION" {
-        return Ok(json!({"cniVersion": VERSIONS[VERSIONS.len() - 1], "supportedVersions": VERSIONS}).to_string());
+        return Ok(
+            json!({"cniVersion": VERSIONS[VERSIONS.len() - 1], "supportedVersions": VERSIONS}).to_string(),
+        );
     }
-    let config: Config = serde_json::from_str(stdin)
-        .map_err(|error| fail("", code::DECODE, "the network configuration cannot be read", error.to_string()))?;
+    let config: Config = serde_json::from_str(stdin).map_err(|error| {
+        fail(
+            "",
+            code::DECODE,
+            "the network configuration cannot be read",
+            error.to_string(),
+        )
+    })?;
     let version = config.cni_version.as_str();
     if !VERSIONS.contains(&version) {
         let details = format!("this plugin knows {}", VERSIONS.join(", "));
-        return Err(fail(version, code::INCOMPATIBLE_VERSION, &format!("CNI version \"{version}\" is not known"), details));
+        return Err(fail(
+            version,
+            code::INCOMPATIBLE_VERSION,
+            &format!("CNI version \"{version}\" is not known"),
+            details,
+        ));
     }
     match environment.command.as_str() {
         "ADD" => {
             let interfaces = attached(environment, &config, Command::Add)?;
-            Ok(result(config.prev_result.as_ref(), &interfaces, &environment.netns, version))
+            Ok(result(
+                config.prev_result.as_ref(),
+                &interfaces,
+                &environment.netns,
+                version,
+            ))
         }
         "CHECK" => attached(environment, &config, Command::Check).map(|_| String::new()),
         "DEL" => {
@@ -94,11 +112,18 @@ pub fn run(environment: &Environment, stdin: &str) -> Result<String, Error> {
 /// Asks the agent, or decides without it.
 fn attached(environment: &Environment, config: &Config, command: Command) -> Result<Vec<Interface>, Error> {
     let argument = |key: &str| {
-        let pairs = environment.args.split(';').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned()).next()
+        let pairs = environment
+            .args
+            .split(';')
+            .filter_map(|pair| pair.split_once('='));
+        pairs
+            .filter(|(name, _)| *name == key)
+            .map(|(_, value)| value.to_owned())
+            .next()
     };
     // Not a Kubernetes pod: nothing of ours.
-    let (Some(pod_namespace), Some(pod_name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")) else {
+    let (Some(pod_namespace), Some(pod_name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"))
+    else {
         return Ok(Vec::new());
     };
     let request = Request {
@@ -111,9 +136,12 @@ fn attached(environment: &Environment, config: &Config, command: Command) -> Res
     };
     match wire::ask(&config.socket, &request, PATIENCE) {
         Ok(Reply::Attached(interfaces)) => Ok(interfaces),
-        Ok(Reply::Refused(why)) => {
-            Err(fail(&config.cni_version, code::TRY_AGAIN, &format!("pod {}/{}: {why}", request.pod_namespace, request.pod_name), String::new()))
-        }
+        Ok(Reply::Refused(why)) => Err(fail(
+            &config.cni_version,
+            code::TRY_AGAIN,
+            &format!("pod {}/{}: {why}", request.pod_namespace, request.pod_name),
+            String::new(),
+        )),
         Err(error) => alone(&request, config, &error),
     }
 }
@@ -143,21 +171,34 @@ fn alone(request: &Request, config: &Config, error: &io::Error) -> Result<Vec<In
 
 /// The previous plugin's result with our interfaces behind its own; its addresses stay the pod's addresses.
 fn result(previous: Option<&Value>, interfaces: &[Interface], sandbox: &str, version: &str) -> String {
-    let mut result = previous.cloned().unwrap_or_else(|| json!({"cniVersion": version}));
+    let mut result = previous
+        .cloned()
+        .unwrap_or_else(|| json!({"cniVersion": version}));
     if let Some(object) = result.as_object_mut().filter(|_| !interfaces.is_empty()) {
         let list = object.entry("interfaces").or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
-            list.extend(interfaces.iter().map(|interface| {
-                json!({"name": interface.name, "mac": interface.mac, "sandbox": sandbox})
-            }));
+            list.extend(
+                interfaces.iter().map(
+                    |interface| json!({"name": interface.name, "mac": interface.mac, "sandbox": sandbox}),
+                ),
+            );
         }
     }
     result.to_string()
 }
 
 fn fail(version: &str, code: u32, msg: &str, details: String) -> Error {
-    let cni_version = if VERSIONS.contains(&version) { version } else { VERSIONS[VERSIONS.len() - 1] };
-    Error { cni_version: cni_version.to_owned(), code, msg: msg.to_owned(), details }
+    let cni_version = if VERSIONS.contains(&version) {
+        version
+    } else {
+        VERSIONS[VERSIONS.len() - 1]
+    };
+    Error {
+        cni_version: cni_version.to_owned(),
+        code,
+        msg: msg.to_owned(),
+        details,
+    }
 }
 
 #[cfg(test)]
@@ -204,13 +245,24 @@ mod tests {
     #[test]
     fn the_pods_own_addresses_stay_and_the_interface_is_added() {
         let folder = tempfile::tempdir().unwrap();
-        let interface = Interface { name: "sl-shop".into(), mac: "02:5c:00:00:00:05".into(), mtu: 1370 };
+        let interface = Interface {
+            name: "sl-shop".into(),
+            mac: "02:5c:00:00:00:05".into(),
+            mtu: 1370,
+        };
         let asked = agent(folder.path(), Reply::Attached(vec![interface]));
-        let result: Value = serde_json::from_str(&run(&environment("ADD"), &config(folder.path())).unwrap()).unwrap();
-        assert_eq!(result["ips"], json!([{"address": "10.244.1.2/24", "interface": 0}]));
+        let result: Value =
+            serde_json::from_str(&run(&environment("ADD"), &config(folder.path())).unwrap()).unwrap();
+        assert_eq!(
+            result["ips"],
+            json!([{"address": "10.244.1.2/24", "interface": 0}])
+        );
         assert_eq!(result["interfaces"][1]["name"], "sl-shop");
         let asked = asked.join().unwrap();
-        assert_eq!((asked.pod_name.as_str(), asked.pod_uid.as_str(), asked.command), ("web-0", "u1", Command::Add));
+        assert_eq!(
+            (asked.pod_name.as_str(), asked.pod_uid.as_str(), asked.command),
+            ("web-0", "u1", Command::Add)
+        );
     }
 
     #[test]
@@ -218,26 +270,46 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let _asked = agent(folder.path(), Reply::Refused("no free index".into()));
         let error = run(&environment("ADD"), &config(folder.path())).unwrap_err();
-        assert_eq!((error.code, error.msg.as_str()), (11, "pod cart/web-0: no free index"));
+        assert_eq!(
+            (error.code, error.msg.as_str()),
+            (11, "pod cart/web-0: no free index")
+        );
     }
 
     #[test]
     fn without_the_agent_only_pods_that_may_need_it_wait() {
         let folder = tempfile::tempdir().unwrap();
         let passed = run(&environment("ADD"), &config(folder.path())).unwrap();
-        assert_eq!(serde_json::from_str::<Value>(&passed).unwrap()["interfaces"].as_array().unwrap().len(), 1);
-        let members = Members { required_namespaces: ["cart".to_owned()].into() };
+        assert_eq!(
+            serde_json::from_str::<Value>(&passed).unwrap()["interfaces"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        let members = Members {
+            required_namespaces: ["cart".to_owned()].into(),
+        };
         members.write(&folder.path().join("members.json")).unwrap();
         let error = run(&environment("ADD"), &config(folder.path())).unwrap_err();
-        assert!(error.code == 11 && error.msg.contains("cart/web-0") && error.msg.contains("cni.sock"), "{error:?}");
-        assert_eq!(run(&environment("DEL"), &config(folder.path())), Ok(String::new()));
+        assert!(
+            error.code == 11 && error.msg.contains("cart/web-0") && error.msg.contains("cni.sock"),
+            "{error:?}"
+        );
+        assert_eq!(
+            run(&environment("DEL"), &config(folder.path())),
+            Ok(String::new())
+        );
     }
 
     #[test]
     fn versions_are_told_and_an_unknown_one_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert!(run(&environment("VERSION"), "").unwrap().contains("\"1.1.0\""));
-        let old = config(folder.path()).replace("\"cniVersion\":\"1.0.0\",\"members\"", "\"cniVersion\":\"0.2.0\",\"members\"");
+        let old = config(folder.path()).replace(
+            "\"cniVersion\":\"1.0.0\",\"members\"",
+            "\"cniVersion\":\"0.2.0\",\"members\"",
+        );
         assert_eq!(run(&environment("ADD"), &old).unwrap_err().code, 1);
     }
 }

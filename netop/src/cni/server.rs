@@ -1,12 +1,6 @@
 //! The agent's side of the plugin's socket: questions in, answers out; what they mean is the agent's.
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -45,10 +39,14 @@ pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationTok
         _ => {}
     }
     let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(|| format!("protect {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protect {}", path.display()))?;
     let slots = Arc::new(Semaphore::new(CONCURRENT));
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.context("the semaphore is never closed")?;
+        let slot = Arc::clone(&slots)
+            .acquire_owned()
+            .await
+            .context("the semaphore is never closed")?;
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             accepted = listener.accept() => accepted.context("accept a question of the CNI plugin")?.0,
@@ -56,7 +54,10 @@ pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationTok
         let calls = calls.clone();
         tokio::spawn(async move {
             if let Err(error) = answer(stream, &calls).await {
-                tracing::warn!(error = format!("{error:#}"), "question of the CNI plugin not answered");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "question of the CNI plugin not answered"
+                );
             }
             drop(slot);
         });
@@ -66,11 +67,20 @@ pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationTok
 async fn answer(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> anyhow::Result<()> {
     let mut text = Vec::new();
     let mut limited = (&mut stream).take(wire::MAX_MESSAGE);
-    tokio::time::timeout(PATIENCE, limited.read_to_end(&mut text)).await.context("the question does not end")?.context("read the question")?;
+    tokio::time::timeout(PATIENCE, limited.read_to_end(&mut text))
+        .await
+        .context("the question does not end")?
+        .context("read the question")?;
     let request: Request = serde_json::from_slice(&text).context("the question cannot be read")?;
     let (reply, answer) = oneshot::channel();
-    calls.send(Call { request, reply }).await.context("the agent is stopping")?;
+    calls
+        .send(Call { request, reply })
+        .await
+        .context("the agent is stopping")?;
     let answer = answer.await.context("the agent gave no answer")?;
-    stream.write_all(&serde_json::to_vec(&answer)?).await.context("write the answer")?;
+    stream
+        .write_all(&serde_json::to_vec(&answer)?)
+        .await
+        .context("write the answer")?;
     Ok(())
 }

@@ -1,0 +1,113 @@
+//! The ledger as a file. It saves an agent that starts again from looking into every pod; what pods are found to have
+//! wins over it.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    files::write,
+    ledger::{Holder, Ledger, Page},
+};
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    slices: BTreeMap<String, FilePage>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FilePage {
+    last: u32,
+    held: BTreeMap<u32, FileHolder>,
+    resting: BTreeMap<u32, Timestamp>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileHolder {
+    uid: String,
+    namespace: String,
+    name: String,
+}
+
+/// # Errors
+/// Where the file cannot be written.
+pub fn save(path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
+    let page = |page: &Page| FilePage {
+        last: page.last,
+        held: (page.held.iter())
+            .map(|(index, Holder { uid, namespace, name })| {
+                let [uid, namespace, name] = [uid, namespace, name].map(Clone::clone);
+                (*index, FileHolder { uid, namespace, name })
+            })
+            .collect(),
+        resting: page.resting.clone(),
+    };
+    let file = File {
+        slices: ledger
+            .pages
+            .iter()
+            .map(|(slice, of)| (slice.clone(), page(of)))
+            .collect(),
+    };
+    let text = serde_json::to_vec(&file)?;
+    write(path, &text).with_context(|| format!("write {}", path.display()))
+}
+
+/// The ledger as it was last saved, or none where there is no such file.
+///
+/// # Errors
+/// Where the file is there and cannot be read; the pods' interfaces tell then.
+pub fn load(path: &Path) -> anyhow::Result<Option<Ledger>> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let file: File =
+        serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
+    let page = |page: FilePage| Page {
+        last: page.last,
+        held: (page.held.into_iter())
+            .map(|(index, FileHolder { uid, namespace, name })| (index, Holder { uid, namespace, name }))
+            .collect(),
+        resting: page.resting,
+    };
+    Ok(Some(Ledger {
+        pages: file
+            .slices
+            .into_iter()
+            .map(|(slice, of)| (slice, page(of)))
+            .collect(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_survives() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("attachments.json");
+        assert_eq!(load(&path).unwrap(), None);
+        let holder = Holder {
+            uid: "u".into(),
+            namespace: "cart".into(),
+            name: "web".into(),
+        };
+        let page = Page {
+            held: BTreeMap::from([(8, holder)]),
+            resting: BTreeMap::from([(9, Timestamp::from_second(100).unwrap())]),
+            last: 9,
+        };
+        let ledger = Ledger {
+            pages: BTreeMap::from([("shop".to_owned(), page)]),
+        };
+        save(&path, &ledger).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(ledger));
+        std::fs::write(&path, "{").unwrap();
+        assert!(load(&path).is_err());
+    }
+}

@@ -1,0 +1,314 @@
+//! From the objects to what this node is asked for. Pure.
+//!
+//! Everything that cannot be done is said here, with the next step, and never stops the rest.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use jiff::Timestamp;
+use siphasher::sip::SipHasher13;
+use slice_crds::{Mac, index, names, v1alpha1::AttachMode};
+use slice_runtime::handover;
+
+use crate::{
+    desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink},
+    ledger::{Holder, Ledger, Source},
+    model::{Name, Netns},
+    world::{PodView, SliceFacts, World},
+};
+
+/// What is known on this node besides the objects.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    /// This node's name.
+    pub node: String,
+    /// Pods' network namespaces, by pod UID.
+    pub sandboxes: BTreeMap<String, Netns>,
+    /// Gateways on this node that carry frames, by slice and ordinal.
+    pub carrying: BTreeSet<(String, u32)>,
+    /// Gateways on this node that have, or are about to get, a TAP.
+    pub taps: BTreeSet<(String, u32)>,
+    /// Gateways whose object has not changed for so long that their node may be dead.
+    pub silent: BTreeSet<(String, u32)>,
+}
+
+/// What is asked for, and what is to be said about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    pub node: NodeIntent,
+    /// By pod UID; pods that are in no slice and ask for none are absent.
+    pub pods: BTreeMap<String, PodDecision>,
+    /// What is wrong with a slice on this node, by slice.
+    pub problems: BTreeMap<String, String>,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodDecision {
+    /// By slice.
+    pub slices: BTreeMap<String, Wanted>,
+    /// Labels that cannot be followed.
+    pub errors: Vec<String>,
+}
+
+/// One pod in one slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether the pod's containers wait for it.
+    pub required: bool,
+    pub outcome: Result<Placed, String>,
+}
+
+/// Where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub port: Name,
+    pub index: u32,
+    pub interface: String,
+    pub addresses: Vec<IpAddr>,
+    pub mac: Mac,
+    pub mtu: u32,
+}
+
+/// Decides everything for one moment. Indices come from the ledger, and go back to it.
+pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp) -> Decision {
+    let mut decision = Decision::default();
+    if world.teardown() {
+        ledger.retain(now, |_, _| false);
+        return decision;
+    }
+    decision.node.nodes = world
+        .blocks
+        .values()
+        .map(|block| block.spec.node_address)
+        .collect();
+    for (name, error) in &world.broken {
+        decision
+            .problems
+            .insert(name.clone(), format!("the Slice cannot be understood: {error}"));
+    }
+    for (name, facts) in &world.slices {
+        match segment(world, local, name, facts) {
+            Ok(segment) => _ = decision.node.segments.insert(name.clone(), segment),
+            Err(Some(problem)) => _ = decision.problems.insert(name.clone(), problem),
+            Err(None) => {}
+        }
+    }
+    attach(world, local, ledger, now, &mut decision);
+    decision
+}
+
+/// One slice without its pods; `Err(None)` where this node has no block of it.
+fn segment(
+    world: &World,
+    local: &Local,
+    name: &str,
+    facts: &SliceFacts,
+) -> Result<SegmentIntent, Option<String>> {
+    let own = world
+        .blocks
+        .get(&(name.to_owned(), local.node.clone()))
+        .ok_or(None)?;
+    let address = own.spec.node_address;
+    let mut remotes: BTreeMap<IpAddr, BTreeSet<_>> = BTreeMap::new();
+    let of_slice = (name.to_owned(), String::new())..;
+    let blocks = world
+        .blocks
+        .range(of_slice)
+        .take_while(|((slice, _), _)| slice == name);
+    for ((_, node), block) in blocks.filter(|((_, node), _)| *node != local.node) {
+        let remote = block.spec.node_address;
+        if remote == address {
+            return Err(Some(format!(
+                "nodes {node} and {} both have the address {address}: delete the SliceBlock of the one that is gone",
+                local.node
+            )));
+        }
+        if remote.is_ipv4() != address.is_ipv4() {
+            return Err(Some(format!(
+                "node {node} has the address {remote} and this node {address}, of another family: give all nodes \
+                 addresses of one family in SliceBlock.spec.nodeAddress"
+            )));
+        }
+        remotes.entry(remote).or_default().extend(&block.spec.blocks);
+    }
+    let of_slice = |set: &BTreeSet<(String, u32)>| -> BTreeSet<u32> {
+        set.iter()
+            .filter(|(slice, _)| slice == name)
+            .map(|(_, ordinal)| *ordinal)
+            .collect()
+    };
+    Ok(SegmentIntent {
+        vni: facts.spec.vni,
+        mtu: facts.spec.mtu.into(),
+        subnets: facts.subnets,
+        broadcast: facts.spec.broadcast,
+        local: address,
+        remotes,
+        taps: of_slice(&local.taps),
+        uplink: uplink(world, local, name),
+        attachments: BTreeMap::new(),
+    })
+}
+
+/// The gateway that this node uses: its own with the lowest ordinal, otherwise one by rendezvous hashing over the
+/// nodes that have one, so that nodes spread evenly and only those of a gateway that leaves move.
+fn uplink(world: &World, local: &Local, slice: &str) -> Uplink {
+    let carrying = local
+        .carrying
+        .iter()
+        .filter(|(of, _)| of == slice)
+        .map(|(_, ordinal)| *ordinal);
+    if let Some(ordinal) = carrying.min() {
+        return Uplink::Local(ordinal);
+    }
+    let mut candidates: Vec<(bool, &str, IpAddr)> = vec![];
+    for (key, gateway) in world.gateways.iter().filter(|((of, _), _)| of == slice) {
+        let Some(status) = &gateway.status else { continue };
+        let Some(node) = status
+            .node
+            .as_deref()
+            .filter(|node| status.connected && *node != local.node)
+        else {
+            continue;
+        };
+        if let Some(block) = world.blocks.get(&(slice.to_owned(), node.to_owned())) {
+            candidates.push((!local.silent.contains(key), node, block.spec.node_address));
+        }
+    }
+    // One that is heard of before one that is not; where none is, silence says nothing about any of them.
+    let best = candidates.into_iter().max_by_key(|(heard, node, _)| {
+        let weight = SipHasher13::new().hash(format!("{slice}/{}/{node}", local.node).as_bytes());
+        (*heard, weight, node.to_owned())
+    });
+    best.map_or(Uplink::None, |(_, _, address)| Uplink::Remote(address))
+}
+
+fn attach(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp, decision: &mut Decision) {
+    let rules = world.rules();
+    let memberships: BTreeMap<&str, _> = world
+        .pods
+        .iter()
+        .map(|(uid, pod)| (uid.as_str(), world.membership(pod, &rules)))
+        .collect();
+    ledger.retain(now, |slice, holder| {
+        memberships
+            .get(holder.uid.as_str())
+            .is_some_and(|membership| membership.slices.contains(slice))
+    });
+    for (uid, pod) in &world.pods {
+        let membership = &memberships[uid.as_str()];
+        if membership.slices.is_empty() && membership.errors.is_empty() {
+            continue;
+        }
+        let entry = decision.pods.entry(uid.clone()).or_default();
+        entry.errors = membership.errors.iter().map(ToString::to_string).collect();
+        for slice in &membership.slices {
+            let facts = &world.slices[*slice];
+            let outcome = place(world, local, ledger, now, (slice, facts), pod);
+            if let (Ok(placed), Some(netns), Some(segment)) = (
+                &outcome,
+                local.sandboxes.get(uid),
+                decision.node.segments.get_mut(*slice),
+            ) {
+                let attachment = AttachmentIntent {
+                    index: placed.index,
+                    netns: netns.clone(),
+                };
+                segment.attachments.insert(placed.port.clone(), attachment);
+            }
+            let required = facts.rules.attach == AttachMode::Required && !World::is_dns(pod);
+            entry
+                .slices
+                .insert((*slice).to_owned(), Wanted { required, outcome });
+        }
+    }
+}
+
+fn place(
+    world: &World,
+    local: &Local,
+    ledger: &mut Ledger,
+    now: Timestamp,
+    (slice, facts): (&str, &SliceFacts),
+    pod: &PodView,
+) -> Result<Placed, String> {
+    let Some(block) = world.blocks.get(&(slice.to_owned(), local.node.clone())) else {
+        return Err(format!(
+            "this node has no SliceBlock of slice {slice} yet: the cluster operator makes one; see the slice's \
+             conditions where it does not"
+        ));
+    };
+    if !local.sandboxes.contains_key(&pod.uid) {
+        return Err(
+            "the pod's network namespace is not known yet: the CNI plugin names it when the pod starts, or \
+                    the container runtime's record under /var/lib/cni/results does"
+                .into(),
+        );
+    }
+    let holder = Holder {
+        uid: pod.uid.clone(),
+        namespace: pod.facts.namespace.clone(),
+        name: pod.name.clone(),
+    };
+    let source = Source {
+        subnets: facts.subnets,
+        blocks: block.spec.blocks.clone(),
+    };
+    let index = ledger
+        .allocate(slice, holder, &source, now)
+        .map_err(|exhausted| exhausted.to_string())?;
+    Ok(Placed {
+        port: Name::new(names::pod_port(slice, &pod.uid)),
+        index,
+        interface: names::pod_interface(slice),
+        addresses: facts.subnets.addresses(index).map(|net| net.addr()).collect(),
+        mac: Mac::of_index(index),
+        mtu: facts.spec.mtu.into(),
+    })
+}
+
+/// What a gateway of a slice works from.
+pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<handover::Config> {
+    let vtep = |cluster: u32, ordinal: u32| {
+        (cluster <= index::MAX_CLUSTER && ordinal <= index::MAX_ORDINAL)
+            .then(|| index::vtep(cluster, ordinal))
+    };
+    let ranges = |ranges: &[slice_crds::IndexRange]| {
+        ranges
+            .iter()
+            .map(|range| handover::Range {
+                start: range.start,
+                size: range.size,
+            })
+            .collect()
+    };
+    let spec = &facts.spec;
+    let peers = spec.peers.iter().map(|peer| handover::Peer {
+        cluster: peer.name.clone(),
+        ranges: ranges(&peer.ranges),
+        gateways: (peer.gateways.iter())
+            .filter_map(|gateway| {
+                Some(handover::PeerGateway {
+                    name: format!("{}/{}", peer.name, gateway.ordinal),
+                    public_key: gateway.public_key.clone(),
+                    vtep: vtep(peer.number, gateway.ordinal)?,
+                    endpoints: gateway.endpoints.clone(),
+                })
+            })
+            .collect(),
+    });
+    Some(handover::Config {
+        slice: slice.to_owned(),
+        cluster: spec.cluster.clone(),
+        vni: spec.vni,
+        mtu: spec.mtu,
+        subnets: spec.subnets.iter().map(|cidr| cidr.net()).collect(),
+        vtep: vtep(spec.cluster_number, ordinal)?,
+        ranges: ranges(&spec.ranges),
+        dscp: spec.dscp,
+        peers: peers.collect(),
+    })
+}
