@@ -12,7 +12,7 @@ LAB := target/lab/weft-lab
 CLUSTERS ?= a:2,b:2
 # lifecycle makes and kills a lab of its own: `test-lab`.
 E2E_TESTS := $(filter-out lifecycle,$(patsubst e2e/tests/%.rs,%,$(wildcard e2e/tests/*.rs)))
-NETNS_TESTS := $(sort $(notdir $(basename $(filter-out e2e/%,$(wildcard */tests/*.rs)))))
+NETNS_TESTS := $(sort $(notdir $(basename $(patsubst %/main.rs,%.rs,$(filter-out e2e/%,$(wildcard */tests/*.rs */tests/*/main.rs))))))
 # T=lab runs the file e2e/tests/lab.rs; any other T runs the tests with that in their name.
 E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
 E2E_FILTER := $(if $(filter $(T),$(E2E_TESTS)),,$(T))
@@ -100,6 +100,7 @@ test: ## Everything, from a clean machine: setup, lints, unit, namespaces, end t
 .PHONY: demo
 demo: ## Two clusters, one slice, and who can talk to whom
 	@for step in setup build lab-up load; do $(MAKE) --no-print-directory $$step; done
+	$(call phase,demo,$(LAB) demo)
 
 .PHONY: bench
 bench: tools ## Measure the data path without a cluster

@@ -15,9 +15,12 @@
 //! without a container engine, [`harness`] is what the tests in `e2e/tests` use
 //! and runs as well against clusters that somebody already has.
 //!
+//! [`demo`] shows Weft on it.
+//!
 //! Deliberately not here: Weft itself. The lab knows no slice; it installs
-//! nothing into its clusters but CoreDNS.
+//! nothing into its clusters but CoreDNS. Weft comes by its charts.
 
+pub mod demo;
 pub mod harness;
 pub mod image;
 pub mod lab;

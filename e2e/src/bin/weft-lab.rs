@@ -66,6 +66,8 @@ enum Verb {
         #[arg(long)]
         path: bool,
     },
+    /// Install Weft, make a slice, and print who can talk to whom.
+    Demo,
     /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
     Env,
     /// A shell on a machine.
@@ -154,6 +156,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Images { from, to, names } => images_of_ours(from, to, names),
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
+        Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Env => env(&dir),
         Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
         Verb::Exec { machine, command } => exec(&dir, machine, command),

@@ -12,6 +12,7 @@
 
 mod cluster;
 mod pod;
+pub mod weft;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub struct Environment {
     pub clusters: Vec<Cluster>,
     /// Image of test pods: [`crate::probe`], busybox and agnhost.
     pub image: String,
+    /// Where the clusters' contexts are.
+    pub kubeconfig: PathBuf,
     lab: Option<Running>,
 }
 
@@ -44,6 +47,7 @@ impl Environment {
             return Ok(Self {
                 clusters,
                 image,
+                kubeconfig,
                 lab: None,
             });
         }
@@ -55,6 +59,7 @@ impl Environment {
         Ok(Self {
             clusters,
             image,
+            kubeconfig: dir.kubeconfig(),
             lab: Some(lab),
         })
     }

@@ -21,6 +21,7 @@ pub struct PodSpec {
     pub name: String,
     image: String,
     command: Option<Vec<String>>,
+    readiness: Option<Value>,
     node: Option<String>,
     labels: BTreeMap<String, String>,
     spec: Value,
@@ -32,6 +33,7 @@ impl PodSpec {
             name: name.to_owned(),
             image: image.to_owned(),
             command: None,
+            readiness: None,
             node: None,
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             spec: json!({}),
@@ -53,6 +55,12 @@ impl PodSpec {
         self
     }
 
+    /// A readiness probe of its own.
+    pub fn readiness(mut self, probe: Value) -> Self {
+        self.readiness = Some(probe);
+        self
+    }
+
     /// Further fields of the pod's spec, as `{"hostNetwork": true}`.
     pub fn spec(mut self, more: Value) -> Self {
         merge(&mut self.spec, more);
@@ -71,6 +79,9 @@ impl PodSpec {
                 container["command"] = json!(["/usr/bin/weft-probe", "serve"]);
                 container["readinessProbe"] = json!({"tcpSocket": {"port": 7777}, "periodSeconds": 1});
             }
+        }
+        if let Some(readiness) = &self.readiness {
+            container["readinessProbe"] = readiness.clone();
         }
         let mut spec = json!({"terminationGracePeriodSeconds": 0, "containers": [container]});
         if let Some(node) = &self.node {

@@ -1,0 +1,363 @@
+//! Weft itself, as a user installs and uses it: with `slicectl`, charts and YAML.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::Output,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{Namespace, Pod, Secret},
+};
+use kube::{
+    ResourceExt,
+    api::{Api, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use slice_crds::{
+    conditions,
+    labels::{self, Attachment},
+    names,
+    v1alpha1::{Slice, SliceConfig},
+};
+
+use super::{Cluster, Environment, PodSpec, is_ready, poll};
+use crate::lab::programs::Cache;
+
+/// The project namespace that the hub's chart makes.
+pub const PROJECT: &str = "weft-default";
+/// A slice is set up in all its clusters and every tunnel is up.
+const SLICE_READY: Duration = Duration::from_secs(60);
+/// Attached, as the pod's own annotation says.
+const ATTACHED: Duration = Duration::from_secs(20);
+/// Seconds that helm may take.
+const INSTALL: &str = "120";
+
+/// A test pod and what it has in one slice.
+#[derive(Clone)]
+pub struct Member {
+    pub cluster: Cluster,
+    pub namespace: String,
+    pub name: String,
+    pub attachment: Attachment,
+}
+
+impl Member {
+    /// Runs `weft-probe` in the pod.
+    pub async fn probe(&self, arguments: &[&str]) -> Result<Value> {
+        self.cluster.probe(&self.namespace, &self.name, arguments).await
+    }
+
+    /// Its IPv4 address in the slice.
+    pub fn v4(&self) -> Result<IpAddr> {
+        let ip = self.attachment.ips.iter().find(|ip| ip.is_ipv4());
+        ip.copied()
+            .with_context(|| format!("{} has no IPv4 address: {:?}", self.name, self.attachment))
+    }
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.cluster.name, self.namespace, self.name)
+    }
+}
+
+impl Environment {
+    /// The hub, which is also the first member.
+    pub fn hub(&self) -> Result<&Cluster> {
+        self.cluster(0)
+    }
+
+    /// Runs `slicectl` in a context; fails with what it said.
+    pub fn slicectl(&self, context: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.try_slicectl(context, arguments)?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "slicectl {} in {context}: {}{}",
+                arguments.join(" "),
+                said.trim(),
+                why.trim()
+            );
+        }
+        Ok(said)
+    }
+
+    /// Runs `slicectl` in a context, however it ends.
+    pub fn try_slicectl(&self, context: &str, arguments: &[&str]) -> Result<Output> {
+        let program = std::env::var("WEFT_SLICECTL").map_or_else(
+            |_| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl")),
+            PathBuf::from,
+        );
+        let mut command = std::process::Command::new(&program);
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["--context", context])
+            .args(arguments);
+        // The lab's helm, where the user has not named one.
+        if std::env::var_os("WEFT_HELM").is_none()
+            && let Ok(cache) = Cache::open()
+        {
+            command.env("WEFT_HELM", cache.bin().join("helm"));
+        }
+        command
+            .output()
+            .with_context(|| format!("run {}: `make build` makes it", program.display()))
+    }
+
+    /// Installs hub and members where that is not so yet, and waits until every cluster is Ready on the hub.
+    pub async fn install(&self) -> Result<()> {
+        let hub = self.hub()?;
+        if !has_deployment(hub, names::HUB_NAMESPACE, "weft-hub").await? {
+            self.slicectl(
+                &hub.name,
+                &["install", "hub", "--set", "image.tag=dev", "--timeout", INSTALL],
+            )?;
+        }
+        for cluster in &self.clusters {
+            let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
+            if secrets.get_opt("weft-hub-credential").await?.is_none() {
+                let token = self.slicectl(&hub.name, &["token", "issue", &cluster.name])?;
+                let join = [
+                    "join",
+                    "--token",
+                    token.trim(),
+                    "--set",
+                    "image.tag=dev",
+                    "--timeout",
+                    INSTALL,
+                ];
+                self.slicectl(&cluster.name, &join)?;
+            }
+        }
+        for cluster in &self.clusters {
+            self.await_joined(&cluster.name).await?;
+            let agents: Api<DaemonSet> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
+            let all = |set: &DaemonSet| {
+                set.status.as_ref().is_some_and(|status| {
+                    status.desired_number_scheduled > 0
+                        && status.number_ready == status.desired_number_scheduled
+                })
+            };
+            cluster
+                .await_object(&agents, "weft-netop", "every node agent ready", SLICE_READY, all)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn await_joined(&self, name: &str) -> Result<()> {
+        use slice_crds::v1alpha1::Cluster as Member;
+        let hub = self.hub()?;
+        let clusters: Api<Member> = Api::namespaced(hub.client.clone(), PROJECT);
+        let ready = |cluster: &Member| {
+            cluster
+                .status
+                .as_ref()
+                .is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
+        };
+        hub.await_object(
+            &clusters,
+            name,
+            &format!("cluster {name} Ready"),
+            SLICE_READY,
+            ready,
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Installs Weft and makes a slice over all clusters, removed first where an earlier run left it; waits until it
+    /// is Ready.
+    pub async fn slice(&self, name: &str, spec: Value) -> Result<SliceConfig> {
+        self.install().await?;
+        self.remove_slice(name).await?;
+        let hub = self.hub()?;
+        let members: Vec<&str> = self
+            .clusters
+            .iter()
+            .map(|cluster| cluster.name.as_str())
+            .collect();
+        let mut object = json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig",
+            "metadata": {"name": name, "namespace": PROJECT},
+            "spec": {"clusters": members, "gateway": {"replicas": 1}},
+        });
+        if let (Some(into), Value::Object(more)) = (object["spec"].as_object_mut(), spec) {
+            into.extend(more);
+        }
+        hub.apply(&object.to_string()).await?;
+        self.await_slice(name).await
+    }
+
+    pub async fn await_slice(&self, name: &str) -> Result<SliceConfig> {
+        let hub = self.hub()?;
+        let ready = |slice: &SliceConfig| {
+            slice
+                .status
+                .as_ref()
+                .is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
+        };
+        hub.await_object(
+            &self.slices()?,
+            name,
+            &format!("slice {name} Ready"),
+            SLICE_READY,
+            ready,
+        )
+        .await
+    }
+
+    pub fn slices(&self) -> Result<Api<SliceConfig>> {
+        Ok(Api::namespaced(self.hub()?.client.clone(), PROJECT))
+    }
+
+    /// Removes a slice and waits until no member has it any more.
+    pub async fn remove_slice(&self, name: &str) -> Result<()> {
+        let slices = self.slices()?;
+        if slices.get_opt(name).await?.is_some() {
+            slices.delete(name, &Default::default()).await?;
+        }
+        for cluster in &self.clusters {
+            let mirrors: Api<Slice> = Api::all(cluster.client.clone());
+            poll(
+                SLICE_READY,
+                &format!("cluster {}: slice {name} gone", cluster.name),
+                async || Ok(mirrors.get_opt(name).await?.is_none().then_some(())),
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// A namespace in every cluster with a serving pod on every node, each attached to the slice.
+    pub async fn members(&self, slice: &str, namespace: &str) -> Result<Vec<Member>> {
+        let mut members = Vec::new();
+        for cluster in &self.clusters {
+            cluster
+                .fresh_namespace(namespace, &[(labels::SLICE, slice)])
+                .await?;
+            for node in cluster.nodes().await? {
+                let name = format!("on-{node}");
+                cluster
+                    .create_pod(namespace, &PodSpec::new(&name, &self.image).node(&node))
+                    .await?;
+                members.push((cluster, name));
+            }
+        }
+        let mut attached = Vec::new();
+        for (cluster, name) in members {
+            attached.push(cluster.member(namespace, &name, slice).await?);
+        }
+        Ok(attached)
+    }
+
+    pub async fn remove_namespaces(&self, namespace: &str) -> Result<()> {
+        for cluster in &self.clusters {
+            cluster.remove_namespace(namespace).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Cluster {
+    /// Waits until a pod runs and is attached.
+    pub async fn member(&self, namespace: &str, name: &str, slice: &str) -> Result<Member> {
+        let what = format!("pod {namespace}/{name} running and attached to {slice}");
+        let holds = |pod: &Pod| is_ready(pod) && attachment(pod, slice).is_some();
+        let pod = self
+            .await_object(&self.pods(namespace), name, &what, ATTACHED * 2, holds)
+            .await?;
+        let attachment = attachment(&pod, slice).context("just seen")?;
+        Ok(Member {
+            cluster: self.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            attachment,
+        })
+    }
+
+    /// Waits until a running pod's annotation says that it is in the slice, or that it is not.
+    pub async fn await_attachment(
+        &self,
+        namespace: &str,
+        name: &str,
+        slice: &str,
+        wanted: bool,
+    ) -> Result<()> {
+        let state = if wanted { "attached to" } else { "detached from" };
+        let what = format!("pod {namespace}/{name} {state} {slice}");
+        let holds = |pod: &Pod| attachment(pod, slice).is_some() == wanted;
+        self.await_object(&self.pods(namespace), name, &what, ATTACHED, holds)
+            .await?;
+        Ok(())
+    }
+
+    /// Sets or removes a label of a namespace.
+    pub async fn label_namespace(&self, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let patch = Patch::Merge(json!({"metadata": {"labels": {key: value}}}));
+        namespaces
+            .patch(name, &PatchParams::default(), &patch)
+            .await
+            .with_context(|| format!("label namespace {name} in cluster {}", self.name))?;
+        Ok(())
+    }
+
+    /// Runs a shell line in a pod.
+    pub async fn shell(&self, namespace: &str, pod: &str, line: &str) -> Result<String> {
+        let output = self.exec(namespace, pod, &["/bin/sh", "-c", line]).await?;
+        ensure!(output.code == 0, "`{line}` in {namespace}/{pod}: {output:?}");
+        Ok(output.stdout)
+    }
+
+    /// Deletes the pods with a label, as a crash or an upgrade does, and returns their names.
+    pub async fn delete_pods(&self, namespace: &str, selector: &str) -> Result<Vec<String>> {
+        let pods = self.pods(namespace);
+        let found = pods
+            .list(&kube::api::ListParams::default().labels(selector))
+            .await?;
+        for pod in &found {
+            pods.delete(
+                &pod.name_any(),
+                &kube::api::DeleteParams::default().grace_period(0),
+            )
+            .await?;
+        }
+        ensure!(
+            !found.items.is_empty(),
+            "no pod {selector} in {namespace} of cluster {}",
+            self.name
+        );
+        Ok(found.iter().map(ResourceExt::name_any).collect())
+    }
+}
+
+/// What the pod's annotation says of one slice.
+pub fn attachment(pod: &Pod, slice: &str) -> Option<Attachment> {
+    let text = pod.annotations().get(labels::ATTACHMENTS)?;
+    let all: Vec<Attachment> = serde_json::from_str(text).ok()?;
+    all.into_iter().find(|attachment| attachment.slice == slice)
+}
+
+/// The address part of what a probe says it was seen as.
+pub fn seen_as(answer: &Value) -> Result<IpAddr> {
+    let text = answer["seen_as"]
+        .as_str()
+        .with_context(|| format!("no seen_as in {answer}"))?;
+    Ok(text
+        .parse::<SocketAddr>()
+        .with_context(|| format!("seen_as \"{text}\""))?
+        .ip()
+        .to_canonical())
+}
+
+async fn has_deployment(cluster: &Cluster, namespace: &str, name: &str) -> Result<bool> {
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    Ok(deployments.get_opt(name).await?.is_some())
+}

@@ -1,0 +1,261 @@
+//! What a restart breaks: one component at a time under a running UDP stream and a running TCP connection.
+//!
+//! docs/operations.md has the table that this test prints; nothing here needs a human, and no pod is restarted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use kube::{ResourceExt, api::Api};
+use serde_json::{Value, json};
+use slice_crds::{conditions, labels, names, v1alpha1::Slice};
+use slice_e2e::{
+    progress::say,
+    harness::{Cluster, Environment, PodSpec, is_ready, poll, weft::Member},
+    lab::running::Part,
+};
+
+/// A component that was deleted runs again.
+const BACK: Duration = Duration::from_secs(60);
+/// The longest that any restart may stop traffic: a single gateway, its new key told through both operators.
+const OUTAGE_MS: f64 = 15_000.0;
+
+/// Two conversations across the clusters.
+struct Streams<'a> {
+    from: &'a Member,
+    to: &'a Member,
+    seconds: &'a str,
+}
+
+impl Streams<'_> {
+    /// Runs both while `disturb` does what it does; returns what UDP and TCP say.
+    async fn under(&self, disturb: impl AsyncFnOnce() -> Result<()>) -> Result<(Value, Value)> {
+        let address = self.to.v4()?.to_string();
+        let start = async |over: &str| {
+            let stream = [
+                "stream",
+                &address,
+                "--over",
+                over,
+                "--interval",
+                "10",
+                "--seconds",
+                self.seconds,
+            ];
+            self.from
+                .cluster
+                .start_probe(&self.from.namespace, &self.from.name, &stream)
+                .await
+        };
+        let (udp, tcp) = (start("udp").await?, start("tcp").await?);
+        disturb().await?;
+        let (udp, tcp) = tokio::join!(udp.finish(), tcp.finish());
+        Ok((udp?.json()?, tcp?.json()?))
+    }
+}
+
+async fn restart(cluster: &Cluster, namespace: &str, component: &str) -> Result<()> {
+    let selector = format!("{}={component}", labels::COMPONENT);
+    let old = cluster.delete_pods(namespace, &selector).await?;
+    let pods = cluster.pods(namespace);
+    poll(
+        BACK,
+        &format!("{component} of cluster {} is back", cluster.name),
+        async || {
+            let now = pods
+                .list(&kube::api::ListParams::default().labels(&selector))
+                .await?;
+            let fresh = |pod: &&k8s_openapi::api::core::v1::Pod| {
+                // A StatefulSet's pod comes back under its old name.
+                is_ready(pod) && pod.metadata.deletion_timestamp.is_none()
+            };
+            Ok((now.iter().filter(fresh).count() >= old.len()).then_some(()))
+        },
+    )
+    .await
+}
+
+fn row(what: &str, udp: &Value, tcp: &Value) {
+    say(format!(
+        "{what:<28} UDP lost {:>4} of {:<5} longest gap {:>8} ms   TCP longest gap {:>8} ms  broken {}",
+        udp["lost"], udp["sent"], udp["longest_gap_ms"], tcp["longest_gap_ms"], tcp["broken"]
+    ));
+}
+
+#[tokio::test]
+async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> Result<()> {
+    let environment = Environment::open().await?;
+    let lab = environment.lab()?;
+    let (slice, namespace) = ("lasting", "weft-lasting");
+    environment
+        .slice(slice, json!({"subnets": ["10.89.0.0/16"]}))
+        .await?;
+    let members = environment.members(slice, namespace).await?;
+    let (from, to) = (&members[0], &members[members.len() - 1]);
+    let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
+    let streams = Streams {
+        from,
+        to,
+        seconds: "20",
+    };
+
+    let untouched: [(&str, &Cluster, &str, &str); 5] = [
+        ("netop of both ends", hub, names::MEMBER_NAMESPACE, "netop"),
+        (
+            "netop of the other cluster",
+            member,
+            names::MEMBER_NAMESPACE,
+            "netop",
+        ),
+        ("hub operator", hub, names::HUB_NAMESPACE, "hub"),
+        ("cluster operator", member, names::MEMBER_NAMESPACE, "operator"),
+        ("dns", member, names::MEMBER_NAMESPACE, "dns"),
+    ];
+    for (what, cluster, at, component) in untouched {
+        let (udp, tcp) = streams
+            .under(async || restart(cluster, at, component).await)
+            .await?;
+        row(what, &udp, &tcp);
+        ensure!(udp["lost"] == 0 && tcp["broken"].is_null(), "{what}: {udp} {tcp}");
+    }
+    let (udp, tcp) = streams.under(async || lab.restart_apiserver(&hub.name)).await?;
+    row("API server of the hub", &udp, &tcp);
+    ensure!(
+        udp["lost"] == 0 && tcp["broken"].is_null(),
+        "API server: {udp} {tcp}"
+    );
+
+    let patient = Streams {
+        from,
+        to,
+        seconds: "30",
+    };
+    let (udp, tcp) = patient
+        .under(async || restart(member, names::MEMBER_NAMESPACE, "gateway").await)
+        .await?;
+    row("the only gateway", &udp, &tcp);
+    let gap = udp["longest_gap_ms"].as_f64().context("a gap")?;
+    ensure!(
+        gap > 0.0 && gap < OUTAGE_MS && tcp["broken"].is_null(),
+        "gateway: {udp} {tcp}"
+    );
+
+    for pod in &members {
+        let now = pod.cluster.pods(namespace).get(&pod.name).await?;
+        let statuses = now
+            .status
+            .and_then(|status| status.container_statuses)
+            .unwrap_or_default();
+        ensure!(
+            statuses.iter().all(|one| one.restart_count == 0),
+            "{pod} was restarted"
+        );
+    }
+    without_the_hub(&environment, slice, namespace, &members).await?;
+    environment.remove_namespaces(namespace).await?;
+    environment.remove_slice(slice).await
+}
+
+/// The hub's control plane is switched off: who talks goes on, and a new pod of the other cluster joins in.
+async fn without_the_hub(
+    environment: &Environment,
+    slice: &str,
+    namespace: &str,
+    members: &[Member],
+) -> Result<()> {
+    let lab = environment.lab()?;
+    let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
+    let far = members
+        .iter()
+        .find(|one| one.cluster.name == hub.name)
+        .context("a pod at the hub")?;
+    let near = members
+        .iter()
+        .find(|one| one.cluster.name == member.name)
+        .context("a pod at the member")?;
+    lab.stop_cluster(&hub.name, Part::ControlPlane)?;
+    let result = async {
+        let address = far.v4()?.to_string();
+        near.probe(&["tcp", &address, "--bytes", "100000"]).await?;
+        member
+            .create_pod(namespace, &PodSpec::new("newcomer", &environment.image))
+            .await?;
+        let newcomer = member.member(namespace, "newcomer", slice).await?;
+        newcomer.probe(&["tcp", &address, "--bytes", "100000"]).await?;
+        // It is said where users look, and every process of the member may restart.
+        let mirrors: Api<Slice> = Api::all(member.client.clone());
+        let said = |slice: &Slice| {
+            let conditions = slice
+                .status
+                .as_ref()
+                .map(|status| status.conditions.as_slice())
+                .unwrap_or_default();
+            conditions
+                .iter()
+                .any(|one| one.type_ == conditions::REACHABLE && one.status == "False")
+        };
+        member
+            .await_object(&mirrors, slice, "Reachable=False on the mirror", BACK, said)
+            .await?;
+        restart(member, names::MEMBER_NAMESPACE, "netop").await?;
+        restart(member, names::MEMBER_NAMESPACE, "operator").await?;
+        newcomer.probe(&["tcp", &address, "--bytes", "100000"]).await?;
+        say("the hub's control plane off      existing pods talk, a new pod attached and talks");
+        anyhow::Ok(())
+    }
+    .await;
+    lab.start_cluster(&hub.name)?;
+    result?;
+    await_workloads(environment).await?;
+    environment.await_slice(slice).await.map(drop)
+}
+
+/// After a control plane was away: everything of Weft is available again.
+async fn await_workloads(environment: &Environment) -> Result<()> {
+    for cluster in &environment.clusters {
+        let client = &cluster.client;
+        let namespace = names::MEMBER_NAMESPACE;
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+        let agents: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+        poll(
+            BACK,
+            &format!("everything of Weft runs in cluster {}", cluster.name),
+            async || {
+                let list = Default::default();
+                let late = deployments.list(&list).await?.into_iter().find(|one| {
+                    let status = one.status.clone().unwrap_or_default();
+                    status.available_replicas.unwrap_or(0)
+                        < one.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+                });
+                ensure!(
+                    late.is_none(),
+                    "{}",
+                    late.map(|one| one.name_any()).unwrap_or_default()
+                );
+                let late = sets.list(&list).await?.into_iter().find(|one| {
+                    let status = one.status.clone().unwrap_or_default();
+                    status.ready_replicas.unwrap_or(0) < status.replicas
+                });
+                ensure!(
+                    late.is_none(),
+                    "{}",
+                    late.map(|one| one.name_any()).unwrap_or_default()
+                );
+                let late = agents.list(&list).await?.into_iter().find(|one| {
+                    one.status
+                        .as_ref()
+                        .is_none_or(|status| status.number_ready < status.desired_number_scheduled)
+                });
+                ensure!(
+                    late.is_none(),
+                    "{}",
+                    late.map(|one| one.name_any()).unwrap_or_default()
+                );
+                Ok(Some(()))
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
