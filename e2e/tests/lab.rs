@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use kube::api::{Api, ListParams};
-use slice_e2e::harness::{Cluster, Environment, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use slice_e2e::harness::{Cluster, Environment, PodSpec, poll};
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -75,7 +75,7 @@ async fn pods_talk_inside_a_cluster_by_address_service_and_name() -> Result<()> 
         );
 
         // Endpoints and kube-proxy's rules follow the Service, not the other way round.
-        slice_e2e::harness::poll(READY, "the Service answers", async || {
+        poll(READY, "the Service answers", async || {
             let through = cluster
                 .probe(namespace, "client", &["tcp", &virtual_address, "--timeout", "2"])
                 .await?;
@@ -151,7 +151,7 @@ async fn a_udp_node_port_of_one_cluster_is_reached_from_a_pod_of_the_other() -> 
         .iter()
         .find(|address| address.type_ == "InternalIP")
         .context("a node address")?;
-    slice_e2e::harness::poll(READY, "the node port answers", async || {
+    poll(READY, "the node port answers", async || {
         let arguments = ["udp", &internal.address, "--port", "30777", "--count", "3"];
         let answer = a.probe(namespace, "client", &arguments).await?;
         Ok((answer["received"] == 3).then_some(()))
@@ -159,4 +159,114 @@ async fn a_udp_node_port_of_one_cluster_is_reached_from_a_pod_of_the_other() -> 
     .await?;
     a.remove_namespace(namespace).await?;
     b.remove_namespace(namespace).await
+}
+
+/// What an agent on a node relies on: it sees pods' namespaces come, and may install a CNI plugin.
+#[tokio::test]
+async fn a_node_agent_sees_namespaces_and_owns_the_cni_folders() -> Result<()> {
+    let environment = Environment::open().await?;
+    environment.lab()?;
+    let cluster = environment.cluster(0)?;
+    let namespace = "lab-agent";
+    cluster.fresh_namespace(namespace, &[]).await?;
+    let node = cluster.nodes().await?.into_iter().next().context("a node")?;
+    let host = |path: &str, propagation: &str| {
+        let name = path.trim_start_matches('/').replace(['/', '.'], "-");
+        let mount = serde_json::json!({"name": name, "mountPath": path, "mountPropagation": propagation});
+        (
+            serde_json::json!({"name": name, "hostPath": {"path": path}}),
+            mount,
+        )
+    };
+    let (volumes, mounts): (Vec<_>, Vec<_>) = [
+        host("/run/netns", "HostToContainer"),
+        host("/etc/cni/net.d", "None"),
+        host("/opt/cni/bin", "None"),
+        host("/var/lib/cni", "None"),
+        host("/dev/net/tun", "None"),
+    ]
+    .into_iter()
+    .unzip();
+    let agent = PodSpec::new("agent", &environment.image).node(&node).spec(serde_json::json!({
+        "hostNetwork": true, "volumes": volumes,
+        "containers": [{
+            "name": "main", "image": environment.image, "command": ["/usr/bin/weft-probe", "serve", "--port", "17777"],
+            "volumeMounts": mounts, "securityContext": {"capabilities": {"add": ["NET_ADMIN", "SYS_ADMIN"]}}
+        }]
+    }));
+    cluster.create_pod(namespace, &agent).await?;
+    cluster.await_pod(namespace, "agent", READY).await?;
+    let count = "ls /run/netns | while read n; do nsenter --net=/run/netns/$n true && echo $n; done | wc -l";
+    let namespaces = async || -> Result<u32> {
+        let output = cluster.exec(namespace, "agent", &["sh", "-c", count]).await?;
+        output
+            .stdout
+            .trim()
+            .parse()
+            .with_context(|| format!("{output:?}"))
+    };
+    let before = namespaces().await?;
+    cluster
+        .create_pod(
+            namespace,
+            &PodSpec::new("newcomer", &environment.image).node(&node),
+        )
+        .await?;
+    let newcomer = cluster.await_pod(namespace, "newcomer", READY).await?;
+    ensure!(
+        namespaces().await? == before + 1,
+        "the agent does not see the new pod's network namespace"
+    );
+
+    let script = "set -e; echo > /opt/cni/bin/lab-test; rm /opt/cni/bin/lab-test; test -c /dev/net/tun; \
+                  grep -q portmap /etc/cni/net.d/10-lab.conflist; touch /etc/cni/net.d/x; rm /etc/cni/net.d/x";
+    let output = cluster.exec(namespace, "agent", &["sh", "-c", script]).await?;
+    ensure!(output.code == 0, "{output:?}");
+    let uid = newcomer.metadata.uid.context("a pod without a uid")?;
+    let results = cluster
+        .exec(namespace, "agent", &["sh", "-c", "cat /var/lib/cni/results/*"])
+        .await?;
+    ensure!(results.stdout.contains(&uid), "no CNI result names pod {uid}");
+    cluster.remove_namespace(namespace).await
+}
+
+/// A stub that an operator adds to the Corefile answers within seconds.
+#[tokio::test]
+async fn coredns_follows_its_configuration() -> Result<()> {
+    let environment = Environment::open().await?;
+    environment.lab()?;
+    let cluster = environment.cluster(0)?;
+    let namespace = "lab-coredns";
+    cluster.fresh_namespace(namespace, &[]).await?;
+    cluster
+        .create_pod(namespace, &PodSpec::new("client", &environment.image))
+        .await?;
+    cluster.await_pod(namespace, "client", READY).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "kube-system");
+    let before = maps.get("coredns").await?.data.context("a Corefile")?["Corefile"].clone();
+    let replace = async |text: &str| -> Result<()> {
+        let patch = serde_json::json!({"data": {"Corefile": text}});
+        maps.patch("coredns", &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(())
+    };
+    let answers = async || -> Result<bool> {
+        let answer = cluster
+            .probe(namespace, "client", &["dns", "stub.lab.test."])
+            .await?;
+        Ok(answer["answers"][0] == "192.0.2.53")
+    };
+    let stub = "lab.test:53 {\n    hosts {\n        192.0.2.53 stub.lab.test\n    }\n}\n";
+    replace(&format!("{before}{stub}")).await?;
+    let seen = poll(READY, "the stub answers", async || {
+        Ok(answers().await?.then_some(()))
+    })
+    .await;
+    replace(&before).await?;
+    seen?;
+    poll(READY, "the stub is gone", async || {
+        Ok((!answers().await?).then_some(()))
+    })
+    .await?;
+    cluster.remove_namespace(namespace).await
 }

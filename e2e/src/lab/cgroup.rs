@@ -23,6 +23,10 @@ const GROUP: &str = "weft-lab";
 /// What kubelet asks for on a v2 host; others are delegated when they exist.
 const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
+/// A group competes as if it were one process: with the default share, a compiler beside the lab takes almost all
+/// processor time from a dozen servers, and their leases and probes fail. Version 1 and version 2, ten times the default.
+const WEIGHTS: [(&str, &str); 2] = [("cpu.shares", "10240"), ("cpu.weight", "1000")];
+
 /// How this machine mounts control groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
@@ -105,6 +109,11 @@ impl Layout {
                     fill_cpuset(&own)?;
                 }
                 Self::V2 => delegate(&group)?,
+            }
+            for (file, value) in WEIGHTS {
+                if group.join(file).exists() {
+                    write(&group.join(file), value)?;
+                }
             }
         }
         Ok(())

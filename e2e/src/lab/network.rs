@@ -37,9 +37,15 @@ pub fn build_switch() -> Result<()> {
     )?;
     let set =
         |name: &str, value: &str| run(command_in(SWITCH, "sysctl").args(["-qw", &format!("{name}={value}")]));
-    // As a router would: who asks for what is nowhere gets an answer at once instead of waiting half a minute.
+    // Who asks for what is nowhere gets an answer at once instead of waiting half a minute. The reset for TCP: an ICMP
+    // error comes back so fast that the sender still holds the socket, and then only remembers it.
     set("net.ipv4.ip_forward", "1")?;
     batch(Some(SWITCH), "route add unreachable default\n")?;
+    let reset = format!(
+        "add table ip lab; add chain ip lab nowhere {{ type filter hook prerouting priority 0; }}; \
+         add rule ip lab nowhere ip daddr != {NODE_RANGE} meta l4proto tcp reject with tcp reset"
+    );
+    run(command_in(SWITCH, "nft").arg(reset))?;
     // A switch does not look into packets: without this, iptables and connection tracking of the namespace would.
     if Path::new("/proc/sys/net/bridge").exists() {
         for table in ["iptables", "ip6tables", "arptables"] {

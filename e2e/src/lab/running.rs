@@ -97,13 +97,14 @@ impl Running {
     /// Starts what is not running of a cluster and waits until its nodes are Ready.
     pub fn start_cluster(&self, name: &str) -> Result<()> {
         let cluster = self.plan().cluster(name)?;
-        for machine in cluster
+        let stopped = |machine: &&Machine| !machine::is_running(&self.dir, &machine.name);
+        let booted: Vec<&str> = cluster
             .machines()
-            .filter(|machine| !machine::is_running(&self.dir, &machine.name))
-        {
-            self.start_machine(&machine.name)?;
-        }
-        up::runtime()?.block_on(up::bring_up(&self.dir, cluster, &Progress::start()))
+            .filter(stopped)
+            .map(|machine| machine.name.as_str())
+            .collect();
+        booted.iter().try_for_each(|name| self.start_machine(name))?;
+        up::runtime()?.block_on(up::bring_up(&self.dir, cluster, &booted, &Progress::start()))
     }
 
     fn part(&self, name: &str, part: Part) -> Result<Vec<&Machine>> {

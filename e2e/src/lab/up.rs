@@ -8,11 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{ListParams, PostParams};
+use kube::{Api, ResourceExt};
 
 use super::cgroup::Layout;
 use super::config::{self, Site};
@@ -66,7 +65,7 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
         try_join_all(
             plan.clusters()
                 .iter()
-                .map(|cluster| bring_up(dir, cluster, &progress)),
+                .map(async |cluster| bring_up(dir, cluster, &names(cluster), &progress).await),
         )
         .await
     })?;
@@ -75,6 +74,10 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
         dir.kubeconfig().display()
     ));
     Ok(())
+}
+
+fn names(cluster: &Cluster) -> Vec<&str> {
+    cluster.machines().map(|machine| machine.name.as_str()).collect()
 }
 
 /// A tokio runtime for the parts that talk to API servers.
@@ -135,8 +138,17 @@ fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()
 }
 
 /// Waits for one cluster's API server, declares its nodes, installs CoreDNS and waits until all is ready.
-pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> Result<()> {
-    let since = Timestamp::now();
+/// `booted` names the machines that were started just now.
+pub async fn bring_up(dir: &LabDir, cluster: &Cluster, booted: &[&str], progress: &Progress) -> Result<()> {
+    // Whoever was started just now may still be on record as well; the others have been so for long.
+    let now = Timestamp::now();
+    let since = |node: &str| {
+        if booted.contains(&node) {
+            now
+        } else {
+            Timestamp::MIN
+        }
+    };
     let name = &cluster.name;
     let api = harness::connect(&dir.kubeconfig(), name).await?;
     api.await_api(DEADLINE)
@@ -145,22 +157,14 @@ pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> R
     progress.done(format!("{name}: API server ready"));
     declare_nodes(&api, cluster).await?;
     api.apply(COREDNS).await?;
-    let leases: Api<Lease> = Api::namespaced(api.client.clone(), "kube-node-lease");
     for node in &cluster.nodes {
-        // A cluster that was stopped still says "Ready" of itself: first a sign of life from after the start.
-        let what = format!("node {} alive", node.name);
-        let fresh = |lease: &Lease| {
-            let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
-            renewed.is_some_and(|at| at.0 > since)
-        };
-        api.await_object(&leases, &node.name, &what, DEADLINE, fresh)
-            .await
-            .with_context(|| hint(dir, &node.name))?;
         let nodes: Api<Node> = Api::all(api.client.clone());
         let what = format!("node {} Ready", node.name);
-        api.await_object(&nodes, &node.name, &what, DEADLINE, is_ready)
-            .await
-            .with_context(|| hint(dir, &node.name))?;
+        api.await_object(&nodes, &node.name, &what, DEADLINE, |node| {
+            is_ready(node, since(&node.name_any()))
+        })
+        .await
+        .with_context(|| hint(dir, &node.name))?;
     }
     progress.done(format!("{name}: nodes Ready"));
     let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), "default");
@@ -172,10 +176,15 @@ pub async fn bring_up(dir: &LabDir, cluster: &Cluster, progress: &Progress) -> R
     let selected = ListParams::default().labels("k8s-app=kube-dns");
     harness::poll(DEADLINE, &format!("cluster {name}: CoreDNS Ready"), async || {
         let pods = pods.list(&selected).await.context("list CoreDNS' pods")?;
-        Ok(pods
-            .iter()
-            .any(|pod| harness::is_ready(pod) && started_after(pod, since))
-            .then_some(()))
+        let answers = |pod: &Pod| {
+            let node = pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.as_deref())
+                .unwrap_or_default();
+            harness::is_ready(pod) && started_after(pod, since(node))
+        };
+        Ok(pods.iter().any(answers).then_some(()))
     })
     .await?;
     progress.done(format!("{name}: CoreDNS ready"));
@@ -218,14 +227,16 @@ fn started_after(pod: &Pod, since: Timestamp) -> bool {
         .into_iter()
         .flatten()
         .filter_map(|status| status.state.as_ref()?.running.as_ref()?.started_at.as_ref());
-    started
-        .into_iter()
-        .any(|at| at.0.as_second() >= since.as_second())
+    started.into_iter().any(|at| at.0.as_second() > since.as_second())
 }
 
-pub fn is_ready(node: &Node) -> bool {
+/// Ready, and said so after `since`: the record of a node that was stopped still says that it is.
+fn is_ready(node: &Node, since: Timestamp) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    let fresh = |at: &Option<Time>| at.as_ref().is_some_and(|at| at.0.as_second() > since.as_second());
+    let ready =
+        |one: &NodeCondition| one.type_ == "Ready" && one.status == "True" && fresh(&one.last_heartbeat_time);
+    conditions.is_some_and(|all| all.iter().any(ready))
 }
 
 fn hint(dir: &LabDir, machine: &str) -> String {
