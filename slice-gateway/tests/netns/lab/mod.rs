@@ -150,7 +150,7 @@ impl Lab {
         format!("{}-{name}", self.prefix)
     }
 
-    fn namespace(&self, name: &str) {
+    pub(crate) fn namespace(&self, name: &str) {
         ip(&format!("netns add {}", self.at(name)));
         self.ip_in(name, "link set lo up");
     }
