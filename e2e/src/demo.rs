@@ -26,13 +26,32 @@ const TRANSFER: &str = "20000000";
 pub async fn run() -> Result<()> {
     let progress = Progress::start();
     let environment = Environment::open().await?;
-    let names: Vec<&str> = environment.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-    progress.done(&format!("installing the hub in {}, joining {}", names[0], names.join(" and ")));
-    environment.install().await.context("install Weft with its charts")?;
-    progress.done(&format!("slice {SLICE}: 10.77.0.0/16 and fd42:77::/64 across {}", names.join(" and ")));
+    let names: Vec<&str> = environment
+        .clusters
+        .iter()
+        .map(|cluster| cluster.name.as_str())
+        .collect();
+    progress.done(format!(
+        "installing the hub in {}, joining {}",
+        names[0],
+        names.join(" and ")
+    ));
+    environment
+        .install()
+        .await
+        .context("install Weft with its charts")?;
+    progress.done(format!(
+        "slice {SLICE}: 10.77.0.0/16 and fd42:77::/64 across {}",
+        names.join(" and ")
+    ));
     let spec = json!({"subnets": ["10.77.0.0/16", "fd42:77::/64"]});
-    environment.slice(SLICE, spec).await.context("create the slice; see `slicectl status`")?;
-    progress.done(&format!("a pod on every node, in namespaces labelled weft.dev/slice={SLICE}"));
+    environment
+        .slice(SLICE, spec)
+        .await
+        .context("create the slice; see `slicectl status`")?;
+    progress.done(format!(
+        "a pod on every node, in namespaces labelled weft.dev/slice={SLICE}"
+    ));
     let members = environment.members(SLICE, NAMESPACE).await?;
     progress.done("who can talk to whom");
     let mut lines = vec![format!(
@@ -57,15 +76,30 @@ pub async fn run() -> Result<()> {
 }
 
 async fn row(from: &Member, to: &Member) -> Result<String> {
-    let ip = |v4: bool| to.attachment.ips.iter().find(move |ip| ip.is_ipv4() == v4).map(ToString::to_string);
-    let (v4, v6) = (ip(true).context("an IPv4 address")?, ip(false).context("an IPv6 address")?);
+    let ip = |v4: bool| {
+        to.attachment
+            .ips
+            .iter()
+            .find(move |ip| ip.is_ipv4() == v4)
+            .map(ToString::to_string)
+    };
+    let (v4, v6) = (
+        ip(true).context("an IPv4 address")?,
+        ip(false).context("an IPv6 address")?,
+    );
     let rtt = async |address: &str| -> Result<f64> {
         let answer = from.probe(&["ping", address, "--count", "20"]).await?;
         number(&answer, "/rtt_ms/p50")
     };
     let (rtt4, rtt6) = (rtt(&v4).await?, rtt(&v6).await?);
-    let tcp = from.probe(&["tcp", &v4, "--bytes", TRANSFER, "--timeout", "60"]).await?;
-    let path = if from.cluster.name == to.cluster.name { "VXLAN in the cluster" } else { "WireGuard between clusters" };
+    let tcp = from
+        .probe(&["tcp", &v4, "--bytes", TRANSFER, "--timeout", "60"])
+        .await?;
+    let path = if from.cluster.name == to.cluster.name {
+        "VXLAN in the cluster"
+    } else {
+        "WireGuard between clusters"
+    };
     Ok(format!(
         "{:<14} {:<14} {v4:<12} {rtt4:>8.2} {rtt6:>9.2} {:>12.0}  {path}",
         format!("{}/{}", from.cluster.name, from.name),
@@ -75,5 +109,8 @@ async fn row(from: &Member, to: &Member) -> Result<String> {
 }
 
 fn number(answer: &Value, pointer: &str) -> Result<f64> {
-    answer.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("no {pointer} in {answer}"))
+    answer
+        .pointer(pointer)
+        .and_then(Value::as_f64)
+        .with_context(|| format!("no {pointer} in {answer}"))
 }

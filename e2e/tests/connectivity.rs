@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use slice_crds::{labels, names};
-use slice_e2e::progress::say;
 use slice_e2e::harness::{
     Environment, PodSpec,
     weft::{Member, attachment, seen_as},
 };
+use slice_e2e::progress::say;
 
 const READY: Duration = Duration::from_secs(40);
 /// From a namespace's label to an interface in its running pods.

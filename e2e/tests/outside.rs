@@ -7,8 +7,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use slice_crds::{labels, names};
-use slice_e2e::progress::say;
 use slice_e2e::harness::{Cluster, Environment, PodSpec, poll};
+use slice_e2e::progress::say;
 
 const READY: Duration = Duration::from_secs(40);
 const STARTS: usize = 7;
@@ -90,7 +90,9 @@ async fn a_pod_outside_every_slice_never_waits() -> Result<()> {
     agent(cluster, false).await?;
     let result = async {
         let without = start(&environment, cluster, plain).await?;
-        say(format!("start of a pod outside: {with:?} with the agent, {without:?} without, medians of {STARTS}"));
+        say(format!(
+            "start of a pod outside: {with:?} with the agent, {without:?} without, medians of {STARTS}"
+        ));
         ensure!(
             with < without + SURCHARGE,
             "{with:?} with the agent, {without:?} without"

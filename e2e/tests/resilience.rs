@@ -10,9 +10,9 @@ use kube::{ResourceExt, api::Api};
 use serde_json::{Value, json};
 use slice_crds::{conditions, labels, names, v1alpha1::Slice};
 use slice_e2e::{
-    progress::say,
     harness::{Cluster, Environment, PodSpec, is_ready, poll, weft::Member},
     lab::running::Part,
+    progress::say,
 };
 
 /// A component that was deleted runs again.

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use kube::api::Api;
 use serde_json::{Value, json};
 use slice_crds::v1alpha1::Slice;
-use slice_e2e::progress::say;
 use slice_e2e::harness::{Cluster, Environment, PodSpec, poll, weft::Member};
+use slice_e2e::progress::say;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// From a pod's readiness going away to its address gone from answers in the other cluster.

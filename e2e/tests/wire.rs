@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use kube::api::{Api, ListParams};
 use serde_json::json;
 use slice_crds::{names, v1alpha1::SliceGateway};
-use slice_e2e::progress::say;
 use slice_e2e::harness::{Environment, poll};
+use slice_e2e::progress::say;
 
 /// Would be seen in a capture wherever it passes in the clear.
 const MARKER: &str = "weft-plaintext-marker-5f1c";
@@ -76,7 +76,10 @@ async fn nothing_readable_passes_between_the_clusters() -> Result<()> {
         }
     }
     let datagrams = wireguard(&bytes, &ports).context("read the capture as packets")?;
-    say(format!("{} bytes captured, {datagrams} WireGuard datagrams", bytes.len()));
+    say(format!(
+        "{} bytes captured, {datagrams} WireGuard datagrams",
+        bytes.len()
+    ));
     ensure!(
         datagrams > 50,
         "the frames took another way: {datagrams} datagrams seen"
