@@ -103,8 +103,18 @@ impl Running {
             .filter(stopped)
             .map(|machine| machine.name.as_str())
             .collect();
+        let since = jiff::Timestamp::now();
         booted.iter().try_for_each(|name| self.start_machine(name))?;
-        up::runtime()?.block_on(up::bring_up(&self.dir, cluster, &booted, &Progress::start()))
+        let restart = up::Restart {
+            booted: &booted,
+            since,
+        };
+        up::runtime()?.block_on(up::bring_up(
+            &self.dir,
+            cluster,
+            Some(&restart),
+            &Progress::start(),
+        ))
     }
 
     fn part(&self, name: &str, part: Part) -> Result<Vec<&Machine>> {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, Pod, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
 use kube::api::{ListParams, PostParams};
-use kube::{Api, ResourceExt};
 
 use super::cgroup::Layout;
 use super::config::{self, Site};
@@ -65,7 +66,7 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
         try_join_all(
             plan.clusters()
                 .iter()
-                .map(async |cluster| bring_up(dir, cluster, &names(cluster), &progress).await),
+                .map(async |cluster| bring_up(dir, cluster, None, &progress).await),
         )
         .await
     })?;
@@ -74,10 +75,6 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
         dir.kubeconfig().display()
     ));
     Ok(())
-}
-
-fn names(cluster: &Cluster) -> Vec<&str> {
-    cluster.machines().map(|machine| machine.name.as_str()).collect()
 }
 
 /// A tokio runtime for the parts that talk to API servers.
@@ -137,34 +134,56 @@ fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()
     Ok(())
 }
 
-/// Waits for one cluster's API server, declares its nodes, installs CoreDNS and waits until all is ready.
-/// `booted` names the machines that were started just now.
-pub async fn bring_up(dir: &LabDir, cluster: &Cluster, booted: &[&str], progress: &Progress) -> Result<()> {
-    // Whoever was started just now may still be on record as well; the others have been so for long.
-    let now = Timestamp::now();
-    let since = |node: &str| {
-        if booted.contains(&node) {
-            now
-        } else {
-            Timestamp::MIN
-        }
-    };
+/// What a cluster's records say from before it was stopped, and what is known better.
+pub struct Restart<'a> {
+    /// Machines that were started just now.
+    pub booted: &'a [&'a str],
+    /// Before the first of them was.
+    pub since: Timestamp,
+}
+
+/// Waits for one cluster's API server, nodes and CoreDNS; a new cluster gets its Node objects and CoreDNS first.
+pub async fn bring_up(
+    dir: &LabDir,
+    cluster: &Cluster,
+    restart: Option<&Restart<'_>>,
+    progress: &Progress,
+) -> Result<()> {
+    let (booted, since) = restart.map_or((&[][..], Timestamp::MIN), |restart| {
+        (restart.booted, restart.since)
+    });
     let name = &cluster.name;
     let api = harness::connect(&dir.kubeconfig(), name).await?;
     api.await_api(DEADLINE)
         .await
         .with_context(|| hint(dir, &cluster.control_plane.name))?;
     progress.done(format!("{name}: API server ready"));
-    declare_nodes(&api, cluster).await?;
-    api.apply(COREDNS).await?;
+    if restart.is_none() {
+        declare_nodes(&api, cluster).await?;
+        api.apply(COREDNS).await?;
+    }
+    let leases: Api<Lease> = Api::namespaced(api.client.clone(), "kube-node-lease");
+    for node in cluster
+        .nodes
+        .iter()
+        .filter(|node| booted.contains(&node.name.as_str()))
+    {
+        // The record of a node that was stopped still says Ready: first a sign of life. Leases have microseconds.
+        let what = format!("node {} alive", node.name);
+        let fresh = |lease: &Lease| {
+            let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+            renewed.is_some_and(|at| at.0 > since)
+        };
+        api.await_object(&leases, &node.name, &what, DEADLINE, fresh)
+            .await
+            .with_context(|| hint(dir, &node.name))?;
+    }
     for node in &cluster.nodes {
         let nodes: Api<Node> = Api::all(api.client.clone());
         let what = format!("node {} Ready", node.name);
-        api.await_object(&nodes, &node.name, &what, DEADLINE, |node| {
-            is_ready(node, since(&node.name_any()))
-        })
-        .await
-        .with_context(|| hint(dir, &node.name))?;
+        api.await_object(&nodes, &node.name, &what, DEADLINE, is_ready)
+            .await
+            .with_context(|| hint(dir, &node.name))?;
     }
     progress.done(format!("{name}: nodes Ready"));
     let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), "default");
@@ -182,7 +201,7 @@ pub async fn bring_up(dir: &LabDir, cluster: &Cluster, booted: &[&str], progress
                 .as_ref()
                 .and_then(|spec| spec.node_name.as_deref())
                 .unwrap_or_default();
-            harness::is_ready(pod) && started_after(pod, since(node))
+            harness::is_ready(pod) && (!booted.contains(&node) || started_after(pod, since))
         };
         Ok(pods.iter().any(answers).then_some(()))
     })
@@ -208,11 +227,8 @@ async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> 
             }),
             ..Node::default()
         };
-        match nodes.create(&PostParams::default(), &node).await {
-            // A cluster that was stopped and started again has its nodes.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            other => drop(other.with_context(|| format!("declare node {}", machine.name))?),
-        }
+        let created = nodes.create(&PostParams::default(), &node).await;
+        created.with_context(|| format!("declare node {}", machine.name))?;
     }
     Ok(())
 }
@@ -227,16 +243,14 @@ fn started_after(pod: &Pod, since: Timestamp) -> bool {
         .into_iter()
         .flatten()
         .filter_map(|status| status.state.as_ref()?.running.as_ref()?.started_at.as_ref());
-    started.into_iter().any(|at| at.0.as_second() > since.as_second())
+    started
+        .into_iter()
+        .any(|at| at.0.as_second() >= since.as_second())
 }
 
-/// Ready, and said so after `since`: the record of a node that was stopped still says that it is.
-fn is_ready(node: &Node, since: Timestamp) -> bool {
+fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let fresh = |at: &Option<Time>| at.as_ref().is_some_and(|at| at.0.as_second() > since.as_second());
-    let ready =
-        |one: &NodeCondition| one.type_ == "Ready" && one.status == "True" && fresh(&one.last_heartbeat_time);
-    conditions.is_some_and(|all| all.iter().any(ready))
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 fn hint(dir: &LabDir, machine: &str) -> String {
