@@ -1,12 +1,21 @@
 //! The node agent: segments, attachments and the CNI plugin.
+pub mod agent;
+pub mod args;
+pub mod chain;
 pub mod checkpoint;
 pub mod cni;
 pub mod desired;
+pub mod driver;
 pub mod files;
+pub mod gateways;
 pub mod intent;
 pub mod kernel;
 pub mod ledger;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod pods;
+pub mod report;
+pub mod status;
+pub mod watch;
 pub mod world;

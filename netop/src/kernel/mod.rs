@@ -16,8 +16,12 @@ pub mod fake;
 pub mod netns;
 mod nft;
 mod observe;
+mod probe;
 mod rtnl;
 mod tap;
+
+pub use probe::features;
+pub use tap::OFFLOADS as TAP_OFFLOADS;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -24,7 +24,7 @@ const FLAGS: libc::c_short = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_H
 pub(super) const QUEUE_LENGTH: u32 = 1000;
 
 /// `TUN_F_*` offloads that a gateway is told of: none, it gets whole frames with their checksums made.
-pub(super) const OFFLOADS: u32 = 0;
+pub const OFFLOADS: u32 = 0;
 
 mod ioctl {
     #![allow(

@@ -1,0 +1,247 @@
+//! Gateways on this node: who is connected, who has its TAP, what each was told.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use slice_crds::names;
+use slice_runtime::handover::{Config, Hello, Report, Tap, ToGateway};
+
+use super::{ADOPTION, Agent, SILENCE};
+use crate::{
+    gateways::{Connection, GatewayEvent},
+    intent,
+    kernel::{Kernel, TAP_OFFLOADS},
+    model::Name,
+};
+
+/// One that is connected.
+pub(super) struct Gateway {
+    connection: Connection,
+    pub(super) hello: Hello,
+    pub(super) report: Report,
+    /// The configuration it was last sent.
+    config: Option<Config>,
+    /// It has its TAP.
+    carries: bool,
+}
+
+impl<K: Kernel> Agent<K> {
+    pub(super) fn take_gateway(&mut self, event: GatewayEvent) {
+        match event {
+            GatewayEvent::Hello {
+                slice,
+                hello,
+                connection,
+            } => {
+                tracing::info!(
+                    slice,
+                    ordinal = hello.ordinal,
+                    version = hello.version,
+                    has_tap = hello.has_tap,
+                    "gateway connected"
+                );
+                let key = (slice, hello.ordinal);
+                // Until its turn, it carries what it carried.
+                let carries = hello.has_tap && self.adopted.contains(&key);
+                self.adopted.remove(&key);
+                let gateway = Gateway {
+                    connection,
+                    hello,
+                    report: Report::default(),
+                    config: None,
+                    carries,
+                };
+                self.gateways.insert(key, gateway);
+            }
+            GatewayEvent::Report { connection, report } => {
+                if let Some(gateway) = self
+                    .gateways
+                    .values_mut()
+                    .find(|gateway| gateway.connection.id == connection)
+                {
+                    gateway.report = report;
+                }
+            }
+            GatewayEvent::Gone { connection } => {
+                self.gateways.retain(|(slice, ordinal), gateway| {
+                    let stays = gateway.connection.id != connection;
+                    if !stays {
+                        tracing::info!(slice, ordinal, "gateway disconnected");
+                    }
+                    stays
+                });
+            }
+        }
+    }
+
+    pub(super) fn listen_for_gateways(&mut self) {
+        let none = Default::default();
+        let slices = if self.world.teardown() {
+            &none
+        } else {
+            &self.world.slices
+        };
+        if let Err(error) = self.server.listen(slices.keys().map(String::as_str)) {
+            tracing::warn!(error = format!("{error:#}"), "gateways cannot connect");
+        }
+        // One whose object is gone, or never was, has no business here.
+        let world = &self.world;
+        self.gateways.retain(|key, _| {
+            let known = world.gateways.contains_key(key) && world.slices.contains_key(&key.0);
+            if !known {
+                tracing::warn!(
+                    slice = key.0,
+                    ordinal = key.1,
+                    "gateway turned away, there is no SliceGateway for it"
+                );
+            }
+            known
+        });
+    }
+
+    /// Notes which gateways' objects changed.
+    pub(super) fn hear(&mut self, now: Timestamp) {
+        for (key, gateway) in &self.world.gateways {
+            let version = gateway.metadata.resource_version.clone().unwrap_or_default();
+            let last = self
+                .heard
+                .entry(key.clone())
+                .or_insert_with(|| (version.clone(), now));
+            if last.0 != version {
+                *last = (version, now);
+            }
+        }
+        self.heard.retain(|key, _| self.world.gateways.contains_key(key));
+        if self
+            .started
+            .is_some_and(|started| now.duration_since(started) > ADOPTION)
+        {
+            self.adopted.clear();
+        }
+    }
+
+    pub(super) fn silent(&self, now: Timestamp) -> BTreeSet<(String, u32)> {
+        let silent = self
+            .heard
+            .iter()
+            .filter(|(_, (_, since))| now.duration_since(*since) > SILENCE);
+        silent.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Gateways on this node that frames can be sent to.
+    pub(super) fn carrying(&self) -> BTreeSet<(String, u32)> {
+        let connected = self
+            .gateways
+            .iter()
+            .filter(|(_, gateway)| gateway.carries)
+            .map(|(key, _)| key);
+        connected.chain(&self.adopted).cloned().collect()
+    }
+
+    /// Gateways on this node that should have a TAP: those that are connected, and those that were here last.
+    pub(super) fn taps(&self) -> BTreeSet<(String, u32)> {
+        let mut taps: BTreeSet<_> = self.gateways.keys().cloned().collect();
+        for (key, gateway) in &self.world.gateways {
+            let node = gateway.status.as_ref().and_then(|status| status.node.as_deref());
+            if node == Some(self.node.as_str()) && self.has_tap_link(key) {
+                taps.insert(key.clone());
+            }
+        }
+        taps
+    }
+
+    fn has_tap_link(&self, (slice, ordinal): &(String, u32)) -> bool {
+        let name = Name::new(names::tap(slice, *ordinal));
+        self.state().is_some_and(|state| state.links.contains_key(&name))
+    }
+
+    /// A TAP that nobody holds was made anew, or its gateway let it go: it is handed over again.
+    pub(super) fn check_taps(&mut self, held: &BTreeSet<Name>) {
+        for ((slice, ordinal), gateway) in &mut self.gateways {
+            if gateway.carries && !held.contains(&Name::new(names::tap(slice, *ordinal))) {
+                tracing::warn!(slice, ordinal, "gateway lost its TAP");
+                gateway.carries = false;
+            }
+        }
+        self.adopted
+            .retain(|(slice, ordinal)| held.contains(&Name::new(names::tap(slice, *ordinal))));
+    }
+
+    /// Gives TAPs to gateways that are without; whether any got one.
+    pub(super) fn hand_over_taps(&mut self) -> bool {
+        let mut any = false;
+        let links: BTreeSet<Name> = self
+            .state()
+            .map(|state| state.links.keys().cloned().collect())
+            .unwrap_or_default();
+        for ((slice, ordinal), gateway) in &mut self.gateways {
+            let name = Name::new(names::tap(slice, *ordinal));
+            if gateway.carries || !links.contains(&name) {
+                continue;
+            }
+            let Some(facts) = self.world.slices.get(slice) else {
+                continue;
+            };
+            let opened = match self.kernel.open_tap(&name) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    tracing::warn!(slice, ordinal, error = format!("{error:#}"), "TAP not opened");
+                    continue;
+                }
+            };
+            match opened {
+                Some(fd) => {
+                    // The configuration goes first: with the TAP come frames.
+                    let Some(config) = intent::gateway_config(slice, facts, *ordinal) else {
+                        continue;
+                    };
+                    let tap = Tap {
+                        interface: name.as_str().to_owned(),
+                        offloads: TAP_OFFLOADS,
+                    };
+                    let sent = gateway.connection.send(ToGateway::Config(config.clone()), None)
+                        && gateway.connection.send(ToGateway::Tap(tap), Some(fd));
+                    if sent {
+                        tracing::info!(slice, ordinal, interface = %name, "TAP handed over");
+                        gateway.config = Some(config);
+                        gateway.carries = true;
+                        any = true;
+                    }
+                }
+                None if gateway.hello.has_tap => {
+                    gateway.carries = true;
+                    any = true;
+                }
+                // An earlier process of the same gateway still holds it: its end frees the device.
+                None => tracing::debug!(slice, ordinal, "TAP is busy"),
+            }
+        }
+        any
+    }
+
+    /// Whether a gateway is connected and waits for its TAP.
+    pub(super) fn has_idle_gateway(&self) -> bool {
+        self.gateways.values().any(|gateway| !gateway.carries)
+    }
+
+    /// Tells gateways what changed.
+    pub(super) fn serve_gateways(&mut self) {
+        for ((slice, ordinal), gateway) in &mut self.gateways {
+            let Some(facts) = self.world.slices.get(slice) else {
+                continue;
+            };
+            let config = intent::gateway_config(slice, facts, *ordinal);
+            if gateway.config != config
+                && let Some(config) = config
+                && gateway.connection.send(ToGateway::Config(config.clone()), None)
+            {
+                gateway.config = Some(config);
+            }
+        }
+        let gauge = &self.metrics.gateways;
+        gauge.reset();
+        for (slice, _) in self.gateways.keys() {
+            gauge.with_label_values(&[slice]).inc();
+        }
+    }
+}

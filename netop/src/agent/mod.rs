@@ -1,0 +1,589 @@
+//! The agent: one loop over a closed set of events, then one settlement.
+//!
+//! ```text
+//!  World ──────┐                     ┌─ resolve ─ desired ─ diff ─ apply      the kernel
+//!  Sandboxes ──┤                     ├─ configurations and TAPs               gateways on this node
+//!  Call ───────┼─► handle ─► settle ─┼─ answers                               the CNI plugin
+//!  Gateway ────┤                     ├─ checkpoint, members                   files
+//!  Tick, … ────┘                     └─ reports, announcements                the API server, by way of `report`
+//! ```
+//!
+//! Nothing here talks to the API server, and nothing waits for anything but the kernel: with the API server away the
+//! node goes on as it was. Time comes in with each step.
+
+mod calls;
+mod gateway;
+mod recover;
+mod say;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use slice_crds::membership::Labels;
+use tokio::sync::{mpsc, watch};
+
+pub use say::Announcement;
+
+use crate::{
+    checkpoint,
+    cni::{members::Members, server::Call},
+    desired::desired,
+    files::{self, RunDirectory},
+    gateways::{GatewayEvent, Server},
+    intent::{self, Decision, Local},
+    kernel::{Kernel, Observation, Outcome, Query},
+    ledger::Ledger,
+    metrics::Metrics,
+    model::{Name, Netns, PodLink, Segment, State, filter},
+    plan::{self, PodEnd},
+    pods::{NetnsDirectory, Records, Sandbox},
+    status::Reports,
+    world::{PodView, World},
+};
+
+/// How long a gateway's object may stay unchanged before its node may be dead. Agents renew it every 30 s.
+const SILENCE: SignedDuration = SignedDuration::from_secs(90);
+/// How long after its start the agent takes a TAP that somebody holds for a gateway that is about to call.
+const ADOPTION: SignedDuration = SignedDuration::from_secs(15);
+/// How long a pod that was fetched for the CNI plugin is believed to exist without the watch saying so.
+const FETCHED: SignedDuration = SignedDuration::from_secs(60);
+
+/// Everything that can wake the agent.
+#[derive(Debug)]
+pub enum Event {
+    /// A new snapshot of the objects.
+    World(Arc<World>),
+    /// libcni's cache was read anew.
+    Sandboxes(Vec<Sandbox>),
+    /// The CNI plugin asks.
+    Call(Call),
+    /// What became of a [`Fetch`].
+    Fetched(Fetched),
+    Gateway(GatewayEvent),
+    /// Something on the node changed, perhaps by somebody else's hand.
+    KernelChanged,
+    /// Time to look at everything.
+    Tick,
+    /// Somebody waits: time to see whether it can go on, or has waited too long.
+    Wake,
+    /// The CNI chain is other than it was.
+    Chain,
+}
+
+/// A pod that the watch has not shown yet is wanted from the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Its answer.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub fetch: Fetch,
+    /// The pod and its namespace's labels, `None` where there is no such pod; an error where nobody could say.
+    pub found: Result<Option<(Arc<PodView>, Labels)>, String>,
+}
+
+/// What an agent is made with.
+pub struct Setup {
+    pub node: String,
+    pub node_address: Option<IpAddr>,
+    pub run: RunDirectory,
+    pub netns: NetnsDirectory,
+    pub features: BTreeMap<String, bool>,
+    pub metrics: Metrics,
+    pub server: Server,
+    /// Takes one request at a time; one that does not fit is made again.
+    pub fetches: mpsc::Sender<Fetch>,
+    pub announcements: mpsc::Sender<Announcement>,
+    pub reports: watch::Sender<Reports>,
+    pub chain: watch::Receiver<Chain>,
+}
+
+/// How the agent's own part of the node's CNI chain is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Chain {
+    #[default]
+    Unknown,
+    Installed,
+    Removed,
+    Broken(String),
+}
+
+/// The agent of one node.
+pub struct Agent<K> {
+    kernel: K,
+    node: String,
+    node_address: Option<IpAddr>,
+    run: RunDirectory,
+    netns: NetnsDirectory,
+    records: Records,
+    features: BTreeMap<String, bool>,
+    metrics: Metrics,
+    server: Server,
+    fetches: mpsc::Sender<Fetch>,
+    announcements: mpsc::Sender<Announcement>,
+    reports: watch::Sender<Reports>,
+    chain: watch::Receiver<Chain>,
+
+    /// The newest snapshot, and what it is with the fetched pods in it.
+    snapshot: Option<Arc<World>>,
+    world: Arc<World>,
+    fetched: BTreeMap<String, (Arc<PodView>, Labels, Timestamp)>,
+    ledger: Ledger,
+    /// The ledger and the members as they were last written to files.
+    saved: (Ledger, Option<Members>),
+    cached: Vec<Sandbox>,
+    told: BTreeMap<String, Sandbox>,
+    gateways: BTreeMap<(String, u32), gateway::Gateway>,
+    adopted: BTreeSet<(String, u32)>,
+    started: Option<Timestamp>,
+    /// When each gateway's object was last seen to change.
+    heard: BTreeMap<(String, u32), (String, Timestamp)>,
+    calls: Vec<calls::Pending>,
+
+    /// What is in the kernel, as far as is known; `None` until the first look.
+    seen: Option<Observation>,
+    look: bool,
+    desired: State,
+    /// Whether the last settlement left the kernel as desired.
+    clean: bool,
+    decision: Decision,
+    errors: Errors,
+    counted: BTreeMap<(Name, String), u64>,
+    /// Since when an attachment has been wanted that is not there yet; `None` for one that is.
+    wanted: BTreeMap<Name, Option<Instant>>,
+    said: BTreeMap<(String, String), say::Said>,
+}
+
+/// What the kernel refused, by what it belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Errors {
+    ports: BTreeMap<Name, String>,
+    segments: BTreeMap<Segment, String>,
+    /// Neither, or the kernel could not be looked at.
+    node: Option<String>,
+}
+
+impl<K: Kernel> Agent<K> {
+    pub fn new(kernel: K, setup: Setup) -> Self {
+        let ledger = match checkpoint::load(&setup.run.checkpoint()) {
+            Ok(ledger) => ledger.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "checkpoint lost, the pods' interfaces tell what they have"
+                );
+                Ledger::default()
+            }
+        };
+        let records = Records::new(setup.run.records());
+        let told = records
+            .all()
+            .into_iter()
+            .map(|sandbox| (sandbox.uid.clone(), sandbox))
+            .collect();
+        Self {
+            kernel,
+            node: setup.node,
+            node_address: setup.node_address,
+            run: setup.run,
+            netns: setup.netns,
+            records,
+            features: setup.features,
+            metrics: setup.metrics,
+            server: setup.server,
+            fetches: setup.fetches,
+            announcements: setup.announcements,
+            reports: setup.reports,
+            chain: setup.chain,
+            snapshot: None,
+            world: Arc::default(),
+            fetched: BTreeMap::new(),
+            saved: (ledger.clone(), None),
+            ledger,
+            cached: vec![],
+            told,
+            gateways: BTreeMap::new(),
+            adopted: BTreeSet::new(),
+            started: None,
+            heard: BTreeMap::new(),
+            calls: vec![],
+            seen: None,
+            look: true,
+            desired: State::default(),
+            clean: false,
+            decision: Decision::default(),
+            errors: Errors::default(),
+            counted: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            said: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of an event. [`Agent::settle`] makes it matter.
+    pub fn handle(&mut self, event: Event, now: Timestamp) {
+        match event {
+            Event::World(world) => self.snapshot = Some(world),
+            Event::Sandboxes(sandboxes) => self.cached = sandboxes,
+            Event::Call(call) => self.take_call(call, now),
+            Event::Fetched(fetched) => self.take_fetched(fetched, now),
+            Event::Gateway(event) => self.take_gateway(event),
+            Event::KernelChanged | Event::Tick => self.look = true,
+            Event::Wake | Event::Chain => {}
+        }
+    }
+
+    /// Brings kernel, gateways, files and reports to what the events so far ask for.
+    pub async fn settle(&mut self, now: Timestamp) {
+        let Some(snapshot) = self.snapshot.clone() else {
+            // Nothing is known yet, so nothing is changed; the plugin decides by the members file.
+            self.calls.clear();
+            return;
+        };
+        let begun = Instant::now();
+        self.world = self.with_fetched(&snapshot, now);
+        self.listen_for_gateways();
+        self.hear(now);
+        if let Err(error) = self.settle_kernel(now).await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the node's network could not be read"
+            );
+            self.metrics.reconcile_errors.inc();
+            self.errors.node = Some(format!("{error:#}"));
+            self.clean = false;
+        }
+        self.serve_gateways();
+        self.write_files();
+        self.answer_calls(now);
+        self.speak(now);
+        self.metrics
+            .reconcile_seconds
+            .observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// Whether somebody waits for something that no event may announce.
+    pub fn is_waiting(&self) -> bool {
+        !self.calls.is_empty() || self.has_idle_gateway()
+    }
+
+    /// Whether nothing of Weft is left on the node, as was asked for.
+    pub fn is_removed(&self) -> bool {
+        let empty = self.state().is_some_and(|state| *state == State::default());
+        self.world.teardown() && empty && *self.chain.borrow() == Chain::Removed
+    }
+
+    /// What is in the kernel, as far as is known.
+    pub fn state(&self) -> Option<&State> {
+        self.seen.as_ref().map(|seen| &seen.state)
+    }
+
+    async fn settle_kernel(&mut self, now: Timestamp) -> anyhow::Result<()> {
+        if self.seen.is_none() {
+            self.recover(now).await?;
+        }
+        let looked = self.look;
+        if looked {
+            self.observe().await?;
+        }
+        // A gateway that comes into use by getting its TAP changes what is desired: twice at most.
+        for _ in 0..2 {
+            self.decide(now);
+            self.change(looked).await;
+            if !self.hand_over_taps() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at everything.
+    async fn observe(&mut self) -> anyhow::Result<()> {
+        let ends = self
+            .desired
+            .pods
+            .iter()
+            .map(|(port, pod)| (port.clone(), pod.end()));
+        let query = Query {
+            pods: ends.collect(),
+            node_address: self.address(),
+        };
+        let seen = self.kernel.observe(&query).await?;
+        self.look = false;
+        self.forget_ended(&seen.gone);
+        self.count_drops(&seen.counters);
+        self.check_taps(&seen.held);
+        self.errors.node = None;
+        self.seen = Some(seen);
+        Ok(())
+    }
+
+    /// The node's address: as told, or as its blocks say.
+    fn address(&self) -> Option<IpAddr> {
+        let of_block = || {
+            let own = self
+                .world
+                .blocks
+                .values()
+                .find(|block| block.spec.node == self.node);
+            own.map(|block| block.spec.node_address)
+        };
+        self.node_address.or_else(of_block)
+    }
+
+    /// Forgets sandboxes whose namespace has ended.
+    fn forget_ended(&mut self, gone: &BTreeSet<Netns>) {
+        let ended = |netns: &NetnsDirectory, sandbox: &Sandbox| gone.contains(&netns.reach(&sandbox.netns));
+        self.cached.retain(|sandbox| !ended(&self.netns, sandbox));
+        let told: Vec<String> = (self.told.values())
+            .filter(|sandbox| ended(&self.netns, sandbox))
+            .map(|sandbox| sandbox.uid.clone())
+            .collect();
+        for uid in told {
+            self.forget_sandbox(&uid);
+        }
+    }
+
+    fn forget_sandbox(&mut self, uid: &str) {
+        self.told.remove(uid);
+        if let Err(error) = self.records.forget(uid) {
+            tracing::warn!(uid, error = %error, "record of a pod not removed");
+        }
+    }
+
+    /// Namespaces by pod UID: what the plugin said last, or else the newest that libcni knows.
+    fn sandboxes(&self) -> BTreeMap<String, Netns> {
+        let mut newest: BTreeMap<&str, &Sandbox> = BTreeMap::new();
+        for sandbox in self.cached.iter().chain(self.told.values()) {
+            let known = newest.entry(&sandbox.uid).or_insert(sandbox);
+            if sandbox.since >= known.since {
+                *known = sandbox;
+            }
+        }
+        let pods = self.world.pods.values();
+        pods.filter_map(|pod| {
+            let sandbox = newest.get(pod.sandbox_uid.as_str())?;
+            Some((pod.uid.clone(), self.netns.reach(&sandbox.netns)))
+        })
+        .collect()
+    }
+
+    fn decide(&mut self, now: Timestamp) {
+        let local = Local {
+            node: self.node.clone(),
+            sandboxes: self.sandboxes(),
+            carrying: self.carrying(),
+            taps: self.taps(),
+            silent: self.silent(now),
+        };
+        self.decision = intent::resolve(&self.world, &local, &mut self.ledger, now);
+    }
+
+    async fn change(&mut self, looked: bool) {
+        let Some(seen) = &mut self.seen else { return };
+        self.errors.ports.clear();
+        self.errors.segments.clear();
+        let wanted = desired(&self.decision.node);
+        let plan = plan::diff(&wanted, &seen.state);
+        for (port, pod) in &wanted.pods {
+            let there = seen.state.pods.get(port).is_some_and(|seen| has(seen, pod));
+            self.wanted
+                .entry(port.clone())
+                .or_insert_with(|| (!there).then(Instant::now));
+        }
+        if !plan.0.is_empty() {
+            if looked && self.clean && wanted == self.desired {
+                self.metrics.drift_repaired.inc_by(plan.0.len() as u64);
+                tracing::warn!(
+                    changes = plan::summary(&plan),
+                    "somebody changed the node's slices, repairing"
+                );
+            }
+            tracing::debug!(plan = %plan, "changing the kernel");
+            let outcome = self.kernel.apply(&plan).await;
+            for step in &outcome.done {
+                seen.state.take(&step.action);
+            }
+            tracing::info!(
+                changes = plan::summary(&plan),
+                done = outcome.done.len(),
+                failed = outcome.failed.len(),
+                skipped = outcome.skipped.len(),
+                "kernel changed"
+            );
+            self.note_failures(&outcome);
+        }
+        self.clean = seen_as(&self.seen, &wanted);
+        self.desired = wanted;
+        self.note_attached();
+    }
+
+    fn note_failures(&mut self, outcome: &Outcome) {
+        let steps = &self.metrics.steps;
+        steps
+            .with_label_values(&["done"])
+            .inc_by(outcome.done.len() as u64);
+        steps
+            .with_label_values(&["failed"])
+            .inc_by(outcome.failed.len() as u64);
+        steps
+            .with_label_values(&["skipped"])
+            .inc_by(outcome.skipped.len() as u64);
+        self.metrics.reconcile_errors.inc_by(outcome.failed.len() as u64);
+        for failure in &outcome.failed {
+            let text = format!("{:#}", failure.error);
+            tracing::warn!(error = text, "change refused");
+            let scope = &failure.step.scope;
+            match (&scope.port, &scope.segment) {
+                (Some(port), _) => _ = self.errors.ports.insert(port.clone(), text),
+                (None, Some(segment)) => _ = self.errors.segments.insert(segment.clone(), text),
+                (None, None) => self.errors.node = Some(text),
+            }
+        }
+        // What a failure left behind is best seen, not guessed; at the next tick, lest a refusal be repeated at once.
+    }
+
+    /// Measures how long attachments took that exist now.
+    fn note_attached(&mut self) {
+        self.wanted.retain(|port, _| self.desired.pods.contains_key(port));
+        let attached: Vec<Name> = self
+            .wanted
+            .keys()
+            .filter(|port| self.is_attached(port))
+            .cloned()
+            .collect();
+        for port in attached {
+            if let Some(since) = self.wanted.get_mut(&port).and_then(Option::take) {
+                self.metrics.attach_seconds.observe(since.elapsed().as_secs_f64());
+            }
+        }
+    }
+
+    /// Whether a pod's port is there as it should be, at both ends.
+    fn is_attached(&self, port: &Name) -> bool {
+        let Some(state) = self.state() else { return false };
+        let (wanted, seen) = (&self.desired, state);
+        wanted.pods.contains_key(port)
+            && wanted.links.get(port) == seen.links.get(port)
+            && match (wanted.pods.get(port), seen.pods.get(port)) {
+                (Some(wanted), Some(seen)) => has(seen, wanted),
+                _ => false,
+            }
+    }
+
+    fn count_drops(&mut self, counters: &BTreeMap<(Name, String), u64>) {
+        let slices: BTreeMap<Name, &str> = self
+            .world
+            .slices
+            .keys()
+            .map(|slice| (Segment::of_slice(slice).table(), slice.as_str()))
+            .collect();
+        for ((table, counter), packets) in counters {
+            let last = self
+                .counted
+                .insert((table.clone(), counter.clone()), *packets)
+                .unwrap_or_default();
+            // A table that was written anew counts from zero.
+            let more = if *packets >= last {
+                packets - last
+            } else {
+                *packets
+            };
+            let slice = if table.as_str() == filter::HOST_TABLE {
+                Some(&"")
+            } else {
+                slices.get(table)
+            };
+            if let Some(slice) = slice {
+                self.metrics
+                    .dropped_frames
+                    .with_label_values(&[*slice, counter.as_str()])
+                    .inc_by(more);
+            }
+        }
+        self.counted.retain(|key, _| counters.contains_key(key));
+    }
+
+    fn write_files(&mut self) {
+        if self.is_removed() {
+            let run = &self.run;
+            let mut leftovers = vec![run.checkpoint(), run.members()];
+            leftovers.extend(
+                self.told
+                    .keys()
+                    .map(|uid| run.records().join(format!("{uid}.json"))),
+            );
+            for path in leftovers {
+                if let Err(error) = files::remove(&path) {
+                    tracing::warn!(path = %path.display(), error = %error, "file not removed");
+                }
+            }
+            self.told.clear();
+            self.saved = (self.ledger.clone(), None);
+            return;
+        }
+        if self.saved.0 != self.ledger {
+            match checkpoint::save(&self.run.checkpoint(), &self.ledger) {
+                Ok(()) => self.saved.0 = self.ledger.clone(),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "checkpoint not written"),
+            }
+        }
+        let required = match self.world.teardown() {
+            true => BTreeSet::new(),
+            false => self.world.required_namespaces().into_keys().collect(),
+        };
+        let members = Members {
+            required_namespaces: required,
+        };
+        if self.saved.1.as_ref() != Some(&members) {
+            match members.write(&self.run.members()) {
+                Ok(()) => self.saved.1 = Some(members),
+                Err(error) => tracing::warn!(error = %error, "members file not written"),
+            }
+        }
+    }
+}
+
+/// Whether what is seen is what is wanted.
+fn seen_as(seen: &Option<Observation>, wanted: &State) -> bool {
+    seen.as_ref()
+        .is_some_and(|seen| plan::diff(wanted, &seen.state).0.is_empty())
+}
+
+/// Whether a pod's end has everything that is wanted of it; it may have more.
+fn has(seen: &PodLink, wanted: &PodLink) -> bool {
+    seen.end() == wanted.end()
+        && seen.mac == wanted.mac
+        && seen.up
+        && seen.addresses.is_superset(&wanted.addresses)
+}
+
+/// The ends that pods of this world may have, by port, of those ports that exist.
+fn candidates(
+    world: &World,
+    sandboxes: &BTreeMap<String, Netns>,
+    ports: &BTreeSet<Name>,
+) -> BTreeMap<Name, (String, String, PodEnd)> {
+    use slice_crds::names;
+    let mut candidates = BTreeMap::new();
+    for (uid, netns) in sandboxes {
+        for slice in world.slices.keys() {
+            let port = Name::new(names::pod_port(slice, uid));
+            if ports.contains(&port) {
+                let end = PodEnd {
+                    netns: netns.clone(),
+                    interface: names::pod_interface(slice),
+                };
+                candidates.insert(port, (slice.clone(), uid.clone(), end));
+            }
+        }
+    }
+    candidates
+}

@@ -1,0 +1,77 @@
+//! The first look: what an earlier agent left is taken over as it is.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::{Agent, candidates};
+use crate::{
+    kernel::{Kernel, Query},
+    ledger::Holder,
+    model::{Name, Via},
+};
+
+impl<K: Kernel> Agent<K> {
+    /// Finds which pods have which index, by their interfaces: these win over the checkpoint, because pods use them.
+    pub(super) async fn recover(&mut self, now: Timestamp) -> anyhow::Result<()> {
+        let bare = self.kernel.observe(&Query::default()).await?;
+        let ports: BTreeSet<Name> = bare.state.links.keys().cloned().collect();
+        let candidates = candidates(&self.world, &self.sandboxes(), &ports);
+        let pods = candidates
+            .iter()
+            .map(|(port, (_, _, end))| (port.clone(), end.clone()))
+            .collect();
+        let seen = self
+            .kernel
+            .observe(&Query {
+                pods,
+                node_address: None,
+            })
+            .await?;
+        let mut found = 0;
+        for (port, (slice, uid, _)) in &candidates {
+            let inside = seen.state.pods.get(port).map(|pod| pod.mac);
+            let entry = seen
+                .state
+                .fdb
+                .iter()
+                .find(|fdb| fdb.link == *port && fdb.via == Via::Bridge);
+            let Some(index) = inside.or(entry.map(|fdb| fdb.mac)).and_then(|mac| mac.index()) else {
+                continue;
+            };
+            let Some(pod) = self.world.pods.get(uid) else {
+                continue;
+            };
+            let holder = Holder {
+                uid: uid.clone(),
+                namespace: pod.facts.namespace.clone(),
+                name: pod.name.clone(),
+            };
+            self.ledger.adopt(slice, holder, index);
+            found += 1;
+        }
+        for ((slice, ordinal), gateway) in &self.world.gateways {
+            let here = gateway
+                .status
+                .as_ref()
+                .is_some_and(|status| status.connected && status.node.as_deref() == Some(self.node.as_str()));
+            if here
+                && seen
+                    .held
+                    .contains(&Name::new(slice_crds::names::tap(slice, *ordinal)))
+            {
+                self.adopted.insert((slice.clone(), *ordinal));
+            }
+        }
+        // The ends are asked for from here on; and until the first settlement nothing counts as drift.
+        self.desired.pods = seen.state.pods.clone();
+        self.started = Some(now);
+        tracing::info!(
+            links = seen.state.links.len(),
+            attachments = found,
+            gateways = self.adopted.len(),
+            "took over what was on the node"
+        );
+        Ok(())
+    }
+}

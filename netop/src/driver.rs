@@ -1,0 +1,225 @@
+//! Wires the agent to the world: clocks, watches, sockets, files. What it decides is [`crate::agent`]'s.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::{Api, Client, ResourceExt};
+use slice_crds::names::UNPRIVILEGED_UID;
+use slice_runtime::admin;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::{Agent, Chain, Event, Fetch, Fetched, Setup},
+    args::Args,
+    chain,
+    cni::{
+        install::{Installer, PLUGIN},
+        server,
+    },
+    files::RunDirectory,
+    gateways::Server,
+    kernel::{self, Linux},
+    metrics::Metrics,
+    pods::NetnsDirectory,
+    report,
+    status::Reports,
+    watch as objects,
+    world::PodView,
+};
+
+/// How often everything is looked at.
+const TICK: Duration = Duration::from_secs(5);
+/// How often it is looked at because something changed: at most once in this time.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon after a change: changes come in runs.
+const QUIET: Duration = Duration::from_millis(200);
+/// How often those that wait are looked after.
+const WAKE: Duration = Duration::from_millis(250);
+/// Questions, announcements and the like that may wait for the agent.
+const BACKLOG: usize = 256;
+/// How long the API server may take to tell about one pod.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until `stop`.
+///
+/// # Errors
+/// Where something cannot be set up at all.
+pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
+    let registry = admin::registry("netop");
+    let metrics = Metrics::register(&registry);
+    let readiness = admin::Readiness::default();
+    let mut first = Some(readiness.wait_for("first settlement"));
+    let admin = tokio::spawn(admin::serve(args.admin, registry, readiness, stop.clone()));
+
+    let run = RunDirectory(args.run_dir.clone());
+    let kernel = Linux::open(None)?;
+    let mut kernel_changes = kernel.watch()?;
+    let mut world = objects::start(&client, &args.node, &stop);
+    let mut sandboxes = chain::sandboxes(args.cni_results_dir.clone(), stop.clone());
+
+    let (chain_state, chain_seen) = watch::channel(Chain::default());
+    let keeper = tokio::spawn(chain::keep(
+        installer(&args, &run)?,
+        world.clone(),
+        chain_state,
+        stop.clone(),
+    ));
+    let (calls, mut called) = mpsc::channel(BACKLOG);
+    let socket = run.cni_socket();
+    let questions = tokio::spawn({
+        let stop = stop.clone();
+        async move { server::serve(&socket, calls, stop).await }
+    });
+    let (gateway_events, mut gateways) = mpsc::channel(BACKLOG);
+    let (fetches, wanted) = mpsc::channel(BACKLOG);
+    let mut fetched = fetch(client.clone(), wanted);
+    let (announcements, announced) = mpsc::channel(BACKLOG);
+    let (reports, reported) = watch::channel(Reports::default());
+    let writer = report::run(
+        client,
+        args.node.clone(),
+        metrics.clone(),
+        reported,
+        announced,
+        stop.clone(),
+    );
+    let writer = tokio::spawn(writer);
+
+    let mut chain_changes = chain_seen.clone();
+    let mut agent = Agent::new(
+        kernel,
+        Setup {
+            node: args.node,
+            node_address: args.node_address,
+            server: Server::new(run.clone(), UNPRIVILEGED_UID, gateway_events),
+            run: run.clone(),
+            netns: NetnsDirectory(args.netns_dir),
+            features: kernel::features(None).await,
+            metrics,
+            fetches,
+            announcements,
+            reports,
+            chain: chain_seen,
+        },
+    );
+    // Which pods were there is to be known before the first decision.
+    if let Some(found) = sandboxes.recv().await {
+        agent.handle(Event::Sandboxes(found), Timestamp::now());
+    }
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut look_at, mut looked): (Option<Instant>, Instant) = (None, Instant::now());
+    loop {
+        let wake = agent.is_waiting();
+        let event = tokio::select! {
+            () = stop.cancelled() => break,
+            changed = world.changed() => {
+                changed.context("the watches have ended")?;
+                let Some(world) = world.borrow_and_update().clone() else { continue };
+                Event::World(world)
+            }
+            Some(call) = called.recv() => Event::Call(call),
+            Some(event) = gateways.recv() => Event::Gateway(event),
+            Some(answer) = fetched.recv() => Event::Fetched(answer),
+            Some(found) = sandboxes.recv() => Event::Sandboxes(found),
+            Ok(()) = chain_changes.changed() => Event::Chain,
+            Some(()) = kernel_changes.recv() => {
+                let now = Instant::now();
+                look_at.get_or_insert((now + QUIET).max(looked + LOOK));
+                continue;
+            }
+            () = sleep_until(look_at) => {
+                (look_at, looked) = (None, Instant::now());
+                Event::KernelChanged
+            }
+            _ = tick.tick() => Event::Tick,
+            () = tokio::time::sleep(WAKE), if wake => Event::Wake,
+        };
+        agent.handle(event, Timestamp::now());
+        while let Ok(call) = called.try_recv() {
+            agent.handle(Event::Call(call), Timestamp::now());
+        }
+        agent.settle(Timestamp::now()).await;
+        if agent.state().is_some() {
+            first.take();
+        }
+    }
+    let removed = agent.is_removed();
+    drop(agent);
+    for task in [keeper, writer] {
+        task.await.context("a task panicked")?;
+    }
+    questions.await.context("the CNI plugin's socket")??;
+    admin.await.context("the admin listener")??;
+    if removed {
+        // The directory is a mount: what is in it goes.
+        let _ = crate::files::remove(&run.cni_socket());
+        for directory in ["gateway", "pods", "cni"] {
+            let _ = std::fs::remove_dir_all(run.0.join(directory));
+        }
+    }
+    Ok(())
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn installer(args: &Args, run: &RunDirectory) -> anyhow::Result<Installer> {
+    let binary = match &args.cni_plugin {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .context("find this program's own path")?
+            .with_file_name(PLUGIN),
+    };
+    Ok(Installer {
+        conf_dir: args.cni_conf_dir.clone(),
+        bin_dir: args.cni_bin_dir.clone(),
+        binary,
+        socket: run.cni_socket(),
+        members: run.members(),
+    })
+}
+
+/// Asks the API server about pods, one after the other.
+fn fetch(client: Client, mut wanted: mpsc::Receiver<Fetch>) -> mpsc::Receiver<Fetched> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        while let Some(fetch) = wanted.recv().await {
+            let found = match tokio::time::timeout(PATIENCE, find(&client, &fetch)).await {
+                Ok(Ok(found)) => Ok(found),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("the API server did not answer within {PATIENCE:?}")),
+            };
+            if sender.send(Fetched { fetch, found }).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn find(
+    client: &Client,
+    fetch: &Fetch,
+) -> kube::Result<Option<(Arc<PodView>, slice_crds::membership::Labels)>> {
+    let pods = Api::<Pod>::namespaced(client.clone(), &fetch.namespace);
+    let Some(pod) = pods.get_opt(&fetch.name).await? else {
+        return Ok(None);
+    };
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let namespace = namespaces.get_opt(&fetch.namespace).await?;
+    let labels = namespace
+        .map(|namespace| namespace.labels().clone())
+        .unwrap_or_default();
+    Ok(Some((Arc::new(PodView::of(&pod)), labels)))
+}

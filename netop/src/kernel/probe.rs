@@ -1,0 +1,20 @@
+//! What this kernel and this container can do.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{nft, tap};
+
+/// Features by name, for the node's status. Probed once, at start.
+pub async fn features(namespace: Option<&Path>) -> BTreeMap<String, bool> {
+    let sysctl = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+    BTreeMap::from([
+        ("tap".to_owned(), tap::available()),
+        ("ipv6".to_owned(), Path::new("/proc/sys/net/ipv6").exists()),
+        ("nftables".to_owned(), nft::list(namespace).await.is_ok()),
+        // Bridged packets pass the IP filters of the node too; Weft's own keep Service rules off them.
+        (
+            "bridgeNetfilter".to_owned(),
+            sysctl("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+        ),
+    ])
+}

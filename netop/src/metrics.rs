@@ -1,0 +1,118 @@
+//! What the agent counts.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector,
+};
+
+/// Every figure of the agent.
+#[derive(Clone)]
+pub struct Metrics {
+    pub attach_seconds: Histogram,
+    pub reconcile_seconds: Histogram,
+    pub reconcile_errors: IntCounter,
+    pub drift_repaired: IntCounter,
+    pub steps: IntCounterVec,
+    pub dropped_frames: IntCounterVec,
+    pub indices: IntGaugeVec,
+    pub attachments: IntGaugeVec,
+    pub gateways: IntGaugeVec,
+    pub cni: IntCounterVec,
+    pub status_errors: IntCounter,
+    pub events_dropped: IntCounter,
+}
+
+impl Metrics {
+    /// # Panics
+    /// Where one of the names is registered already.
+    pub fn register(registry: &Registry) -> Self {
+        let this = Self {
+            attach_seconds: histogram(
+                "weft_netop_attach_seconds",
+                "From the moment the agent learns that a pod is in a slice until its interface is up",
+            ),
+            reconcile_seconds: histogram(
+                "weft_netop_reconcile_seconds",
+                "Deciding, planning and changing the kernel, once; an increase delays every pod of the node",
+            ),
+            reconcile_errors: counter(
+                "weft_netop_reconcile_errors_total",
+                "Changes that the kernel refused; an increase means that a slice on this node is not as it should be",
+            ),
+            drift_repaired: counter(
+                "weft_netop_drift_repaired_total",
+                "Differences that somebody else made and the agent put right",
+            ),
+            steps: counters(
+                "weft_netop_steps_total",
+                "Changes made to the kernel",
+                &["result"],
+            ),
+            dropped_frames: counters(
+                "weft_netop_dropped_frames_total",
+                "Frames that a filter dropped: spoofed, budget, nonip, host; and, without a slice, underlay",
+                &["slice", "reason"],
+            ),
+            indices: gauges(
+                "weft_netop_indices",
+                "Indices of this node's blocks: usable, held, free",
+                &["slice", "state"],
+            ),
+            attachments: gauges("weft_netop_attachments", "Attached pods", &["slice"]),
+            gateways: gauges(
+                "weft_netop_gateways",
+                "Gateways on this node that are connected to the agent",
+                &["slice"],
+            ),
+            cni: counters(
+                "weft_netop_cni_requests_total",
+                "Questions of the CNI plugin",
+                &["command", "answer"],
+            ),
+            status_errors: counter(
+                "weft_netop_status_errors_total",
+                "Statuses and annotations that the API server did not take",
+            ),
+            events_dropped: counter(
+                "weft_netop_events_dropped_total",
+                "Events not sent because too many were waiting",
+            ),
+        };
+        let all: [Box<dyn Collector>; 12] = [
+            Box::new(this.attach_seconds.clone()),
+            Box::new(this.reconcile_seconds.clone()),
+            Box::new(this.reconcile_errors.clone()),
+            Box::new(this.drift_repaired.clone()),
+            Box::new(this.steps.clone()),
+            Box::new(this.dropped_frames.clone()),
+            Box::new(this.indices.clone()),
+            Box::new(this.attachments.clone()),
+            Box::new(this.gateways.clone()),
+            Box::new(this.cni.clone()),
+            Box::new(this.status_errors.clone()),
+            Box::new(this.events_dropped.clone()),
+        ];
+        for collector in all {
+            registry.register(collector).expect("names are registered once");
+        }
+        this
+    }
+}
+
+fn histogram(name: &str, help: &str) -> Histogram {
+    let buckets = vec![
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0,
+    ];
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("a valid metric")
+}
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    IntCounter::new(name, help).expect("a valid metric")
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    IntCounterVec::new(Opts::new(name, help), labels).expect("a valid metric")
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    IntGaugeVec::new(Opts::new(name, help), labels).expect("a valid metric")
+}
