@@ -153,7 +153,11 @@ fn receive(stream: &UnixStream, shared: &Shared, waiting: &mut Waiting) -> Resul
         (ToGateway::Tap(received), fd) => {
             let fd = fd.ok_or_else(|| Error::NoDescriptor(received.interface.clone()))?;
             let tap = Tap::new(fd).map_err(|error| Error::Tap(received.interface.clone(), error))?;
-            tracing::info!(interface = received.interface, "TAP device taken");
+            tracing::info!(
+                interface = received.interface,
+                offload = tap.level().label(),
+                "TAP device taken"
+            );
             shared.set_tap(tap);
             waiting.tap = None;
             Ok(true)

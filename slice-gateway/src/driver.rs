@@ -21,14 +21,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     io::{
         batch::{Batches, Counts},
-        tap::{MAX_HEADER, Tap},
+        tap::{Level, MAX_HEADER, Tap},
         udp::{Received, Udp},
+        vnet,
     },
     proto::{Config, Event, Gateway, HEADROOM, Stats},
 };
 
 /// Frames that are read from the TAP in a turn, before the network gets its turn.
 const FRAMES_PER_TURN: usize = 64;
+/// And bytes: four super-frames.
+const BYTES_PER_TURN: usize = 256 << 10;
+/// Frames are written to the TAP when there are this many bytes, while they are still in the cache.
+const FLUSH_BYTES: usize = 192 << 10;
 /// Longest frame that is read.
 const MAX_FRAME: usize = 65_536 + 64;
 /// How often the figures are published.
@@ -65,6 +70,8 @@ pub struct Figures {
     /// System calls that received datagrams.
     pub receive_calls: u64,
     pub segmentation: bool,
+    /// What the TAP device leaves to us.
+    pub offload: Level,
 }
 
 impl Shared {
@@ -181,7 +188,7 @@ impl Driver {
             }
             self.gateway.handle_timeout(Instant::now(), &mut self.batches);
             self.batches.flush_datagrams();
-            self.batches.flush_frames(self.tap.as_ref());
+            self.batches.flush_frames(self.tap.as_mut());
             self.publish();
         }
     }
@@ -249,19 +256,31 @@ impl Driver {
                 self.gateway
                     .handle_datagram(now, from, datagram, &mut self.batches);
             }
+            if self.batches.frame_bytes() >= FLUSH_BYTES {
+                self.batches.flush_frames(self.tap.as_mut());
+            }
         }
-        self.batches.flush_frames(self.tap.as_ref());
+        self.batches.flush_frames(self.tap.as_mut());
     }
 
     fn read_frames(&mut self) {
         let Some(tap) = &self.tap else { return };
-        let mut header = [0; MAX_HEADER];
+        let (mut header, mut bytes) = ([0; MAX_HEADER], 0);
         for _ in 0..FRAMES_PER_TURN {
             match tap.read(&mut header, &mut self.frame[HEADROOM..]) {
                 Ok(length) => {
                     self.figures.frames_read += 1;
-                    self.gateway
-                        .handle_frame(&mut self.frame[..HEADROOM + length], &mut self.batches);
+                    bytes += length;
+                    match vnet::parse(&header) {
+                        Ok(offload) => {
+                            let buffer = &mut self.frame[..HEADROOM + length];
+                            self.gateway.handle_frame(buffer, offload, &mut self.batches);
+                        }
+                        Err(reason) => self.gateway.count(reason, 1),
+                    }
+                    if bytes >= BYTES_PER_TURN {
+                        return;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -293,6 +312,7 @@ impl Driver {
         self.next_publish = now + PUBLISH_EVERY;
         self.figures.stats = self.gateway.stats(now);
         self.figures.counts = *self.batches.counts();
+        self.figures.offload = self.tap.as_ref().map_or(Level::None, Tap::level);
         self.figures.segmentation = self.batches.udp().segmentation();
         let figures = Arc::new(self.figures.clone());
         *self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;

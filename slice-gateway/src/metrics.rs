@@ -190,6 +190,11 @@ fn families(figures: &Figures) -> Families {
             figures.frames_read,
         ),
         (
+            "tap_write_calls_total",
+            "System calls that wrote to the TAP device; frames per call is how far they were merged",
+            counts.write_calls,
+        ),
+        (
             "tap_frames_written_total",
             "Frames written to the TAP device",
             counts.frames,
@@ -224,6 +229,9 @@ fn families(figures: &Figures) -> Families {
         PER_SLICE,
         std::iter::once((vec![slice], segmentation)),
     );
+    let help = "1 at the work that the TAP device leaves to the gateway: none, checksum, tcp, udp";
+    let offload = std::iter::once((vec![slice, figures.offload.label()], 1.0));
+    all.gauge(("tap_offload", help), &["slice", "level"], offload);
     let gauge = IntGaugeVec::new(
         Opts::new("weft_gateway_tunnels", "Tunnels by state"),
         &["slice", "state"],

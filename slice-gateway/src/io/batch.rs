@@ -1,11 +1,16 @@
 //! The buffers that [`crate::proto`] writes into: datagrams to one address side by side, so that one system call
 //! sends many; frames one after the other.
 
-use std::{io::IoSlice, net::SocketAddr};
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+};
 
 use super::{
+    merge::{MAX_PIECES, Merger},
     tap::{MAX_HEADER, Tap},
     udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
+    vnet,
 };
 use crate::proto::{Drops, Output, Reason};
 
@@ -39,6 +44,7 @@ pub struct Batches {
     /// Where the frame that is lent starts.
     frame_lent: usize,
     frames: Vec<(usize, usize)>,
+    merger: Merger,
     counts: Counts,
 }
 
@@ -49,6 +55,8 @@ pub struct Counts {
     pub send_calls: u64,
     pub datagrams: u64,
     pub datagram_bytes: u64,
+    /// System calls that wrote to the TAP.
+    pub write_calls: u64,
     /// Frames written to the TAP.
     pub frames: u64,
     pub drops: Drops,
@@ -73,6 +81,7 @@ impl Batches {
             frame_used: 0,
             frame_lent: 0,
             frames: Vec::with_capacity(FRAMES),
+            merger: Merger::default(),
             counts: Counts::default(),
         }
     }
@@ -102,25 +111,54 @@ impl Batches {
         self.lent = None;
     }
 
-    /// Writes all frames to the TAP; without one, or where it refuses them, they are dropped.
-    pub fn flush_frames(&mut self, tap: Option<&Tap>) {
-        for (start, end) in self.frames.drain(..) {
-            let Some(tap) = tap else {
-                self.counts.drops.add(Reason::TapRefused, 1);
-                continue;
-            };
-            // A header of zeros: a whole frame, its checksums made.
-            let header = &[0; MAX_HEADER][..tap.header()];
-            let frame = &self.frame_bytes[start..end];
-            match tap.write(&[IoSlice::new(header), IoSlice::new(frame)]) {
-                Ok(()) => self.counts.frames += 1,
+    /// Writes all frames to the TAP, merged as far as it takes that; without one, or where it refuses them, they are
+    /// dropped.
+    pub fn flush_frames(&mut self, tap: Option<&mut Tap>) {
+        if self.frames.is_empty() {
+            return;
+        }
+        let Some(tap) = tap else {
+            self.counts
+                .drops
+                .add(Reason::TapRefused, self.frames.len() as u64);
+            self.frames.clear();
+            self.frame_used = 0;
+            return;
+        };
+        self.merger.clear();
+        for frame in self.frames.drain(..) {
+            self.merger.push(&self.frame_bytes, frame, tap.merges());
+        }
+        for item in 0..self.merger.items() {
+            let meta = self.merger.finish(item, &mut self.frame_bytes);
+            let count = self.merger.count(item) as u64;
+            let mut header = [0; MAX_HEADER];
+            vnet::write(meta, &mut header);
+            let mut pieces = [IoSlice::new(&[]); MAX_PIECES + 1];
+            pieces[0] = IoSlice::new(&header[..tap.header()]);
+            let mut used = 1;
+            for piece in self.merger.pieces(item) {
+                pieces[used] = IoSlice::new(&self.frame_bytes[piece.start..piece.end]);
+                used += 1;
+            }
+            self.counts.write_calls += 1;
+            match tap.write(&pieces[..used]) {
+                Ok(()) => self.counts.frames += count,
                 Err(error) => {
-                    self.counts.drops.add(Reason::TapRefused, 1);
-                    tracing::debug!(%error, "frame not written");
+                    self.counts.drops.add(Reason::TapRefused, count);
+                    tracing::debug!(%error, count, "frames not written");
+                    if count > 1 && error.kind() == io::ErrorKind::InvalidInput {
+                        tap.stop_merging();
+                    }
                 }
             }
         }
         self.frame_used = 0;
+    }
+
+    /// Bytes of frames that wait.
+    pub fn frame_bytes(&self) -> usize {
+        self.frame_used
     }
 
     /// The batch that a datagram joins.

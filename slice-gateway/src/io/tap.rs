@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use super::merge::Kinds;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
@@ -17,6 +18,48 @@ use nix::{
 pub const MAX_HEADER: usize = 32;
 /// Shortest.
 const MIN_HEADER: usize = 10;
+
+/// What the device may leave to us (linux/if_tun.h).
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_TSO_ECN: u32 = 0x08;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
+
+/// How much of the sender's work the device hands on undone: the more, the fewer and larger the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Whole frames of MTU size, checksums made.
+    #[default]
+    None,
+    /// Checksums not made.
+    Checksum,
+    /// And TCP in super-frames (TSO).
+    Tcp,
+    /// And UDP (USO, Linux 6.2).
+    Udp,
+}
+
+impl Level {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Checksum => "checksum",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    const fn flags(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Checksum => TUN_F_CSUM,
+            Self::Tcp => Self::Checksum.flags() | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN,
+            Self::Udp => Self::Tcp.flags() | TUN_F_USO4 | TUN_F_USO6,
+        }
+    }
+}
 
 mod ioctl {
     #![allow(
@@ -36,6 +79,10 @@ mod ioctl {
         nix::request_code_read!(b'T', 215, size_of::<c_int>()),
         c_int
     );
+    nix::ioctl_write_int_bad!(
+        tunsetoffload,
+        nix::request_code_write!(b'T', 208, size_of::<c_uint>())
+    );
 }
 
 /// A queue of a TAP device.
@@ -43,6 +90,8 @@ mod ioctl {
 pub struct Tap {
     file: File,
     header: usize,
+    level: Level,
+    merges: Kinds,
 }
 
 impl Tap {
@@ -76,10 +125,45 @@ impl Tap {
             })?;
         let old = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(old | OFlag::O_NONBLOCK))?;
-        Ok(Self {
+        let mut this = Self {
             file: fd.into(),
             header,
-        })
+            level: Level::None,
+            merges: Kinds::None,
+        };
+        this.level = [Level::Udp, Level::Tcp, Level::Checksum]
+            .into_iter()
+            .find(|level| this.set_offload(*level).is_ok())
+            .unwrap_or_default();
+        this.merges = match this.level {
+            // A kernel that cannot be asked to leave super-frames whole may not know them at all.
+            Level::None | Level::Checksum => Kinds::None,
+            Level::Tcp => Kinds::Tcp,
+            Level::Udp => Kinds::TcpAndUdp,
+        };
+        Ok(this)
+    }
+
+    fn set_offload(&self, level: Level) -> nix::Result<()> {
+        let flags = level.flags() as libc::c_int;
+        // SAFETY: the descriptor is open and the request takes an integer by value.
+        unsafe { ioctl::tunsetoffload(self.file.as_raw_fd(), flags) }.map(drop)
+    }
+
+    /// What the kernel agreed to.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// What may be written in super-frames.
+    pub fn merges(&self) -> Kinds {
+        self.merges
+    }
+
+    /// The kernel refused a super-frame after all.
+    pub fn stop_merging(&mut self) {
+        tracing::info!("the TAP device does not take super-frames, writing frames one by one");
+        self.merges = Kinds::None;
     }
 
     /// Bytes of the `virtio_net_hdr`.

@@ -34,6 +34,7 @@ pub mod probe;
 mod random;
 pub mod reason;
 pub mod route;
+pub mod segment;
 mod stats;
 mod tunnel;
 pub mod vxlan;
@@ -49,6 +50,7 @@ use self::{
     ethernet::Header,
     peer::Peer,
     probe::Message,
+    segment::{Checksum, Segments},
     tunnel::{Handshake, Identity, MAX_HANDSHAKE},
     vxlan::Inner,
 };
@@ -57,6 +59,7 @@ pub use self::{
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
+    segment::Offload,
     stats::{PeerStats, Stats},
     tunnel::Key,
 };
@@ -107,6 +110,8 @@ pub struct Gateway {
     slots: BTreeMap<[u8; 32], usize>,
     /// The slots of each peer cluster.
     clusters: Vec<Vec<usize>>,
+    /// The tunnels of the frame in hand; kept for its memory.
+    route: Vec<usize>,
     next_tick: Instant,
     events: VecDeque<Event>,
     drops: Drops,
@@ -122,6 +127,7 @@ impl Gateway {
             peers: Vec::new(),
             slots: BTreeMap::new(),
             clusters: Vec::new(),
+            route: Vec::new(),
             next_tick: now + TICK,
             events: VecDeque::new(),
             drops: Drops::default(),
@@ -188,56 +194,94 @@ impl Gateway {
         self.clusters[usize::from(gateway.cluster)].push(slot);
     }
 
-    /// Takes a frame from the slice: `buffer` is [`HEADROOM`] free bytes and the frame.
-    pub fn handle_frame(&mut self, buffer: &mut [u8], out: &mut impl Output) {
-        if let Err(reason) = self.outbound(buffer, out) {
+    /// Takes a frame from the slice: `buffer` is [`HEADROOM`] free bytes and the frame, which may be a super-frame.
+    /// The buffer's contents are spent.
+    pub fn handle_frame(&mut self, buffer: &mut [u8], offload: Offload, out: &mut impl Output) {
+        if let Err(reason) = self.outbound(buffer, offload, out) {
             self.drops.add(reason, 1);
         }
     }
 
-    fn outbound(&mut self, buffer: &mut [u8], out: &mut impl Output) -> Result<(), Reason> {
-        let Some((room, frame)) = buffer.split_first_chunk_mut::<HEADROOM>() else {
-            return Err(Reason::FrameTooShort);
-        };
+    fn outbound(&mut self, buffer: &mut [u8], offload: Offload, out: &mut impl Output) -> Result<(), Reason> {
+        let frame = buffer.get_mut(HEADROOM..).ok_or(Reason::FrameTooShort)?;
         let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
+        let mut segments = match offload {
+            Offload {
+                gso: Some(gso),
+                checksum: Some(Checksum { start, .. }),
+            } => Some(Segments::new(frame, start, gso)?),
+            Offload {
+                gso: Some(_),
+                checksum: None,
+            } => return Err(Reason::BadOffload),
+            Offload {
+                gso: None,
+                checksum: Some(checksum),
+            } => {
+                segment::complete(frame, checksum)?;
+                None
+            }
+            Offload {
+                gso: None,
+                checksum: None,
+            } => None,
+        };
         let (header, payload) = Header::parse(frame).ok_or(Reason::FrameTooShort)?;
         let verdict = config.segment.outbound(&header, payload)?;
-        if frame.len() > config.segment.mtu + admit::FRAME_OVERHEAD {
+        let longest = segments.as_ref().map_or(frame.len(), Segments::longest);
+        if longest > config.segment.mtu + admit::FRAME_OVERHEAD {
             return Err(Reason::FrameTooLong);
         }
-        let length = frame.len();
         match verdict {
-            Outbound::Arp(request, mac) => answer(out, |frame| request.answer(mac, frame)),
-            Outbound::Nd(solicitation, mac) => answer(out, |frame| solicitation.answer(mac, frame)),
-            Outbound::Unicast(cluster) => {
-                let flow = flow::hash(&header, payload);
-                let slot = self.pick(cluster.into(), flow).ok_or(Reason::NoTunnel)?;
-                self.peer(slot).template.write(room, length, flow, 0);
-                self.peer(slot).carry(length, buffer, out);
-                Ok(())
-            }
-            Outbound::Group => {
-                let flow = flow::hash(&header, payload);
-                for cluster in 0..self.clusters.len() {
-                    // A cluster that has no gateway yet has no attachment either.
-                    if self.clusters[cluster].is_empty() {
-                        continue;
-                    }
-                    let Some(slot) = self.pick(cluster, flow) else {
-                        self.drops.add(Reason::NoTunnel, 1);
-                        continue;
-                    };
-                    let room = buffer.first_chunk_mut().expect("checked above");
-                    self.peer(slot).template.write(room, length, flow, 0);
-                    self.peer(slot).carry(length, buffer, out);
-                }
-                Ok(())
-            }
+            Outbound::Arp(request, mac) => return answer(out, |frame| request.answer(mac, frame)),
+            Outbound::Nd(solicitation, mac) => return answer(out, |frame| solicitation.answer(mac, frame)),
+            Outbound::Unicast(_) | Outbound::Group => {}
         }
+        let flow = flow::hash(&header, payload);
+        self.route(verdict, flow)?;
+        let Some(segments) = &mut segments else {
+            let length = frame.len();
+            self.carry(buffer, length, flow, out);
+            return Ok(());
+        };
+        while let Some(range) = segments.next(&mut buffer[HEADROOM..]) {
+            self.carry(
+                &mut buffer[range.start..HEADROOM + range.end],
+                range.len(),
+                flow,
+                out,
+            );
+        }
+        Ok(())
     }
 
-    fn peer(&mut self, slot: usize) -> &mut Peer {
-        self.peers[slot].as_mut().expect("a slot of a cluster is in use")
+    /// Chooses the tunnels of a frame into `self.route`.
+    fn route(&mut self, verdict: Outbound, flow: u64) -> Result<(), Reason> {
+        self.route.clear();
+        if let Outbound::Unicast(cluster) = verdict {
+            let slot = self.pick(cluster.into(), flow).ok_or(Reason::NoTunnel)?;
+            self.route.push(slot);
+            return Ok(());
+        }
+        for cluster in 0..self.clusters.len() {
+            match self.pick(cluster, flow) {
+                Some(slot) => self.route.push(slot),
+                // A cluster that has no gateway yet has no attachment either.
+                None if self.clusters[cluster].is_empty() => {}
+                None => self.drops.add(Reason::NoTunnel, 1),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one frame through the chosen tunnels.
+    fn carry(&mut self, buffer: &mut [u8], length: usize, flow: u64, out: &mut impl Output) {
+        for slot in &self.route {
+            let peer = self.peers[*slot].as_mut().expect("a slot of a cluster is in use");
+            let room = buffer.first_chunk_mut().expect("the caller's headroom");
+            peer.template.write(room, length, flow, 0);
+            peer.carry(length, buffer, out);
+        }
     }
 
     /// The tunnel of a flow: the healthy one that the flow wants most, or, where none is healthy, the one of those

@@ -132,6 +132,35 @@ fn any_ethertype_crosses() {
 }
 
 #[test]
+fn super_frames_cross_as_the_datagrams_that_they_are() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    for level in ["a-gw0", "b-gw0"] {
+        let metrics = lab.admin(level, "/metrics");
+        assert!(
+            metrics.contains(r#"weft_gateway_tap_offload{level="udp",slice="shop"} 1"#),
+            "{metrics}"
+        );
+    }
+    for (from, to) in addresses('a', 0).into_iter().zip(addresses('b', 0)) {
+        let receiver = within(&lab.at("b-pod0"), || UdpSocket::bind((to, 0)).unwrap());
+        let sender = within(&lab.at("a-pod0"), || UdpSocket::bind((from, 0)).unwrap());
+        // Before the neighbour is known the kernel queues a few packets only.
+        sender.send_to(b"hello", receiver.local_addr().unwrap()).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut buffer = vec![0; 70_000];
+        assert_eq!(receiver.recv(&mut buffer).unwrap(), 5);
+        let payload: Vec<u8> = (0..20_500u32).map(|n| (n / 1000) as u8).collect();
+        nix::sys::socket::setsockopt(&sender, nix::sys::socket::sockopt::UdpGsoSegment, &1000).unwrap();
+        sender.send_to(&payload, receiver.local_addr().unwrap()).unwrap();
+        for n in 0..21u8 {
+            let length = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(length, if n < 20 { 1000 } else { 500 });
+            assert!(buffer[..length].iter().all(|byte| *byte == n), "datagram {n}");
+        }
+    }
+}
+
+#[test]
 fn broadcast_and_multicast_arrive_once_at_everybody() {
     let lab = Lab::new(&[2, 3, 1], Underlay::V4);
     let group = Ipv4Addr::new(239, 1, 2, 3);

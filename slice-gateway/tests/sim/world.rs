@@ -8,7 +8,7 @@ use std::{
 };
 
 use slice_gateway::proto::{
-    Config, Event, Gateway, HEADROOM, Key, Output, Random, Stats,
+    Config, Event, Gateway, HEADROOM, Key, Offload, Output, Random, Stats,
     address::Mac,
     config::encode_key,
     ethernet::{self, Header},
@@ -277,7 +277,9 @@ impl World {
     /// A frame comes out of the slice at this gateway.
     pub(crate) fn inject(&mut self, name: &str, frame: &[u8]) {
         let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
-        self.turn(name, |gateway, out| gateway.handle_frame(&mut buffer, out));
+        self.turn(name, |gateway, out| {
+            gateway.handle_frame(&mut buffer, Offload::default(), out)
+        });
     }
 
     /// How many of the cluster's gateways, taken together, delivered this frame how often; forgets all deliveries.
