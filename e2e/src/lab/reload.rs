@@ -93,5 +93,11 @@ async fn running(all: &Api<Pod>, images: &BTreeSet<String>) -> Result<Vec<Pod>> 
             .filter_map(|container| container.image.as_ref())
             .any(|image| images.contains(image))
     };
-    Ok(pods.items.into_iter().filter(uses).collect())
+    // Whatever is on its way out already is nobody's successor and needs none.
+    let stays = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
+    Ok(pods
+        .items
+        .into_iter()
+        .filter(|pod| stays(pod) && uses(pod))
+        .collect())
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -32,6 +33,8 @@ pub struct Serve {
 
 impl Serve {
     pub(super) fn run(&self) -> Result<()> {
+        // First: threads inherit what is blocked.
+        end_on_signal()?;
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
         let listener = both_families(Type::STREAM, any)?;
         listener.listen(128).context("listen")?;
@@ -53,6 +56,19 @@ impl Serve {
             });
         }
     }
+}
+
+/// As pid 1 of a container a program has no default for SIGTERM: without this, every pod takes its whole grace period.
+fn end_on_signal() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("block signals")?;
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        std::process::exit(0);
+    });
+    Ok(())
 }
 
 fn both_families(kind: Type, address: SocketAddr) -> Result<Socket> {
