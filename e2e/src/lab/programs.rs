@@ -126,7 +126,7 @@ impl Cache {
         let packages = ["./...", AGNHOST];
         let total = self.count(&packages)?;
         say(format!(
-            "building Kubernetes {}, helm, CoreDNS and agnhost: {total} packages at most",
+            "building Kubernetes {}, helm, CoreDNS and agnhost",
             self.version
         ));
         let minor = self.version.split('.').nth(1).unwrap_or_default();
@@ -172,7 +172,7 @@ fn watch(mut build: Command, total: usize) -> Result<()> {
             while finished.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 let count = compiled.load(Ordering::Relaxed);
                 say(format!(
-                    "  {count} of {total} packages, {}",
+                    "  {count} of at most {total} packages compiled, {}",
                     short(started.elapsed())
                 ));
             }
