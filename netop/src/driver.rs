@@ -131,7 +131,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             Ok(()) = chain_changes.changed() => Event::Chain,
             Some(()) = kernel_changes.recv() => {
                 let now = Instant::now();
-                look_at.get_or_insert((now + QUIET).max(looked + LOOK));
+                look_at.get_or_insert_with(|| (now + QUIET).max(looked + LOOK));
                 continue;
             }
             () = sleep_until(look_at) => {

@@ -9,12 +9,12 @@ use std::{
 
 use jiff::Timestamp;
 use siphasher::sip::SipHasher13;
-use slice_crds::{Mac, index, names, v1alpha1::AttachMode};
+use slice_crds::{Mac, Subnets, index, names, v1alpha1::AttachMode};
 use slice_runtime::handover;
 
 use crate::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink},
-    ledger::{Holder, Ledger, Source},
+    ledger::{Exhausted, Holder, Ledger, Source},
     model::{Name, Netns},
     world::{PodView, SliceFacts, World},
 };
@@ -58,7 +58,39 @@ pub struct PodDecision {
 pub struct Wanted {
     /// Whether the pod's containers wait for it.
     pub required: bool,
-    pub outcome: Result<Placed, String>,
+    pub outcome: Result<Placed, Obstacle>,
+}
+
+/// Why a pod cannot be attached at present.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    #[error(
+        "the pod's network namespace is not known yet: the CNI plugin names it when the pod starts, or the container \
+         runtime's record under /var/lib/cni/results does"
+    )]
+    NoNamespace,
+    #[error(
+        "this node has no SliceBlock of slice {0} yet: the cluster operator makes one; see the slice's conditions \
+         where it does not"
+    )]
+    NoBlock(String),
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    #[error(
+        "slices {slice} and {other} have overlapping subnets, and a pod can be in only one of them: give one of them \
+         another subnet, or take the pod out of one"
+    )]
+    Conflict { slice: String, other: String },
+}
+
+impl Obstacle {
+    /// The reason of an event about it.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoNamespace | Self::NoBlock(_) | Self::Exhausted(_) => "AttachFailed",
+            Self::Conflict { .. } => slice_crds::conditions::reason::ADDRESS_CONFLICT,
+        }
+    }
 }
 
 /// Where it goes.
@@ -205,13 +237,34 @@ fn attach(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp, dec
         }
         let entry = decision.pods.entry(uid.clone()).or_default();
         entry.errors = membership.errors.iter().map(ToString::to_string).collect();
-        for slice in &membership.slices {
-            let facts = &world.slices[*slice];
-            let outcome = place(world, local, ledger, now, (slice, facts), pod);
+        // What a pod has goes before what it might get.
+        let mut slices: Vec<&str> = membership.slices.iter().copied().collect();
+        slices.sort_by_key(|slice| ledger.index_of(slice, uid).is_none());
+        for slice in slices {
+            let facts = &world.slices[slice];
+            let overlaps = |other: &&String| subnets_overlap(&world.slices[*other].subnets, &facts.subnets);
+            let taken = entry
+                .slices
+                .iter()
+                .filter(|(_, wanted)| wanted.outcome.is_ok())
+                .map(|(other, _)| other);
+            // DNS binds its sockets to one interface each, so it may have one address twice.
+            let conflict = if World::is_dns(pod) {
+                None
+            } else {
+                taken.clone().find(overlaps)
+            };
+            let outcome = match conflict {
+                Some(other) => Err(Obstacle::Conflict {
+                    slice: slice.to_owned(),
+                    other: other.clone(),
+                }),
+                None => place(world, local, ledger, now, (slice, facts), pod),
+            };
             if let (Ok(placed), Some(netns), Some(segment)) = (
                 &outcome,
                 local.sandboxes.get(uid),
-                decision.node.segments.get_mut(*slice),
+                decision.node.segments.get_mut(slice),
             ) {
                 let attachment = AttachmentIntent {
                     index: placed.index,
@@ -222,7 +275,7 @@ fn attach(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp, dec
             let required = facts.rules.attach == AttachMode::Required && !World::is_dns(pod);
             entry
                 .slices
-                .insert((*slice).to_owned(), Wanted { required, outcome });
+                .insert(slice.to_owned(), Wanted { required, outcome });
         }
     }
 }
@@ -234,19 +287,11 @@ fn place(
     now: Timestamp,
     (slice, facts): (&str, &SliceFacts),
     pod: &PodView,
-) -> Result<Placed, String> {
-    let Some(block) = world.blocks.get(&(slice.to_owned(), local.node.clone())) else {
-        return Err(format!(
-            "this node has no SliceBlock of slice {slice} yet: the cluster operator makes one; see the slice's \
-             conditions where it does not"
-        ));
-    };
+) -> Result<Placed, Obstacle> {
+    let block = world.blocks.get(&(slice.to_owned(), local.node.clone()));
+    let block = block.ok_or_else(|| Obstacle::NoBlock(slice.to_owned()))?;
     if !local.sandboxes.contains_key(&pod.uid) {
-        return Err(
-            "the pod's network namespace is not known yet: the CNI plugin names it when the pod starts, or \
-                    the container runtime's record under /var/lib/cni/results does"
-                .into(),
-        );
+        return Err(Obstacle::NoNamespace);
     }
     let holder = Holder {
         uid: pod.uid.clone(),
@@ -257,9 +302,7 @@ fn place(
         subnets: facts.subnets,
         blocks: block.spec.blocks.clone(),
     };
-    let index = ledger
-        .allocate(slice, holder, &source, now)
-        .map_err(|exhausted| exhausted.to_string())?;
+    let index = ledger.allocate(slice, holder, &source, now)?;
     Ok(Placed {
         port: Name::new(names::pod_port(slice, &pod.uid)),
         index,
@@ -268,6 +311,16 @@ fn place(
         mac: Mac::of_index(index),
         mtu: facts.spec.mtu.into(),
     })
+}
+
+fn subnets_overlap(a: &Subnets, b: &Subnets) -> bool {
+    let v4 =
+        a.v4.zip(b.v4)
+            .is_some_and(|(a, b)| a.contains(&b.network()) || b.contains(&a.network()));
+    let v6 =
+        a.v6.zip(b.v6)
+            .is_some_and(|(a, b)| a.contains(&b.network()) || b.contains(&a.network()));
+    v4 || v6
 }
 
 /// What a gateway of a slice works from.

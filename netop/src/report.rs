@@ -120,7 +120,7 @@ pub async fn run(
         }
         let current = reports.borrow_and_update().clone();
         // Nothing has been decided yet.
-        if current.node.ready.is_some() {
+        if current.decided {
             writer.write(&current).await;
         }
     }
@@ -139,7 +139,9 @@ impl Writer {
         for (name, report) in &reports.gateways {
             self.write_gateway(name, report).await;
         }
-        self.write_node(&reports.node).await;
+        if let Some(node) = &reports.node {
+            self.write_node(node).await;
+        }
         self.blocks.retain(|name, _| reports.blocks.contains_key(name));
         for (name, report) in &reports.blocks {
             self.write_block(name, report).await;
@@ -148,20 +150,16 @@ impl Writer {
 
     async fn write_node(&mut self, report: &NodeReport) {
         let now = Instant::now();
-        let Some(ready) = report
-            .ready
-            .clone()
-            .filter(|_| self.nodes.is_due(|last| last == report, now))
-        else {
+        if !self.nodes.is_due(|last| last == report, now) {
             return;
-        };
+        }
         let time = Timestamp::now();
         let status = SliceNodeStatus {
             phase: report.phase,
             version: Some(VERSION.to_owned()),
             underlay_mtu: report.underlay_mtu,
             features: report.features.clone(),
-            conditions: self.nodes.conditions(ready, time),
+            conditions: self.nodes.conditions(report.ready.clone(), time),
             observed_at: Some(Time(time)),
         };
         self.nodes.at = Some(now);
@@ -245,13 +243,10 @@ impl Writer {
                 }
             }
         };
-        match self.timed(write).await {
-            Some(true) => {
-                if let Some(last) = self.pods.get_mut(uid) {
-                    last.report = Some(report.clone());
-                }
-            }
-            Some(false) | None => {}
+        if let Some(true) = self.timed(write).await
+            && let Some(last) = self.pods.get_mut(uid)
+        {
+            last.report = Some(report.clone());
         }
     }
 

@@ -24,7 +24,10 @@ const NETWORK_PREFIX: &str = "weft.dev/";
 /// One snapshot of everything that is to be said.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports {
-    pub node: NodeReport,
+    /// Whether anything has been decided yet.
+    pub decided: bool,
+    /// Absent until the node's object is there.
+    pub node: Option<NodeReport>,
     /// By the block's object name.
     pub blocks: BTreeMap<String, BlockReport>,
     /// By the gateway's object name.
@@ -33,12 +36,12 @@ pub struct Reports {
     pub pods: BTreeMap<String, PodReport>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
     pub phase: SliceNodePhase,
     pub underlay_mtu: Option<u16>,
     pub features: BTreeMap<String, bool>,
-    pub ready: Option<Verdict>,
+    pub ready: Verdict,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -37,6 +37,8 @@ pub struct PodView {
     pub facts: PodFacts,
     /// The UID that the container runtime knows it by: another one for a static pod.
     pub sandbox_uid: String,
+    /// Its containers run, so its network namespace exists.
+    pub running: bool,
     /// All its containers have ended for good.
     pub finished: bool,
     /// Somebody asked for its end.
@@ -111,6 +113,7 @@ impl PodView {
                 labels: pod.labels().clone(),
                 host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
             },
+            running: phase == Some("Running"),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             attachments: annotation(labels::ATTACHMENTS),

@@ -1,5 +1,7 @@
 //! Plans as a reviewer reads them: one `check` per situation, from what there is to what there should be.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,

@@ -212,7 +212,7 @@ impl<K: Kernel> Agent<K> {
             .filter(|(_, wanted)| wanted.required)
             .find_map(|(slice, wanted)| {
                 let why = match &wanted.outcome {
-                    Err(reason) => reason.clone(),
+                    Err(obstacle) => obstacle.to_string(),
                     Ok(placed) if self.is_attached(&placed.port) => return None,
                     Ok(placed) => self.why_not(slice, &placed.port),
                 };

@@ -36,7 +36,10 @@ impl<K: Kernel> Agent<K> {
                 .fdb
                 .iter()
                 .find(|fdb| fdb.link == *port && fdb.via == Via::Bridge);
-            let Some(index) = inside.or(entry.map(|fdb| fdb.mac)).and_then(|mac| mac.index()) else {
+            let Some(index) = inside
+                .or_else(|| entry.map(|fdb| fdb.mac))
+                .and_then(|mac| mac.index())
+            else {
                 continue;
             };
             let Some(pod) = self.world.pods.get(uid) else {

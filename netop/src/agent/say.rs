@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use slice_crds::{
     conditions::{READY, Verdict, reason},
     labels,
@@ -11,11 +11,12 @@ use slice_crds::{
 
 use super::{Agent, Chain};
 use crate::{
-    intent::Wanted,
+    intent::{Obstacle, PodDecision, Wanted},
     kernel::Kernel,
     ledger::Source,
     model::{Name, Segment},
     status::{self, GatewayReport, NodeReport, Reports},
+    world::PodView,
 };
 
 /// An event on a pod.
@@ -29,17 +30,42 @@ pub struct Announcement {
     pub message: String,
 }
 
-/// What was last said of one pod in one slice.
+/// What there was to say of one pod in one slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) struct Said {
+    state: State,
+    since: Timestamp,
+    /// It has been said.
+    aloud: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
     Attached,
-    Failed(String),
+    /// Reason and message.
+    Failed(&'static str, String),
+}
+
+/// How long a failure must last before it is worth an event: most are a matter of order at the start.
+const LASTING: SignedDuration = SignedDuration::from_secs(3);
+
+impl Announcement {
+    fn new(pod: &PodView, warning: bool, reason: &'static str, message: String) -> Self {
+        Self {
+            uid: pod.uid.clone(),
+            namespace: pod.facts.namespace.clone(),
+            name: pod.name.clone(),
+            warning,
+            reason,
+            message,
+        }
+    }
 }
 
 impl<K: Kernel> Agent<K> {
     pub(super) fn speak(&mut self, now: Timestamp) {
         let reports = self.reports(now);
-        self.announce();
+        self.announce(now);
         self.gauge(now);
         self.reports.send_if_modified(|last| {
             let changed = *last != reports;
@@ -88,7 +114,10 @@ impl<K: Kernel> Agent<K> {
             reports.pods.extend(report.map(|report| (uid.clone(), report)));
         }
         // What pods say of themselves belongs to what is taken away.
-        reports.node = self.node_report(self.is_removed() && reports.pods.is_empty());
+        if self.world.node.is_some() {
+            reports.node = Some(self.node_report(self.is_removed() && reports.pods.is_empty()));
+        }
+        reports.decided = true;
         reports
     }
 
@@ -152,7 +181,7 @@ impl<K: Kernel> Agent<K> {
             phase,
             underlay_mtu: underlay_mtu.and_then(|mtu| u16::try_from(mtu).ok()),
             features: self.features.clone(),
-            ready: Some(ready),
+            ready,
         }
     }
 
@@ -181,15 +210,14 @@ impl<K: Kernel> Agent<K> {
                     continue;
                 }
                 Ok(placed) => self.why_not(slice, &placed.port),
-                Err(why) => why.clone(),
+                Err(obstacle) => obstacle.to_string(),
             };
-            let pod = self
-                .world
-                .pods
-                .get(uid)
-                .map(|pod| pod.full_name())
-                .unwrap_or_default();
-            waiting.push(format!("pod {pod}: {why}"));
+            let Some(pod) = self.world.pods.get(uid) else {
+                continue;
+            };
+            if !is_early(pod, wanted) {
+                waiting.push(format!("pod {}: {why}", pod.full_name()));
+            }
         }
         let segment = self.errors.segments.get(&Segment::of_slice(slice));
         let problem = segment
@@ -213,84 +241,49 @@ impl<K: Kernel> Agent<K> {
             .unwrap_or_else(|| "the interface is being made".into())
     }
 
-    /// Says on pods what has changed since it was last said.
-    fn announce(&mut self) {
-        let mut now: BTreeMap<(String, String), Said> = BTreeMap::new();
+    /// Says on pods what has changed since it was last said. A failure is said once it has lasted.
+    fn announce(&mut self, now: Timestamp) {
+        let mut current = BTreeMap::new();
         let mut announcements = vec![];
         for (uid, decision) in &self.decision.pods {
             let Some(pod) = self.world.pods.get(uid) else {
                 continue;
             };
-            let announcement = |warning, reason, message| Announcement {
-                uid: uid.clone(),
-                namespace: pod.facts.namespace.clone(),
-                name: pod.name.clone(),
-                warning,
-                reason,
-                message,
-            };
-            let failures = decision
-                .errors
-                .iter()
-                .map(|error| (String::new(), Said::Failed(error.clone())));
-            let attachments = decision.slices.iter().filter_map(|(slice, wanted)| {
-                let said = match &wanted.outcome {
-                    Ok(placed) if self.is_attached(&placed.port) => Said::Attached,
-                    Ok(placed) if self.errors.ports.contains_key(&placed.port) => {
-                        Said::Failed(self.why_not(slice, &placed.port))
-                    }
-                    Ok(_) => return None,
-                    Err(why) => Said::Failed(why.clone()),
-                };
-                Some((slice.clone(), said))
-            });
-            for (slice, said) in failures.chain(attachments) {
-                let key = (uid.clone(), slice.clone());
+            for (slice, state) in self.states(pod, decision) {
+                let key = (uid.clone(), slice);
                 let before = self.said.get(&key);
-                if before != Some(&said) {
-                    match &said {
-                        // Said by the annotation already, before this agent started.
-                        Said::Attached if before.is_none() && said_by(pod.attachments.as_deref(), &slice) => {
-                        }
-                        Said::Attached => {
-                            let placed = decision
-                                .slices
-                                .get(&slice)
-                                .and_then(|wanted| wanted.outcome.as_ref().ok());
-                            let where_ = placed.map(|placed| {
-                                let ips: Vec<String> =
-                                    placed.addresses.iter().map(ToString::to_string).collect();
-                                format!(" as {} with {}", placed.interface, ips.join(" and "))
-                            });
-                            let message = format!("attached to slice {slice}{}", where_.unwrap_or_default());
-                            announcements.push(announcement(false, "Attached", message));
-                        }
-                        Said::Failed(why) if slice.is_empty() => {
-                            announcements.push(announcement(true, "LabelNotFollowed", why.clone()));
-                        }
-                        Said::Failed(why) => {
-                            let message = format!("not attached to slice {slice}: {why}");
-                            announcements.push(announcement(true, "AttachFailed", message));
-                        }
-                    }
+                let mut said = match before {
+                    Some(before) if before.state == state => before.clone(),
+                    _ => Said {
+                        state,
+                        since: now,
+                        aloud: false,
+                    },
+                };
+                // The annotation said so already, before this agent started.
+                said.aloud |= said.state == State::Attached
+                    && before.is_none()
+                    && said_by(pod.attachments.as_deref(), &key.1);
+                let patience = if said.state == State::Attached {
+                    SignedDuration::ZERO
+                } else {
+                    LASTING
+                };
+                if !said.aloud && now.duration_since(said.since) >= patience {
+                    said.aloud = true;
+                    announcements.push(announcement(pod, &key.1, &said.state, decision));
                 }
-                now.insert(key, said);
+                current.insert(key, said);
             }
         }
         for ((uid, slice), said) in &self.said {
-            let gone = !now.contains_key(&(uid.clone(), slice.clone()));
-            if let (true, Said::Attached, Some(pod)) = (gone, said, self.world.pods.get(uid))
+            let gone = !current.contains_key(&(uid.clone(), slice.clone()));
+            if let (true, State::Attached, Some(pod)) = (gone, &said.state, self.world.pods.get(uid))
                 && !pod.finished
                 && !pod.terminating
             {
-                announcements.push(Announcement {
-                    uid: uid.clone(),
-                    namespace: pod.facts.namespace.clone(),
-                    name: pod.name.clone(),
-                    warning: false,
-                    reason: "Detached",
-                    message: format!("detached from slice {slice}"),
-                });
+                let message = format!("detached from slice {slice}");
+                announcements.push(Announcement::new(pod, false, "Detached", message));
             }
         }
         for announcement in announcements {
@@ -298,7 +291,25 @@ impl<K: Kernel> Agent<K> {
                 self.metrics.events_dropped.inc();
             }
         }
-        self.said = now;
+        self.said = current;
+    }
+
+    /// How a pod stands with each of its slices; with none, by the empty name, where a label cannot be followed.
+    fn states(&self, pod: &PodView, decision: &PodDecision) -> Vec<(String, State)> {
+        let errors = decision.errors.iter();
+        let mut states: Vec<(String, State)> = errors
+            .map(|error| (String::new(), State::Failed("LabelNotFollowed", error.clone())))
+            .collect();
+        for (slice, wanted) in &decision.slices {
+            let state = match &wanted.outcome {
+                Ok(placed) if self.is_attached(&placed.port) => State::Attached,
+                Ok(placed) => State::Failed("AttachFailed", self.why_not(slice, &placed.port)),
+                Err(_) if is_early(pod, wanted) => continue,
+                Err(obstacle) => State::Failed(obstacle.reason(), obstacle.to_string()),
+            };
+            states.push((slice.clone(), state));
+        }
+        states
     }
 
     fn gauge(&self, now: Timestamp) {
@@ -323,6 +334,32 @@ impl<K: Kernel> Agent<K> {
             }
         }
     }
+}
+
+fn announcement(pod: &PodView, slice: &str, state: &State, decision: &PodDecision) -> Announcement {
+    match state {
+        State::Attached => {
+            let placed = decision
+                .slices
+                .get(slice)
+                .and_then(|wanted| wanted.outcome.as_ref().ok());
+            let where_ = placed.map(|placed| {
+                let ips: Vec<String> = placed.addresses.iter().map(ToString::to_string).collect();
+                format!(" as {} with {}", placed.interface, ips.join(" and "))
+            });
+            let message = format!("attached to slice {slice}{}", where_.unwrap_or_default());
+            Announcement::new(pod, false, "Attached", message)
+        }
+        State::Failed(reason, why) if slice.is_empty() => Announcement::new(pod, true, reason, why.clone()),
+        State::Failed(reason, why) => {
+            Announcement::new(pod, true, reason, format!("not attached to slice {slice}: {why}"))
+        }
+    }
+}
+
+/// Whether a pod has no network namespace because it has not started yet.
+fn is_early(pod: &PodView, wanted: &Wanted) -> bool {
+    wanted.outcome == Err(Obstacle::NoNamespace) && !pod.running
 }
 
 /// Whether a pod's annotation names a slice.

@@ -77,11 +77,15 @@ impl Installer {
                         Some(changed) => replace(&list, changed.as_bytes(), 0o644).context("write"),
                         None => Ok(()),
                     });
-            result = result.and(removed.with_context(|| list.display().to_string()));
+            let removed = removed.with_context(|| list.display().to_string());
+            result = result.and(removed);
         }
         match fs::remove_file(self.bin_dir.join(PLUGIN)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => result
-                .and(Err(error).with_context(|| format!("remove {PLUGIN} from {}", self.bin_dir.display()))),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let failure =
+                    Err(error).with_context(|| format!("remove {PLUGIN} from {}", self.bin_dir.display()));
+                result.and(failure)
+            }
             _ => result,
         }
     }

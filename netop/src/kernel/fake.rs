@@ -1,1 +1,165 @@
+//! A kernel in memory, for tests of what is above it. It refuses what a real one would refuse, and what would let a
+//! frame pass that must not.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, bail};
+
+use super::{Kernel, Observation, Outcome, Query};
+use crate::{
+    model::{Element, Kind, Name, Netns, State, Via},
+    plan::{Action, Plan, PodAction},
+};
+
+/// A kernel that tests look into; clones are the same one.
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<Inner>>);
+
+/// What is in it.
+#[derive(Default)]
+pub struct Inner {
+    pub state: State,
+    /// TAP devices that a process holds open.
+    pub held: BTreeSet<Name>,
+    /// Namespaces that have ended.
+    pub gone: BTreeSet<Netns>,
+    pub counters: BTreeMap<(Name, String), u64>,
+    /// Changes whose text contains one of these are refused.
+    pub refused: Vec<String>,
+    /// Everything that was done, as text.
+    pub log: Vec<String>,
+}
+
+impl Fake {
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was done since the last call.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner().log)
+    }
+}
+
+impl Kernel for Fake {
+    async fn observe(&mut self, query: &Query) -> anyhow::Result<Observation> {
+        let inner = self.inner();
+        let mut state = inner.state.clone();
+        state
+            .pods
+            .retain(|port, pod| query.pods.get(port).is_some_and(|end| *end == pod.end()));
+        let asked = query.pods.values().map(|end| &end.netns);
+        Ok(Observation {
+            state,
+            counters: inner.counters.clone(),
+            held: inner.held.clone(),
+            gone: asked
+                .filter(|netns| inner.gone.contains(*netns))
+                .cloned()
+                .collect(),
+            underlay_mtu: query.node_address.map(|_| 1500),
+        })
+    }
+
+    async fn apply(&mut self, plan: &Plan) -> Outcome {
+        let mut inner = self.inner();
+        let mut outcome = Outcome::default();
+        for step in &plan.0 {
+            if outcome.forbids(&step.scope) {
+                outcome.skipped.push(step.clone());
+                continue;
+            }
+            let result = inner
+                .change(&step.action)
+                .with_context(|| step.action.to_string());
+            outcome.record(step, result);
+        }
+        outcome
+    }
+
+    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>> {
+        let mut inner = self.inner();
+        if !inner.state.links.contains_key(name) {
+            bail!("TAP device {name} is not there");
+        }
+        if !inner.held.insert(name.clone()) {
+            return Ok(None);
+        }
+        Ok(Some(File::open("/dev/null")?.into()))
+    }
+}
+
+impl Inner {
+    fn change(&mut self, action: &Action) -> anyhow::Result<()> {
+        let text = action.to_string();
+        if let Some(pattern) = self.refused.iter().find(|pattern| text.contains(*pattern)) {
+            bail!("refused because of \"{pattern}\"");
+        }
+        self.check(action)?;
+        self.state.take(action);
+        match action {
+            Action::DelLink(name) => _ = self.held.remove(name),
+            // The kernel makes the subnet's route by itself.
+            Action::Pod(port, _, PodAction::Up) => {
+                if let Some(pod) = self.state.pods.get_mut(port) {
+                    pod.routes.extend(pod.addresses.iter().map(ipnet::IpNet::trunc));
+                }
+            }
+            _ => {}
+        }
+        self.log.push(text);
+        Ok(())
+    }
+
+    fn check(&self, action: &Action) -> anyhow::Result<()> {
+        let links = &self.state.links;
+        match action {
+            Action::AddLink(name, link, pod) => {
+                if links.contains_key(name) {
+                    bail!("{name} exists");
+                }
+                if let Some(port) = &link.port
+                    && !links.contains_key(&port.bridge)
+                {
+                    bail!("bridge {} is not there", port.bridge);
+                }
+                if (link.kind == Kind::Veth) != pod.is_some() {
+                    bail!("a pair has two ends");
+                }
+                if pod.as_ref().is_some_and(|pod| self.gone.contains(&pod.netns)) {
+                    bail!("network namespace is gone");
+                }
+            }
+            Action::Up(name) if name.as_str().starts_with("wp-") => {
+                let guarded = self.state.tables.values().any(|table| {
+                    let of_port =
+                        |element: &Element| matches!(element, Element::Mac(port, _) if port == name);
+                    table.elements.iter().any(of_port)
+                });
+                if !guarded {
+                    bail!("{name} would open without its filter");
+                }
+            }
+            Action::AddFdb(fdb) if fdb.via == Via::Bridge && fdb.link.as_str().starts_with("wx-") => {
+                let known = self.state.fdb.iter().any(|entry| {
+                    (&entry.link, entry.mac) == (&fdb.link, fdb.mac) && entry.via != Via::Bridge
+                });
+                if !known {
+                    bail!("frames for {} would go to every node", fdb.mac);
+                }
+            }
+            Action::DelLink(name) | Action::SetMtu(name, _) | Action::SetPort(name, _) | Action::Up(name)
+                if !links.contains_key(name) =>
+            {
+                bail!("{name} is not there");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

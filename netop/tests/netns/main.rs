@@ -4,8 +4,10 @@
 //! left behind, also not by a test that is killed. Run with one thread: namespaces share the machine's two cores.
 
 #[allow(
-    unreachable_pub,
+    clippy::unwrap_used,
     dead_code,
+    unreachable_pub,
+    unused_imports,
     reason = "helpers, not every one of which every test uses"
 )]
 mod support;
