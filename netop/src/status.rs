@@ -271,9 +271,10 @@ mod tests {
     #[track_caller]
     fn check(view: &PodView, decision: Option<&PodDecision>, attached: bool, expected: Expect) {
         let report = pod(view, decision, |_| attached);
-        let text = report.map_or("nothing to say".into(), |report| {
-            serde_json::to_string_pretty(&report.patch).unwrap()
-        });
+        let text = report.map_or_else(
+            || "nothing to say".into(),
+            |report| serde_json::to_string_pretty(&report.patch).unwrap(),
+        );
         expected.assert_eq(&text);
     }
 

@@ -27,7 +27,7 @@ fn port(slice: &str, pod: &str) -> Name {
 
 #[tokio::test]
 async fn a_label_attaches_running_pods_and_its_removal_detaches_them() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -58,7 +58,7 @@ async fn a_label_attaches_running_pods_and_its_removal_detaches_them() {
 
 #[tokio::test]
 async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -107,7 +107,7 @@ async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
 
 #[tokio::test]
 async fn before_the_objects_are_known_nothing_is_touched_and_the_plugin_is_on_its_own() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -131,7 +131,7 @@ async fn before_the_objects_are_known_nothing_is_touched_and_the_plugin_is_on_it
 
 #[tokio::test]
 async fn a_new_pod_is_attached_before_the_plugin_is_answered() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -165,7 +165,7 @@ async fn a_new_pod_is_attached_before_the_plugin_is_answered() {
 
 #[tokio::test]
 async fn a_pod_that_the_watch_has_not_shown_is_asked_for_once() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -197,7 +197,7 @@ async fn a_pod_that_the_watch_has_not_shown_is_asked_for_once() {
 
 #[tokio::test]
 async fn a_required_pod_is_refused_with_the_reason_and_a_best_effort_one_is_not() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 2);
@@ -235,7 +235,7 @@ async fn a_required_pod_is_refused_with_the_reason_and_a_best_effort_one_is_not(
 
 #[tokio::test]
 async fn one_slice_in_trouble_leaves_the_others_alone() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         slice(world, "bank", 78, "10.90.0.0/24");
@@ -270,7 +270,7 @@ async fn one_slice_in_trouble_leaves_the_others_alone() {
 
 #[tokio::test]
 async fn a_pod_cannot_be_in_two_slices_with_one_subnet() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -302,7 +302,7 @@ async fn a_pod_cannot_be_in_two_slices_with_one_subnet() {
 
 #[tokio::test]
 async fn what_others_change_is_repaired_and_counted_and_what_was_asked_for_is_not() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -330,7 +330,7 @@ async fn what_others_change_is_repaired_and_counted_and_what_was_asked_for_is_no
 
 #[tokio::test]
 async fn a_pod_that_ends_or_is_made_anew_is_followed() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -360,7 +360,7 @@ async fn a_pod_that_ends_or_is_made_anew_is_followed() {
 
 #[tokio::test]
 async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -418,14 +418,14 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
         "the other node's gateway again"
     );
     assert!(
-        node.reports().gateways.get("weft-gateway-shop-0").is_none(),
+        !node.reports().gateways.contains_key("weft-gateway-shop-0"),
         "its object never said it was here"
     );
 }
 
 #[tokio::test]
 async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -472,7 +472,7 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
 
 #[tokio::test]
 async fn a_stranger_is_no_gateway() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);
@@ -487,7 +487,7 @@ async fn a_stranger_is_no_gateway() {
 
 #[tokio::test]
 async fn a_teardown_takes_everything_away_and_stays_so() {
-    let mut node = Node::new().await;
+    let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         block(world, "shop", "n1", 8, 8);

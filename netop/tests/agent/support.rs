@@ -86,7 +86,7 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
 }
 
 impl Node {
-    pub async fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let run = RunDirectory(directory.path().to_owned());
         let kernel = Fake::default();

@@ -3,6 +3,8 @@
 //! Needs root, `ip`, `nft` and /dev/net/tun. Namespaces live as long as the test that holds them open; nothing is
 //! left behind, also not by a test that is killed. Run with one thread: namespaces share the machine's two cores.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 #[allow(
     clippy::unwrap_used,
     dead_code,

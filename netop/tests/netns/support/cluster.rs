@@ -196,20 +196,17 @@ impl Node {
         diff(&self.desired(), &observed.state)
     }
 
-    #[track_caller]
-    pub fn sync(&mut self) -> impl Future<Output = Plan> {
-        async move {
-            let plan = self.plan().await;
-            let outcome = self.kernel.apply(&plan).await;
-            let failed: Vec<String> = outcome
-                .failed
-                .iter()
-                .map(|failure| format!("{:#}", failure.error))
-                .collect();
-            assert!(failed.is_empty(), "{failed:#?}");
-            assert!(outcome.skipped.is_empty());
-            plan
-        }
+    pub async fn sync(&mut self) -> Plan {
+        let plan = self.plan().await;
+        let outcome = self.kernel.apply(&plan).await;
+        let failed: Vec<String> = outcome
+            .failed
+            .iter()
+            .map(|failure| format!("{:#}", failure.error))
+            .collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+        assert!(outcome.skipped.is_empty());
+        plan
     }
 }
 
