@@ -1,0 +1,99 @@
+//! How fast is it? Pod to pod through the real process, beside the same two pods over a plain veth pair, over the
+//! kernel's VXLAN without encryption, and over other implementations of WireGuard, interleaved, because the machine's
+//! speed changes from minute to minute.
+//!
+//! ```text
+//!  cargo bench -p slice-gateway --profile lab -- [--rounds N] [--seconds S] [--only weft,vxlan] [--test tcp1]
+//!      [--wireguard-go PATH] [--boringtun PATH]
+//! ```
+//!
+//! Sender, receiver and both gateways share the machine. CPU is what the whole machine was busy, per KiB delivered.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that fails should stop")]
+#![expect(clippy::print_stdout, reason = "its result")]
+#![allow(dead_code, unused_imports, reason = "the lab has more than is used here")]
+
+#[path = "../../tests/netns/lab/mod.rs"]
+mod lab;
+mod measure;
+mod systems;
+mod wireguard;
+
+use std::collections::BTreeMap;
+
+use lab::{Lab, Underlay};
+use wireguard::Program;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |flag: &str| {
+        let place = arguments.iter().position(|argument| argument == flag)?;
+        arguments.get(place + 1).cloned()
+    };
+    let rounds: usize = value("--rounds").map_or(5, |text| text.parse().unwrap());
+    let seconds: f64 = value("--seconds").map_or(2.0, |text| text.parse().unwrap());
+    let (only, test) = (value("--only"), value("--test"));
+
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let wanted = |name: &str| {
+        only.as_deref()
+            .is_none_or(|only| only.split(',').any(|only| only == name))
+    };
+    let mut systems = Vec::new();
+    let mut add = |name: &str, make: &dyn Fn() -> systems::System| {
+        if wanted(name) {
+            systems.push(make());
+        }
+    };
+    add("veth", &|| systems::veth(&lab));
+    add("vxlan", &|| systems::vxlan(&lab));
+    let programs = [
+        value("--wireguard-go").map(|path| Program::wireguard_go(&path)),
+        value("--boringtun").map(|path| Program::boringtun(&path)),
+    ];
+    for program in programs.iter().flatten() {
+        add(program.l3, &|| program.layer3(&lab));
+        add(program.l2, &|| program.layer2(&lab));
+    }
+    add("weft", &systems::weft);
+    let mut results: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    for round in 0..rounds {
+        for system in &systems {
+            let wanted = |name: &str| test.as_deref().is_none_or(|test| test == name);
+            let mut add = |test, value| results.entry((test, system.name)).or_default().push(value);
+            if wanted("tcp1") {
+                let (gbps, cpu) = measure::tcp(&lab, system, 1, seconds);
+                add("tcp1 Gbit/s", gbps);
+                add("tcp1 ns/KiB", cpu);
+            }
+            if wanted("tcp4") {
+                add("tcp4 Gbit/s", measure::tcp(&lab, system, 4, seconds).0);
+            }
+            if wanted("udp") {
+                add("udp kpps", measure::udp(&lab, system, seconds) / 1000.0);
+            }
+            if wanted("rr") {
+                let [p50, p99] = measure::round_trips(&lab, system, seconds);
+                add("rr p50 µs", p50);
+                add("rr p99 µs", p99);
+            }
+        }
+        println!("round {} of {rounds}", round + 1);
+    }
+    println!(
+        "{:<14} {:<6} {:>9} {:>9} {:>9}",
+        "test", "system", "median", "min", "max"
+    );
+    for ((test, system), mut values) in results {
+        values.sort_by(f64::total_cmp);
+        let (median, min, max) = (values[values.len() / 2], values[0], values[values.len() - 1]);
+        println!("{test:<14} {system:<20} {median:>9.2} {min:>9.2} {max:>9.2}");
+    }
+    let metrics = lab.admin("a-gw0", "/metrics");
+    for line in metrics
+        .lines()
+        .filter(|line| line.contains("drops_total{") || line.contains("udp_s"))
+    {
+        println!("{line}");
+    }
+}
