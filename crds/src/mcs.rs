@@ -3,6 +3,8 @@
 //! Of a `ServiceExport` only presence counts here, and its `Valid` and `Ready` conditions are written;
 //! `ServiceImport` and clusterset addresses are not there.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,7 @@ pub mod condition {
     group = "multicluster.x-k8s.io",
     version = "v1beta1",
     kind = "ServiceExport",
+    no_spec,
     namespaced,
     status = "ServiceExportStatus",
     shortname = "svcex",
@@ -45,7 +48,20 @@ pub mod condition {
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
 #[serde(rename_all = "camelCase")]
-pub struct ServiceExportSpec {}
+pub struct ServiceExportFields {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<ServiceExportSpec>,
+}
+
+/// What a name in every cluster should carry along. Slice names carry neither.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceExportSpec {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub exported_labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub exported_annotations: BTreeMap<String, String>,
+}
 
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,14 +76,15 @@ pub mod v1alpha1 {
     use kube::{CustomResource, KubeSchema};
     use serde::{Deserialize, Serialize};
 
-    use super::ServiceExportStatus;
+    use super::{ServiceExportSpec, ServiceExportStatus};
 
-    /// See [`super::ServiceExportSpec`].
+    /// See [`super::ServiceExportFields`].
     #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     #[kube(
         group = "multicluster.x-k8s.io",
         version = "v1alpha1",
         kind = "ServiceExport",
+        no_spec,
         namespaced,
         status = "ServiceExportStatus",
         shortname = "svcex",
@@ -76,5 +93,8 @@ pub mod v1alpha1 {
         printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
     )]
     #[serde(rename_all = "camelCase")]
-    pub struct ServiceExportSpec {}
+    pub struct ServiceExportFields {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub spec: Option<ServiceExportSpec>,
+    }
 }

@@ -207,7 +207,7 @@ fn pods_behind<'a>(
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use slice_crds::mcs::ServiceExportSpec;
+    use slice_crds::mcs::ServiceExportFields;
 
     use super::*;
 
@@ -225,7 +225,7 @@ mod tests {
             "addressType": "IPv4",
             "endpoints": [{"addresses": ["10.244.0.9"], "conditions": {"ready": ready},
                 "targetRef": {"kind": "Pod", "name": "web-0", "namespace": "cart"}}]}));
-        let mut export = ServiceExport::new("web", ServiceExportSpec {});
+        let mut export = ServiceExport::new("web", ServiceExportFields::default());
         export.metadata.namespace = Some("cart".into());
         let services: Vec<Arc<Service>> = service
             .into_iter()
