@@ -147,6 +147,8 @@ pub struct Driver {
     shared: Arc<Shared>,
     received: Received,
     frame: Vec<u8>,
+    /// The last turn that read from the TAP found a single frame there.
+    alone: bool,
     next_publish: Instant,
     figures: Figures,
 }
@@ -160,6 +162,7 @@ impl Driver {
             shared,
             received: Received::default(),
             frame: vec![0; HEADROOM + MAX_FRAME],
+            alone: true,
             next_publish: Instant::now(),
             figures: Figures::default(),
         }
@@ -265,7 +268,8 @@ impl Driver {
 
     fn read_frames(&mut self) {
         let Some(tap) = &self.tap else { return };
-        let (mut header, mut bytes) = ([0; MAX_HEADER], 0);
+        let (mut header, mut bytes, mut frames) = ([0; MAX_HEADER], 0, 0);
+        let was_alone = std::mem::replace(&mut self.alone, true);
         for _ in 0..FRAMES_PER_TURN {
             match tap.read(&mut header, &mut self.frame[HEADROOM..]) {
                 Ok(length) => {
@@ -277,6 +281,12 @@ impl Driver {
                             self.gateway.handle_frame(buffer, offload, &mut self.batches);
                         }
                         Err(reason) => self.gateway.count(reason, 1),
+                    }
+                    frames += 1;
+                    self.alone = frames == 1;
+                    if frames == 1 && was_alone {
+                        // Somebody waits for this one, and nobody is behind it: it goes before that is known.
+                        self.batches.flush_datagrams();
                     }
                     if bytes >= BYTES_PER_TURN {
                         return;

@@ -62,9 +62,12 @@ fn main() {
             let wanted = |name: &str| test.as_deref().is_none_or(|test| test == name);
             let mut add = |test, value| results.entry((test, system.name)).or_default().push(value);
             if wanted("tcp1") {
-                let (gbps, cpu) = measure::tcp(&lab, system, 1, seconds);
+                let (gbps, cpu, gateways) = measure::tcp(&lab, system, 1, seconds);
                 add("tcp1 Gbit/s", gbps);
                 add("tcp1 ns/KiB", cpu);
+                if system.name == "weft" {
+                    add("tcp1 own ns/KiB", gateways);
+                }
             }
             if wanted("tcp4") {
                 add("tcp4 Gbit/s", measure::tcp(&lab, system, 4, seconds).0);
@@ -81,13 +84,13 @@ fn main() {
         println!("round {} of {rounds}", round + 1);
     }
     println!(
-        "{:<14} {:<6} {:>9} {:>9} {:>9}",
+        "{:<16} {:<6} {:>9} {:>9} {:>9}",
         "test", "system", "median", "min", "max"
     );
     for ((test, system), mut values) in results {
         values.sort_by(f64::total_cmp);
         let (median, min, max) = (values[values.len() / 2], values[0], values[values.len() - 1]);
-        println!("{test:<14} {system:<20} {median:>9.2} {min:>9.2} {max:>9.2}");
+        println!("{test:<16} {system:<20} {median:>9.2} {min:>9.2} {max:>9.2}");
     }
     let metrics = lab.admin("a-gw0", "/metrics");
     for line in metrics

@@ -36,8 +36,25 @@ fn busy() -> f64 {
     (fields.iter().take(8).sum::<f64>() - fields[3] - fields[4]) * 1e7
 }
 
-/// Gbit/s and busy nanoseconds per KiB.
-pub(crate) fn tcp(lab: &Lab, system: &System, streams: usize, seconds: f64) -> (f64, f64) {
+/// Nanoseconds that processes have run so far.
+fn process_time(pids: &[u32]) -> f64 {
+    let ticks = pids.iter().map(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // User and system time, in hundredths of a second (proc_pid_stat(5)); the name may hold spaces.
+        let fields = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(11)
+            .take(2);
+        fields.map(|field| field.parse::<f64>().unwrap()).sum::<f64>()
+    });
+    ticks.sum::<f64>() * 1e7
+}
+
+/// Gbit/s, busy nanoseconds of the machine per KiB, and of the gateways.
+pub(crate) fn tcp(lab: &Lab, system: &System, streams: usize, seconds: f64) -> (f64, f64, f64) {
     let stop = Arc::new(AtomicBool::new(false));
     let received = Arc::new(AtomicU64::new(0));
     let listener = within(&lab.at(&system.to), || {
@@ -63,13 +80,20 @@ pub(crate) fn tcp(lab: &Lab, system: &System, streams: usize, seconds: f64) -> (
         }));
     }
     thread::sleep(Duration::from_millis(300));
-    let (start, before, cpu) = (Instant::now(), received.load(Ordering::Relaxed), busy());
+    let pids = lab.pids();
+    let (start, before) = (Instant::now(), received.load(Ordering::Relaxed));
+    let (cpu, gateways) = (busy(), process_time(&pids));
     thread::sleep(Duration::from_secs_f64(seconds));
     let bytes = (received.load(Ordering::Relaxed) - before) as f64;
-    let (elapsed, cpu) = (start.elapsed().as_secs_f64(), busy() - cpu);
+    let elapsed = start.elapsed().as_secs_f64();
+    let (cpu, gateways) = (busy() - cpu, process_time(&pids) - gateways);
     stop.store(true, Ordering::Relaxed);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    (bytes * 8.0 / elapsed / 1e9, cpu / (bytes / 1024.0))
+    (
+        bytes * 8.0 / elapsed / 1e9,
+        cpu / (bytes / 1024.0),
+        gateways / (bytes / 1024.0),
+    )
 }
 
 /// Datagrams of 1200 bytes a second, of as many as can be sent one by one.

@@ -273,7 +273,9 @@ impl Lab {
         // Copied where that user may read it.
         let binary = self.directory.path().join("slice-gateway");
         if !binary.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_slice-gateway"), &binary).expect("copy the gateway");
+            let built = env!("CARGO_BIN_EXE_slice-gateway");
+            let other = std::env::var("WEFT_TEST_GATEWAY").unwrap_or_else(|_| built.to_owned());
+            std::fs::copy(other, &binary).expect("copy the gateway");
         }
         within(&self.at(gateway), || {
             Command::new(&binary)
@@ -412,15 +414,12 @@ impl Lab {
         child.wait().expect("wait for the gateway").success()
     }
 
-    /// The `/proc` status of a gateway's process.
-    pub(crate) fn process_status(&mut self, name: &str) -> String {
-        let pid = self
-            .gateway_mut(name)
-            .child
-            .as_ref()
-            .expect("a running gateway")
-            .id();
-        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process")
+    /// The processes of all gateways.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let gateways = self.clusters.iter().flat_map(|cluster| &cluster.gateways);
+        gateways
+            .filter_map(|gateway| gateway.child.as_ref().map(Child::id))
+            .collect()
     }
 
     /// The agent of this gateway hangs up, as in a restart. Returns once the gateway has called again, with what it
