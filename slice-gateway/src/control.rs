@@ -3,7 +3,10 @@
 
 use std::{
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,12 +34,14 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who calls.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Caller {
     pub socket: PathBuf,
     pub ordinal: u32,
     pub public_key: [u8; 32],
     pub udp_port: u16,
+    /// A copy of the UDP socket's descriptor, for the agent to give it larger buffers.
+    pub udp: OwnedFd,
 }
 
 /// What must have arrived before the gateway is ready.
@@ -100,7 +105,7 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         version: VERSION.to_owned(),
         has_tap: had_tap,
     };
-    handover::send(&stream, &FromGateway::Hello(hello), None)?;
+    handover::send(&stream, &FromGateway::Hello(hello), Some(caller.udp.as_raw_fd()))?;
     tracing::info!(has_tap = had_tap, "node agent called");
     let mut next_report = Instant::now();
     let mut has_tap = had_tap;

@@ -70,6 +70,7 @@ pub struct Figures {
     /// System calls that received datagrams.
     pub receive_calls: u64,
     pub segmentation: bool,
+    pub receive_buffer: usize,
     /// What the TAP device leaves to us.
     pub offload: Level,
 }
@@ -323,6 +324,7 @@ impl Driver {
         self.figures.stats = self.gateway.stats(now);
         self.figures.counts = *self.batches.counts();
         self.figures.offload = self.tap.as_ref().map_or(Level::None, Tap::level);
+        self.figures.receive_buffer = self.batches.udp().receive_buffer();
         self.figures.segmentation = self.batches.udp().segmentation();
         let figures = Arc::new(self.figures.clone());
         *self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;

@@ -1,6 +1,6 @@
 //! `slice-gateway`: see the library's documentation.
 
-use std::{process::ExitCode, sync::Arc, thread, time::Instant};
+use std::{os::fd::AsFd, process::ExitCode, sync::Arc, thread, time::Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -55,6 +55,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ordinal,
         public_key: gateway.public_key(),
         udp_port,
+        udp: udp
+            .as_fd()
+            .try_clone_to_owned()
+            .context("copy the UDP socket's descriptor")?,
     };
     let readiness = Readiness::default();
     let waiting = Waiting {

@@ -229,6 +229,9 @@ fn families(figures: &Figures) -> Families {
         PER_SLICE,
         std::iter::once((vec![slice], segmentation)),
     );
+    let help = "Bytes that may wait to be received; small where the node agent has not enlarged it";
+    let buffer = std::iter::once((vec![slice], figures.receive_buffer as f64));
+    all.gauge(("udp_receive_buffer_bytes", help), PER_SLICE, buffer);
     let help = "1 at the work that the TAP device leaves to the gateway: none, checksum, tcp, udp";
     let offload = std::iter::once((vec![slice, figures.offload.label()], 1.0));
     all.gauge(("tap_offload", help), &["slice", "level"], offload);

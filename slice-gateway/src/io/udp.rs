@@ -110,6 +110,11 @@ impl Udp {
         self.socket.local_addr()
     }
 
+    /// Bytes that may wait to be received, as the kernel counts them.
+    pub fn receive_buffer(&self) -> usize {
+        SockRef::from(&self.socket).recv_buffer_size().unwrap_or_default()
+    }
+
     /// Whether datagrams are sent in groups.
     pub fn segmentation(&self) -> bool {
         self.segmentation

@@ -249,6 +249,10 @@ fn the_process_has_no_privilege_and_says_that_it_is_ready() {
         metrics.contains(r#"weft_gateway_tunnel_up{peer="b/0",peer_cluster="b",slice="shop"} 1"#),
         "{metrics}"
     );
+    assert!(
+        metrics.contains(r#"weft_gateway_udp_receive_buffer_bytes{slice="shop"} 25165824"#),
+        "{metrics}"
+    );
     let rtt = eventually("the tunnel is measured", || {
         lab.report("a-gw0").tunnels[0].rtt_micros
     });

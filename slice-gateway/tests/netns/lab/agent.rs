@@ -46,9 +46,10 @@ impl Agent {
 
     /// One call: hello, TAP, reports.
     fn converse(&self, stream: &UnixStream) {
-        let Ok((FromGateway::Hello(hello), _)) = handover::receive(stream) else {
+        let Ok((FromGateway::Hello(hello), socket)) = handover::receive(stream) else {
             return;
         };
+        handover::widen(&socket.expect("a gateway sends its socket")).expect("root may");
         let has_tap = hello.has_tap;
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
         *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
