@@ -238,7 +238,7 @@ impl Driver {
         drop(letters);
         if let Some(config) = config {
             self.figures.slice.clone_from(&config.slice);
-            if let Err(error) = self.batches.udp().set_dscp(config.dscp) {
+            if let Err(error) = self.batches.udp_mut().set_dscp(config.dscp) {
                 tracing::warn!(%error, dscp = config.dscp, "code point not set");
             }
             self.gateway.reconfigure(Instant::now(), config);
@@ -255,10 +255,10 @@ impl Driver {
             Err(error) => return tracing::debug!(%error, "datagrams not received"),
         }
         let now = Instant::now();
-        for (from, bytes, segment) in self.received.messages() {
+        for (from, ecn, bytes, segment) in self.received.messages() {
             for datagram in bytes.chunks(segment) {
                 self.gateway
-                    .handle_datagram(now, from, datagram, &mut self.batches);
+                    .handle_datagram(now, from, ecn, datagram, &mut self.batches);
             }
             if self.batches.frame_bytes() >= FLUSH_BYTES {
                 self.batches.flush_frames(self.tap.as_mut());

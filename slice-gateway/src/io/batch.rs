@@ -12,7 +12,7 @@ use super::{
     udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
     vnet,
 };
-use crate::proto::{Drops, Output, Reason};
+use crate::proto::{Destination, Drops, Output, Reason};
 
 /// Batches that are filled before they are sent: a turn of the loop fills one for each peer that it has frames for.
 const BATCHES: usize = 32;
@@ -23,7 +23,7 @@ const FRAMES: usize = 4096;
 
 /// Datagrams to one address; all but the last have `segment` bytes.
 struct Batch {
-    to: SocketAddr,
+    to: Destination,
     segment: usize,
     count: usize,
     /// The last datagram was shorter, or another length came: nothing may follow.
@@ -65,7 +65,7 @@ pub struct Counts {
 impl Batches {
     pub fn new(udp: Udp) -> Self {
         let batch = || Batch {
-            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+            to: SocketAddr::from(([0, 0, 0, 0], 0)).into(),
             segment: 0,
             count: 0,
             closed: true,
@@ -90,6 +90,10 @@ impl Batches {
         &self.udp
     }
 
+    pub fn udp_mut(&mut self) -> &mut Udp {
+        &mut self.udp
+    }
+
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
@@ -104,7 +108,7 @@ impl Batches {
             if let Err((error, bytes)) = self.udp.send(batch.to, datagrams, batch.segment) {
                 let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
                 self.counts.drops.add(Reason::SendFailed, lost);
-                tracing::debug!(%error, lost, to = %batch.to, "datagrams not sent");
+                tracing::debug!(%error, lost, to = %batch.to.address, "datagrams not sent");
             }
         }
         self.used = 0;
@@ -162,12 +166,14 @@ impl Batches {
     }
 
     /// The batch that a datagram joins.
-    fn place(&mut self, to: SocketAddr, length: usize) -> usize {
-        let last = self.batches[..self.used].iter().rposition(|batch| batch.to == to);
+    fn place(&mut self, to: Destination, length: usize) -> usize {
+        let last = self.batches[..self.used]
+            .iter()
+            .rposition(|batch| batch.to.address == to.address);
         if let Some(place) = last {
             let batch = &mut self.batches[place];
             let fits = batch.count < MAX_SEGMENTS && batch.filled + length <= MAX_BATCH;
-            if !batch.closed && fits && length <= batch.segment {
+            if !batch.closed && fits && length <= batch.segment && batch.to.ecn == to.ecn {
                 return place;
             }
             batch.closed = true;
@@ -184,7 +190,7 @@ impl Batches {
 }
 
 impl Output for Batches {
-    fn datagram(&mut self, to: SocketAddr, length: usize) -> Option<&mut [u8]> {
+    fn datagram(&mut self, to: Destination, length: usize) -> Option<&mut [u8]> {
         if length == 0 || length > MAX_BATCH {
             return None;
         }
@@ -227,10 +233,12 @@ mod tests {
         Batches::new(Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap())
     }
 
+    fn to(port: u16) -> Destination {
+        SocketAddr::from(([127, 0, 0, 1], port)).into()
+    }
+
     fn put(batches: &mut Batches, port: u16, length: usize) {
-        let room = batches
-            .datagram(SocketAddr::from(([127, 0, 0, 1], port)), length)
-            .unwrap();
+        let room = batches.datagram(to(port), length).unwrap();
         assert_eq!(room.len(), length);
         room.fill(port as u8);
         batches.send();
@@ -245,7 +253,7 @@ mod tests {
         }
         let got: Vec<_> = batches.batches[..batches.used]
             .iter()
-            .map(|batch| (batch.to.port(), batch.segment, batch.count, batch.filled))
+            .map(|batch| (batch.to.address.port(), batch.segment, batch.count, batch.filled))
             .collect();
         assert_eq!(got, expected);
     }
@@ -270,17 +278,27 @@ mod tests {
     }
 
     #[test]
+    fn marks_keep_apart() {
+        let mut batches = batches();
+        for ecn in [0, 2, 2, 0] {
+            batches.datagram(Destination { ecn, ..to(1) }, 100).unwrap();
+            batches.send();
+        }
+        let got: Vec<_> = batches.batches[..batches.used]
+            .iter()
+            .map(|batch| (batch.to.ecn, batch.count))
+            .collect();
+        assert_eq!(got, [(0, 1), (2, 2), (0, 1)]);
+    }
+
+    #[test]
     fn batches_are_bounded() {
         check(&[(1, 10); 65], &[(1, 10, 64, 640), (1, 10, 1, 10)]);
         check(
             &[(1, 30_000); 3],
             &[(1, 30_000, 2, 60_000), (1, 30_000, 1, 30_000)],
         );
-        assert!(
-            batches()
-                .datagram(([127, 0, 0, 1], 1).into(), MAX_BATCH + 1)
-                .is_none()
-        );
+        assert!(batches().datagram(to(1), MAX_BATCH + 1).is_none());
     }
 
     #[test]
@@ -295,7 +313,7 @@ mod tests {
     #[test]
     fn what_is_not_committed_is_not_sent() {
         let mut batches = batches();
-        batches.datagram(([127, 0, 0, 1], 1).into(), 100).unwrap();
+        batches.datagram(to(1), 100).unwrap();
         put(&mut batches, 1, 60);
         assert_eq!(
             (

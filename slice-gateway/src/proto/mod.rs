@@ -23,6 +23,7 @@ pub mod admit;
 pub mod arp;
 pub mod checksum;
 pub mod config;
+pub mod ecn;
 pub mod ethernet;
 pub mod flow;
 pub mod ip;
@@ -78,7 +79,7 @@ const MAX_EVENTS: usize = 1024;
 /// At most one buffer is lent at a time; lending the next one takes back one that was not committed.
 pub trait Output {
     /// Lends exactly `length` bytes for a datagram to `to`; `None` where there is no room.
-    fn datagram(&mut self, to: SocketAddr, length: usize) -> Option<&mut [u8]>;
+    fn datagram(&mut self, to: Destination, length: usize) -> Option<&mut [u8]>;
 
     /// Commits the datagram that was lent last. Datagrams to one address leave in the order of their commits.
     fn send(&mut self);
@@ -89,6 +90,23 @@ pub trait Output {
     /// Commits bytes `start..end` of the frame buffer that was lent last. `start` is at least [`HEADROOM`], so that
     /// the caller can put a header of its own before the frame.
     fn deliver(&mut self, start: usize, end: usize);
+}
+
+/// Where a datagram goes, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Destination {
+    pub address: SocketAddr,
+    /// Its ECN code point; see [`ecn`].
+    pub ecn: u8,
+}
+
+impl From<SocketAddr> for Destination {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            ecn: ecn::NOT_ECT,
+        }
+    }
 }
 
 /// Something that the outside may want to know at once.
@@ -237,18 +255,21 @@ impl Gateway {
             Outbound::Nd(solicitation, mac) => return answer(out, |frame| solicitation.answer(mac, frame)),
             Outbound::Unicast(_) | Outbound::Group => {}
         }
-        let flow = flow::hash(&header, payload);
-        self.route(verdict, flow)?;
+        let mark = Mark {
+            flow: flow::hash(&header, payload),
+            ecn: ecn::of(&header, payload),
+        };
+        self.route(verdict, mark.flow)?;
         let Some(segments) = &mut segments else {
             let length = frame.len();
-            self.carry(buffer, length, flow, out);
+            self.carry(buffer, length, mark, out);
             return Ok(());
         };
         while let Some(range) = segments.next(&mut buffer[HEADROOM..]) {
             self.carry(
                 &mut buffer[range.start..HEADROOM + range.end],
                 range.len(),
-                flow,
+                mark,
                 out,
             );
         }
@@ -275,12 +296,12 @@ impl Gateway {
     }
 
     /// Sends one frame through the chosen tunnels.
-    fn carry(&mut self, buffer: &mut [u8], length: usize, flow: u64, out: &mut impl Output) {
+    fn carry(&mut self, buffer: &mut [u8], length: usize, mark: Mark, out: &mut impl Output) {
         for slot in &self.route {
             let peer = self.peers[*slot].as_mut().expect("a slot of a cluster is in use");
             let room = buffer.first_chunk_mut().expect("the caller's headroom");
-            peer.template.write(room, length, flow, 0);
-            peer.carry(length, buffer, out);
+            peer.template.write(room, length, mark.flow, mark.ecn);
+            peer.carry(length, buffer, mark.ecn, out);
         }
     }
 
@@ -298,11 +319,12 @@ impl Gateway {
         ranked.max().map(|(_, slot)| slot)
     }
 
-    /// Takes a datagram from the internet.
+    /// Takes a datagram from the internet, which came with this ECN code point.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
         from: SocketAddr,
+        ecn: u8,
         datagram: &[u8],
         out: &mut impl Output,
     ) {
@@ -315,7 +337,7 @@ impl Gateway {
         let Some(Some(peer)) = self.peers.get_mut(tunnel::slot_of(receiver)) else {
             return self.drops.add(Reason::UnknownSession, 1);
         };
-        if let Err(reason) = inbound(config, peer, now, from, datagram, out) {
+        if let Err(reason) = inbound(config, peer, now, (from, ecn), datagram, out) {
             peer.drops.add(reason, 1);
         }
     }
@@ -403,6 +425,13 @@ impl Gateway {
     }
 }
 
+/// What the headers take from a frame.
+#[derive(Clone, Copy)]
+struct Mark {
+    flow: u64,
+    ecn: u8,
+}
+
 /// Writes a frame of fixed length to the slice.
 fn answer<const N: usize>(out: &mut impl Output, write: impl FnOnce(&mut [u8; N])) -> Result<(), Reason> {
     let room = out.frame(HEADROOM + N).ok_or(Reason::ReceiveBufferFull)?;
@@ -416,7 +445,7 @@ fn inbound(
     config: &Config,
     peer: &mut Peer,
     now: Instant,
-    from: SocketAddr,
+    (from, ecn): (SocketAddr, u8),
     datagram: &[u8],
     out: &mut impl Output,
 ) -> Result<(), Reason> {
@@ -433,7 +462,11 @@ fn inbound(
     match vxlan::parse(packet, peer.vtep, config.vtep, config.vni)? {
         Inner::Frame(frame) => {
             config.segment.inbound(frame, peer.cluster)?;
-            peer.received.add(frame.len());
+            let length = frame.len();
+            // A mark on the datagram stands for one on the packet in it.
+            let outer = if ecn == ecn::CE { ecn::CE } else { packet[1] & 3 };
+            ecn::decapsulate(&mut room[HEADROOM..opened.length], outer)?;
+            peer.received.add(length);
             out.deliver(HEADROOM, opened.length);
             Ok(())
         }

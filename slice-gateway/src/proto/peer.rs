@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Output, config, flow, ip,
+    Destination, Output, config, ecn, flow, ip,
     liveness::Liveness,
     probe,
     random::Random,
@@ -114,9 +114,12 @@ impl Peer {
 
     /// Encrypts a packet to where the peer is. `None` where there is no session, `Some(false)` where there is no
     /// room.
-    pub(super) fn send(&mut self, packet: &[u8], out: &mut impl Output) -> Option<bool> {
+    pub(super) fn send(&mut self, packet: &[u8], ecn: u8, out: &mut impl Output) -> Option<bool> {
         self.tunnel.session()?;
-        let to = self.endpoint?;
+        let to = Destination {
+            address: self.endpoint?,
+            ecn,
+        };
         let Some(room) = out.datagram(to, packet.len() + OVERHEAD) else {
             return Some(false);
         };
@@ -128,8 +131,8 @@ impl Peer {
     }
 
     /// Sends a frame: `packet` is its headers and its `frame` bytes.
-    pub(super) fn carry(&mut self, frame: usize, packet: &[u8], out: &mut impl Output) {
-        match self.send(packet, out) {
+    pub(super) fn carry(&mut self, frame: usize, packet: &[u8], ecn: u8, out: &mut impl Output) {
+        match self.send(packet, ecn, out) {
             Some(true) => self.sent.add(frame),
             Some(false) => self.drops.add(Reason::SendBufferFull, 1),
             None => self.drops.add(Reason::NoTunnel, 1),
@@ -155,7 +158,7 @@ impl Peer {
         self.liveness.on_probe(hears);
         let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
         let length = probe::reply(own, self.vtep, icmp, &mut answer);
-        self.send(&answer[..length], out);
+        self.send(&answer[..length], ecn::NOT_ECT, out);
     }
 
     /// Takes a handshake message for this peer, and answers it.
@@ -206,7 +209,7 @@ impl Peer {
             let mut packet = [0; probe::PROBE];
             let identifier = (self.flow_key & 0xffff) as u16;
             probe::request(own, self.vtep, identifier, sequence, hears, &mut packet);
-            self.send(&packet, out);
+            self.send(&packet, ecn::NOT_ECT, out);
         }
         self.dial(now, random, out);
     }
@@ -264,7 +267,7 @@ pub(super) fn write(out: &mut impl Output, to: SocketAddr, message: &[u8]) {
     if message.is_empty() {
         return;
     }
-    if let Some(room) = out.datagram(to, message.len()) {
+    if let Some(room) = out.datagram(to.into(), message.len()) {
         room.copy_from_slice(message);
         out.send();
     }

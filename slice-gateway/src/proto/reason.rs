@@ -77,6 +77,8 @@ reasons! {
     SpoofedAddress = "spoofed_address",
     /// Its destination is not in the own cluster; what came over the WAN never goes back there.
     NotOurs = "not_ours",
+    /// Marked as congested on the way, and its sender does not understand marks.
+    Congested = "congested",
     /// There is no room to decrypt it into.
     ReceiveBufferFull = "receive_buffer_full",
     /// The TAP device is missing or refused it.

@@ -323,19 +323,25 @@ pub(crate) mod tests {
         }
     }
 
+    /// Makes the checksum of a TCP segment that starts there.
+    pub(crate) fn remake_transport(frame: &mut [u8], start: usize) {
+        frame[start + 16..start + 18].fill(0);
+        let length = (frame.len() - start) as u16;
+        let addresses = if frame[12] == 8 { 26..34 } else { 22..54 };
+        let pseudo = Sum::default()
+            .with(&frame[addresses])
+            .with_u16(ip::TCP.into())
+            .with_u16(length);
+        let sum = pseudo.with(&frame[start..]).finish();
+        frame[start + 16..start + 18].copy_from_slice(&sum);
+    }
+
     /// Makes both checksums of an IPv4/TCP frame right again after a change.
     pub(crate) fn remake(frame: &mut [u8]) {
         frame[24..26].fill(0);
         let sum = Sum::default().with(&frame[14..34]).finish();
         frame[24..26].copy_from_slice(&sum);
-        frame[50..52].fill(0);
-        let length = (frame.len() - 34) as u16;
-        let pseudo = Sum::default()
-            .with(&frame[26..34])
-            .with_u16(ip::TCP.into())
-            .with_u16(length);
-        let sum = pseudo.with(&frame[34..]).finish();
-        frame[50..52].copy_from_slice(&sum);
+        remake_transport(frame, 34);
     }
 
     #[test]

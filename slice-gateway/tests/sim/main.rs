@@ -332,6 +332,35 @@ fn a_silent_peer_is_looked_for_where_it_is_configured() {
 }
 
 #[test]
+fn a_mark_on_the_way_reaches_the_frame() {
+    let mut world = World::new(51, &[1, 1]);
+    world.settle();
+    let with = |ecn: u8| {
+        let mut frame = udp(5, 70, 9, b"marked?");
+        frame[15] |= ecn;
+        frame
+    };
+    for (sent, outer, expected) in [
+        (2, 2, Some(2)),
+        (2, 3, Some(3)),
+        (0, 0, Some(0)),
+        (0, 3, None),
+        (3, 2, Some(3)),
+    ] {
+        world.node("b/0").delivered.clear();
+        world.marks = Some(outer);
+        world.inject("a/0", &with(sent));
+        world.run(MS * 5);
+        world.marks = None;
+        let got = world.node("b/0").delivered.pop().map(|frame| frame[15]);
+        assert_eq!(got, expected, "{sent} within {outer}");
+    }
+    assert_eq!(world.stats("b/0").peers[0].drops.of(Reason::Congested), 1);
+    world.inject("a/0", &with(2));
+    assert_eq!(world.last_ecn, 2, "the datagram takes the frame's mark");
+}
+
+#[test]
 fn sessions_are_renewed_without_a_lost_frame() {
     let mut world = World::new(45, &[1, 1]);
     world.settle();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use slice_gateway::proto::{
-    Config, Event, Gateway, HEADROOM, Key, Offload, Output, Random, Stats,
+    Config, Destination, Event, Gateway, HEADROOM, Key, Offload, Output, Random, Stats,
     address::Mac,
     config::encode_key,
     ethernet::{self, Header},
@@ -56,6 +56,10 @@ pub(crate) struct World {
     pub(crate) cuts: BTreeSet<(IpAddr, IpAddr)>,
     /// Every datagram that was sent.
     pub(crate) wire: Vec<Vec<u8>>,
+    /// The ECN code point that all datagrams arrive with.
+    pub(crate) marks: Option<u8>,
+    /// That of the datagram that was sent last.
+    pub(crate) last_ecn: u8,
 }
 
 /// A gateway and its surroundings.
@@ -73,13 +77,15 @@ pub(crate) struct Node {
 struct Buffers {
     datagrams: Vec<(SocketAddr, Vec<u8>)>,
     lent: Option<(SocketAddr, Vec<u8>)>,
+    ecn: u8,
     frames: Vec<Vec<u8>>,
     frame: Vec<u8>,
 }
 
 impl Output for Buffers {
-    fn datagram(&mut self, to: SocketAddr, length: usize) -> Option<&mut [u8]> {
-        Some(&mut self.lent.insert((to, vec![0xaa; length])).1)
+    fn datagram(&mut self, to: Destination, length: usize) -> Option<&mut [u8]> {
+        self.ecn = to.ecn;
+        Some(&mut self.lent.insert((to.address, vec![0xaa; length])).1)
     }
 
     fn send(&mut self) {
@@ -109,6 +115,8 @@ impl World {
             count: 0,
             cuts: BTreeSet::new(),
             wire: Vec::new(),
+            marks: None,
+            last_ecn: 0,
         };
         for (cluster, gateways) in ('a'..).zip(gateways) {
             for ordinal in 0..*gateways {
@@ -220,6 +228,7 @@ impl World {
         let now = self.now;
         while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
             let (from, to, datagram) = entry.remove();
+            let ecn = self.marks.unwrap_or(0);
             let name = self
                 .nodes
                 .iter()
@@ -227,7 +236,7 @@ impl World {
                 .map(|(name, _)| name.clone());
             if let Some(name) = name {
                 self.turn(&name, |gateway, out| {
-                    gateway.handle_datagram(now, from, &datagram, out)
+                    gateway.handle_datagram(now, from, ecn, &datagram, out)
                 });
             }
         }
@@ -251,6 +260,7 @@ impl World {
             node.events.push(event);
         }
         let from = node.address;
+        self.last_ecn = out.ecn;
         for (to, datagram) in out.datagrams {
             self.transmit(from, to, datagram);
         }
