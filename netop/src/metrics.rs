@@ -74,7 +74,7 @@ impl Metrics {
             ),
             events_dropped: counter(
                 "weft_netop_events_dropped_total",
-                "Events not sent because too many were waiting",
+                "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
         let all: [Box<dyn Collector>; 12] = [

@@ -257,6 +257,13 @@ impl Writer {
     async fn timed<T>(&self, write: impl Future<Output = anyhow::Result<T>>) -> Option<T> {
         let error = match tokio::time::timeout(PATIENCE, write).await {
             Ok(Ok(done)) => return Some(done),
+            Ok(Err(error)) if is_gone(&error) => {
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    "status not written, its object is gone"
+                );
+                return None;
+            }
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => format!("the API server did not answer within {PATIENCE:?}"),
         };
@@ -264,6 +271,10 @@ impl Writer {
         tracing::warn!(error, "status not written");
         None
     }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 404)
 }
 
 async fn announce(

@@ -53,15 +53,7 @@ impl<K: Kernel> Agent<K> {
                 };
                 self.gateways.insert(key, gateway);
             }
-            GatewayEvent::Report { connection, report } => {
-                if let Some(gateway) = self
-                    .gateways
-                    .values_mut()
-                    .find(|gateway| gateway.connection.id == connection)
-                {
-                    gateway.report = report;
-                }
-            }
+            GatewayEvent::Report { connection, report } => self.take_report(connection, report),
             GatewayEvent::Gone { connection } => {
                 self.gateways.retain(|(slice, ordinal), gateway| {
                     let stays = gateway.connection.id != connection;
@@ -71,6 +63,13 @@ impl<K: Kernel> Agent<K> {
                     stays
                 });
             }
+        }
+    }
+
+    pub(super) fn take_report(&mut self, connection: u64, report: Report) {
+        let mut gateways = self.gateways.values_mut();
+        if let Some(gateway) = gateways.find(|gateway| gateway.connection.id == connection) {
+            gateway.report = report;
         }
     }
 
@@ -89,10 +88,10 @@ impl<K: Kernel> Agent<K> {
         self.gateways.retain(|key, _| {
             let known = world.gateways.contains_key(key) && world.slices.contains_key(&key.0);
             if !known {
-                tracing::warn!(
+                tracing::info!(
                     slice = key.0,
                     ordinal = key.1,
-                    "gateway turned away, there is no SliceGateway for it"
+                    "gateway let go, there is no SliceGateway for it"
                 );
             }
             known

@@ -151,6 +151,8 @@ pub struct Agent<K> {
     /// What is in the kernel, as far as is known; `None` until the first look.
     seen: Option<Observation>,
     look: bool,
+    /// Whether anything happened that can change more than what is said.
+    dirty: bool,
     desired: State,
     /// Whether the last settlement left the kernel as desired.
     clean: bool,
@@ -217,6 +219,7 @@ impl<K: Kernel> Agent<K> {
             calls: vec![],
             seen: None,
             look: true,
+            dirty: false,
             desired: State::default(),
             clean: false,
             decision: Decision::default(),
@@ -234,10 +237,15 @@ impl<K: Kernel> Agent<K> {
             Event::Sandboxes(sandboxes) => self.cached = sandboxes,
             Event::Call(call) => self.take_call(call, now),
             Event::Fetched(fetched) => self.take_fetched(fetched, now),
+            Event::Gateway(GatewayEvent::Report { connection, report }) => {
+                self.take_report(connection, report);
+                return;
+            }
             Event::Gateway(event) => self.take_gateway(event),
             Event::KernelChanged | Event::Tick => self.look = true,
             Event::Wake | Event::Chain => {}
         }
+        self.dirty = true;
     }
 
     /// Brings kernel, gateways, files and reports to what the events so far ask for.
@@ -247,6 +255,11 @@ impl<K: Kernel> Agent<K> {
             self.calls.clear();
             return;
         };
+        if !std::mem::take(&mut self.dirty) {
+            // Only what is said may have changed.
+            self.speak(now);
+            return;
+        }
         let begun = Instant::now();
         self.world = self.with_fetched(&snapshot, now);
         self.listen_for_gateways();

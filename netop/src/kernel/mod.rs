@@ -29,6 +29,7 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Context;
@@ -128,6 +129,8 @@ pub struct Linux {
     rtnl: rtnl::Rtnl,
     /// Interface indices as last seen.
     indices: BTreeMap<Name, u32>,
+    /// The same for those who are told of changes.
+    ours: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Linux {
@@ -139,6 +142,7 @@ impl Linux {
             namespace: namespace.map(Path::to_owned),
             rtnl,
             indices: BTreeMap::new(),
+            ours: Arc::default(),
         })
     }
 
@@ -158,10 +162,11 @@ impl Linux {
         .context("open a netlink socket for notifications")?;
         tokio::spawn(connection);
         let (sender, receiver) = mpsc::channel(1);
+        let ours = Arc::clone(&self.ours);
         tokio::spawn(async move {
             use futures::StreamExt;
             while let Some((message, _)) = messages.next().await {
-                if concerns_us(&message.payload)
+                if concerns_us(&message.payload, &ours)
                     && matches!(sender.try_send(()), Err(mpsc::error::TrySendError::Closed(())))
                 {
                     return;
@@ -172,7 +177,10 @@ impl Linux {
     }
 }
 
-fn concerns_us(payload: &netlink_packet_core::NetlinkPayload<RouteNetlinkMessage>) -> bool {
+fn concerns_us(
+    payload: &netlink_packet_core::NetlinkPayload<RouteNetlinkMessage>,
+    ours: &Mutex<BTreeSet<u32>>,
+) -> bool {
     use netlink_packet_core::NetlinkPayload;
     use netlink_packet_route::{AddressFamily, link::LinkAttribute};
     match payload {
@@ -184,7 +192,10 @@ fn concerns_us(payload: &netlink_packet_core::NetlinkPayload<RouteNetlinkMessage
             .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if Name::is_link(name))),
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry),
-        ) => entry.header.family == AddressFamily::Bridge,
+        ) => {
+            let ours = ours.lock().unwrap_or_else(PoisonError::into_inner);
+            entry.header.family == AddressFamily::Bridge && ours.contains(&entry.header.ifindex)
+        }
         // Some were lost.
         NetlinkPayload::Overrun(_) => true,
         _ => false,

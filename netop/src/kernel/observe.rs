@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::PoisonError,
 };
 
 use anyhow::Context;
@@ -54,6 +55,8 @@ pub(super) async fn observe(linux: &mut Linux, query: &Query) -> anyhow::Result<
             .is_some_and(|link| link.kind == Kind::Tap)
     });
     linux.indices = ours.iter().map(|(index, name)| (name.clone(), *index)).collect();
+
+    *linux.ours.lock().unwrap_or_else(PoisonError::into_inner) = ours.keys().copied().collect();
 
     read_neighbours(&mut linux.rtnl, &ours, &mut seen).await?;
     read_pods(linux, query, &links, &mut seen).await?;
@@ -395,7 +398,8 @@ fn direct_route(route: &RouteMessage, interface: u32) -> Option<IpNet> {
     if !here || !direct || route.header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
-    IpNet::new(destination?, route.header.destination_prefix_length).ok()
+    let destination = destination.filter(|ip| !is_link_local(*ip))?;
+    IpNet::new(destination, route.header.destination_prefix_length).ok()
 }
 
 async fn underlay_mtu(rtnl: &mut Rtnl, links: &[LinkMessage], node: IpAddr) -> anyhow::Result<Option<u32>> {

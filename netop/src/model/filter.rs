@@ -63,7 +63,7 @@ pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
         "nonip",
         "neither IPv4, IPv6 nor ARP in a slice that carries no others",
     ),
-    ("host", "to or from the node itself, which is in no slice"),
+    ("host", "to the node itself, which is in no slice"),
 ];
 /// The counter of the host's table: VXLAN packets from elsewhere than a node.
 pub const UNDERLAY_COUNTER: &str = "underlay";
@@ -309,9 +309,10 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             name: "output",
             hook: BRIDGE_HOOKS[2],
             rules: vec![
-                format!("oifname {{ \"{mesh}\", \"{uplink}\" }} {host}"),
-                format!("oifname @taps {host}"),
-                format!("oifname @pods {host}"),
+                // The bridge as an interface of the node says a few things of its own when it comes up.
+                format!("oifname {{ \"{mesh}\", \"{uplink}\" }} drop"),
+                "oifname @taps drop".into(),
+                "oifname @pods drop".into(),
             ],
         },
     ]

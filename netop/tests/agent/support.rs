@@ -158,6 +158,7 @@ impl Node {
 
     pub fn advance(&mut self, time: Duration) {
         self.now += time;
+        self.event(Event::Wake);
     }
 
     /// libcni says where a pod is.

@@ -14,6 +14,7 @@
 )]
 mod support;
 
+mod agent;
 mod attach;
 mod filter;
 mod frames;

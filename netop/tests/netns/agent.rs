@@ -1,0 +1,324 @@
+//! Whole agents on the real kernel: objects and the plugin's questions in, pings and frames out.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use prometheus::Registry;
+use slice_crds::{
+    IndexRange, Mac, labels, names,
+    v1alpha1::{
+        AttachMode, Broadcast, GatewayPlacement, Slice, SliceBlock, SliceBlockSpec, SliceGateway,
+        SliceGatewaySpec, SliceNode, SliceNodeSpec, SliceSpec,
+    },
+};
+use slice_netop::{
+    agent::{Agent, Chain, Event, Setup},
+    cni::{
+        server::Call,
+        wire::{Command, Reply, Request},
+    },
+    files::RunDirectory,
+    gateways::{GatewayEvent, Server},
+    kernel::Linux,
+    metrics::Metrics,
+    pods::{NetnsDirectory, Sandbox},
+    world::{PodView, SliceFacts, World},
+};
+use slice_runtime::handover::{self, FromGateway, Hello, ToGateway};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::support::{Cluster, Space, Tap, Wire, ethernet, ping};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An agent on a node, which can be started again.
+struct Run {
+    node: String,
+    space: std::path::PathBuf,
+    agent: Agent<Linux>,
+    gateways: mpsc::Receiver<GatewayEvent>,
+    chain: watch::Sender<Chain>,
+    directory: tempfile::TempDir,
+}
+
+fn start(
+    node: &str,
+    space: &std::path::Path,
+    run: &std::path::Path,
+) -> (Agent<Linux>, mpsc::Receiver<GatewayEvent>, watch::Sender<Chain>) {
+    let (gateway_events, gateways) = mpsc::channel(16);
+    let (chain, chain_seen) = watch::channel(Chain::Installed);
+    let run = RunDirectory(run.to_owned());
+    let setup = Setup {
+        node: node.into(),
+        node_address: None,
+        server: Server::new(run.clone(), nix::unistd::getuid().as_raw(), gateway_events),
+        run,
+        netns: NetnsDirectory("/nowhere".into()),
+        features: BTreeMap::new(),
+        metrics: Metrics::register(&Registry::new()),
+        fetches: mpsc::channel(1).0,
+        announcements: mpsc::channel(1).0,
+        reports: watch::channel(Default::default()).0,
+        chain: chain_seen,
+    };
+    (
+        Agent::new(Linux::open(Some(space)).unwrap(), setup),
+        gateways,
+        chain,
+    )
+}
+
+impl Run {
+    fn new(node: &str, space: &Space) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (agent, gateways, chain) = start(node, &space.path(), directory.path());
+        Self {
+            node: node.into(),
+            space: space.path(),
+            agent,
+            gateways,
+            chain,
+            directory,
+        }
+    }
+
+    async fn restart(&mut self, world: &World, sandboxes: &[Sandbox]) {
+        let (agent, gateways, chain) = start(&self.node, &self.space, self.directory.path());
+        drop(std::mem::replace(&mut self.agent, agent));
+        (self.gateways, self.chain) = (gateways, chain);
+        self.step(Event::Sandboxes(sandboxes.to_vec())).await;
+        self.step(Event::World(Arc::new(world.clone()))).await;
+    }
+
+    async fn step(&mut self, event: Event) {
+        self.agent.handle(event, Timestamp::now());
+        self.agent.settle(Timestamp::now()).await;
+    }
+
+    /// The plugin asks about a pod that starts.
+    async fn add(&mut self, name: &str, space: &Space) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            command: Command::Add,
+            container_id: format!("container-{name}"),
+            netns: space.path(),
+            pod_namespace: "cart".into(),
+            pod_name: name.into(),
+            pod_uid: format!("uid-{name}"),
+        };
+        self.step(Event::Call(Call { request, reply })).await;
+        answer.await.unwrap()
+    }
+}
+
+fn world() -> World {
+    let spec = SliceSpec {
+        vni: 77,
+        subnets: ["10.80.0.0/16", "fd42:80::/64"]
+            .map(|text| text.parse().unwrap())
+            .into(),
+        mtu: 1370,
+        block_size: 8,
+        cluster: "paris".into(),
+        cluster_number: 1,
+        ranges: vec![IndexRange::new(0, 64)],
+        peers: vec![],
+        namespaces: vec![],
+        attach: AttachMode::Required,
+        gateway: GatewayPlacement::default(),
+        broadcast: Broadcast::default(),
+        dscp: 0,
+    };
+    let mut world = World::default();
+    world.slices.insert(
+        "shop".into(),
+        Arc::new(SliceFacts::parse(&Slice::new("shop", spec)).unwrap()),
+    );
+    for n in 1..=2u32 {
+        let node = format!("n{n}");
+        let spec = SliceBlockSpec {
+            slice: "shop".into(),
+            node: node.clone(),
+            node_address: format!("192.168.7.{n}").parse().unwrap(),
+            blocks: vec![IndexRange::new(8 * n, 8)],
+        };
+        let block = SliceBlock::new(&names::block("shop", &node), spec);
+        world.blocks.insert(("shop".into(), node), Arc::new(block));
+    }
+    let gateway = SliceGatewaySpec {
+        slice: "shop".into(),
+        ordinal: 0,
+        endpoints: vec![],
+    };
+    world.gateways.insert(
+        ("shop".into(), 0),
+        Arc::new(SliceGateway::new("weft-gateway-shop-0", gateway)),
+    );
+    let member = [(labels::SLICE.to_owned(), "shop".to_owned())];
+    world.namespaces.insert("cart".into(), Arc::new(member.into()));
+    world
+}
+
+fn add_pod(world: &mut World, name: &str) {
+    let mut view = PodView {
+        uid: format!("uid-{name}"),
+        name: name.into(),
+        running: true,
+        ..PodView::default()
+    };
+    view.sandbox_uid = view.uid.clone();
+    view.facts.namespace = "cart".into();
+    world.pods.insert(view.uid.clone(), Arc::new(view));
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_attach_serve_a_gateway_restart_and_leave() {
+    let cluster = Cluster::new(2);
+    let (web, db) = (Space::new("web"), Space::new("db"));
+    let mut worlds = [world(), world()];
+    add_pod(&mut worlds[0], "web");
+    add_pod(&mut worlds[1], "db");
+    let mut runs = [
+        Run::new("n1", &cluster.nodes[0].space),
+        Run::new("n2", &cluster.nodes[1].space),
+    ];
+    for (run, world) in runs.iter_mut().zip(&worlds) {
+        run.step(Event::World(Arc::new(world.clone()))).await;
+    }
+    let Reply::Attached(interfaces) = runs[0].add("web", &web).await else {
+        panic!("attached")
+    };
+    assert_eq!(interfaces[0].mac, Mac::of_index(8).to_string());
+    // The other pod ran before anybody asked: libcni's record leads to it.
+    let record = Sandbox {
+        uid: "uid-db".into(),
+        namespace: "cart".into(),
+        name: "db".into(),
+        container: "container-db".into(),
+        netns: db.path(),
+        since: 0,
+    };
+    runs[1].step(Event::Sandboxes(vec![record.clone()])).await;
+    for address in ["10.80.0.16", "fd42:80::10"] {
+        assert!(ping(&web, ip(address), 1000, SECOND).is_some(), "{address}");
+    }
+
+    // A gateway on the second node: it gets the TAP, and the first node's broadcast arrives there once.
+    let socket = runs[1].directory.path().join("gateway/shop/netop.sock");
+    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let hello = |has_tap| {
+        let public_key = "key".into();
+        FromGateway::Hello(Hello {
+            ordinal: 0,
+            public_key,
+            udp_port: 1,
+            version: "test".into(),
+            has_tap,
+        })
+    };
+    handover::send(&stream, &hello(false), None).unwrap();
+    let event = runs[1].gateways.recv().await.unwrap();
+    runs[1].step(Event::Gateway(event)).await;
+    let (ToGateway::Config(_), None) = handover::receive(&stream).unwrap() else {
+        panic!("configuration")
+    };
+    let (ToGateway::Tap(_), Some(fd)) = handover::receive(&stream).unwrap() else {
+        panic!("TAP")
+    };
+    let tap = Tap::new(fd);
+    for world in &mut worlds {
+        let gateway = Arc::make_mut(world.gateways.get_mut(&("shop".to_owned(), 0)).unwrap());
+        let status = gateway.status.get_or_insert_default();
+        (status.node, status.connected) = (Some("n2".into()), true);
+    }
+    for (run, world) in runs.iter_mut().zip(&worlds) {
+        run.step(Event::World(Arc::new(world.clone()))).await;
+    }
+    let wire = Wire::open(&web, "sl-shop");
+    let broadcast = ethernet(
+        Mac::BROADCAST,
+        Mac::of_index(8),
+        0x88b5,
+        b"once and only once, please",
+    );
+    let copies = |tap: &Tap| {
+        tap.collect(Duration::from_millis(50));
+        wire.send(&broadcast);
+        let frames = tap.collect(Duration::from_millis(300));
+        frames
+            .iter()
+            .filter(|frame| frame[12..14] == [0x88, 0xb5])
+            .count()
+    };
+    assert_eq!(copies(&tap), 1);
+
+    // Both agents start again, with nothing but what is on the node; one of them without its checkpoint.
+    std::fs::remove_file(runs[1].directory.path().join("attachments.json")).unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let pinger = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let (mut sent, mut lost) = (0, 0);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                sent += 1;
+                lost += usize::from(ping(&web, ip("10.80.0.16"), 56, SECOND).is_none());
+            }
+            (sent, lost, web)
+        }
+    });
+    let states = [0, 1].map(|n| runs[n].agent.state().unwrap().clone());
+    drop(stream);
+    runs[0].restart(&worlds[0], &[]).await;
+    runs[1].restart(&worlds[1], &[record]).await;
+    runs[0].step(Event::Tick).await;
+    runs[1].step(Event::Tick).await;
+    for n in [0, 1] {
+        assert_eq!(*runs[n].agent.state().unwrap(), states[n], "agent {n}");
+    }
+    assert_eq!(copies(&tap), 1, "the gateway carries on while its agent is away");
+    let stream =
+        std::os::unix::net::UnixStream::connect(runs[1].directory.path().join("gateway/shop/netop.sock"));
+    let stream = stream.unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    handover::send(&stream, &hello(true), None).unwrap();
+    let event = runs[1].gateways.recv().await.unwrap();
+    runs[1].step(Event::Gateway(event)).await;
+    let (ToGateway::Config(_), None) = handover::receive(&stream).unwrap() else {
+        panic!("configuration")
+    };
+    assert_eq!(*runs[1].agent.state().unwrap(), states[1]);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (sent, lost, web) = pinger.join().unwrap();
+    assert!(sent > 50 && lost == 0, "{lost} of {sent} lost");
+
+    // The label goes, and with it the interface; then Weft goes, and with it everything.
+    worlds[0].namespaces.insert("cart".into(), Arc::default());
+    runs[0].step(Event::World(Arc::new(worlds[0].clone()))).await;
+    assert!(!web.ip("-br link").contains("sl-shop"));
+    for (run, world) in runs.iter_mut().zip(&mut worlds) {
+        world.node = Some(Arc::new(SliceNode::new(
+            &run.node,
+            SliceNodeSpec { teardown: true },
+        )));
+        run.chain.send_replace(Chain::Removed);
+        run.step(Event::World(Arc::new(world.clone()))).await;
+        assert!(run.agent.is_removed());
+    }
+    assert!(!db.ip("-br link").contains("sl-shop"));
+    for node in &cluster.nodes {
+        let links = node.space.ip("-br link");
+        assert!(
+            !["wb-", "wx-", "wu-", "wt-", "wp-"]
+                .iter()
+                .any(|prefix| links.contains(prefix)),
+            "{links}"
+        );
+        assert_eq!(node.space.command("nft", "list ruleset").unwrap(), "");
+    }
+}
