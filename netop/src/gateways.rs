@@ -239,11 +239,16 @@ fn read(stream: &UnixStream, slice: &str, connection: Connection, events: &mpsc:
     let mut connection = Some(connection);
     loop {
         let event = match (handover::receive::<FromGateway>(stream), connection.take()) {
-            (Ok((FromGateway::Hello(hello), _)), Some(connection)) => GatewayEvent::Hello {
-                slice: slice.to_owned(),
-                hello,
-                connection,
-            },
+            (Ok((FromGateway::Hello(hello), socket)), Some(connection)) => {
+                if let Some(Err(error)) = socket.map(|socket| handover::widen(&socket)) {
+                    tracing::warn!(slice, error = %error, "gateway keeps its small socket buffers");
+                }
+                GatewayEvent::Hello {
+                    slice: slice.to_owned(),
+                    hello,
+                    connection,
+                }
+            }
             (Ok((FromGateway::Report(report), _)), None) => GatewayEvent::Report {
                 connection: id,
                 report,

@@ -1,6 +1,6 @@
 //! Whole agents on the real kernel: objects and the plugin's questions in, pings and frames out.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use prometheus::Registry;
@@ -222,7 +222,8 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
             has_tap,
         })
     };
-    handover::send(&stream, &hello(false), None).unwrap();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    handover::send(&stream, &hello(false), Some(udp.as_raw_fd())).unwrap();
     let event = runs[1].gateways.recv().await.unwrap();
     runs[1].step(Event::Gateway(event)).await;
     let (ToGateway::Config(_), None) = handover::receive(&stream).unwrap() else {
@@ -232,6 +233,11 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
         panic!("TAP")
     };
     let tap = Tap::new(fd);
+    let buffer = socket2::SockRef::from(&udp).recv_buffer_size().unwrap();
+    assert!(
+        buffer >= handover::SOCKET_BUFFER,
+        "a gateway's socket has room for bursts: {buffer}"
+    );
     for world in &mut worlds {
         let gateway = Arc::make_mut(world.gateways.get_mut(&("shop".to_owned(), 0)).unwrap());
         let status = gateway.status.get_or_insert_default();
