@@ -4,8 +4,11 @@
 //!
 //! ```text
 //!  cargo bench -p slice-gateway --profile lab -- [--rounds N] [--seconds S] [--only weft,vxlan] [--test tcp1]
-//!      [--wireguard-go PATH] [--boringtun PATH]
+//!      [--wireguard-go PATH] [--boringtun PATH] [--wire]
 //! ```
+//!
+//! With `--wire` no device between the clusters segments for its host, and packets cross it as they cross a plain
+//! Ethernet: one by one, joined again by the receiver's GRO.
 //!
 //! Sender, receiver and both gateways share the machine. CPU is what the whole machine was busy, per KiB delivered.
 
@@ -56,6 +59,9 @@ fn main() {
         add(program.l2, &|| program.layer2(&lab));
     }
     add("weft", &systems::weft);
+    if arguments.iter().any(|argument| argument == "--wire") {
+        lab.plain_wire();
+    }
     let mut results: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
         for system in &systems {

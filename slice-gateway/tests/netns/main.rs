@@ -83,10 +83,7 @@ fn pods_of_three_clusters_with_several_gateways_talk() {
 #[test]
 fn only_wireguard_is_on_the_wire() {
     let lab = Lab::new(&[1, 1], Underlay::V4);
-    // What the wire would be if the devices could not segment.
-    for gateway in ["a-gw0", "b-gw0"] {
-        lab.ip_in(gateway, "link set dev wan gso_max_segs 1");
-    }
+    lab.plain_wire();
     let capture = lab.capture();
     transfer(&lab, "a-pod0", ("b-pod0", addresses('b', 0)[0]), 1 << 20);
     transfer(&lab, "b-pod0", ("a-pod0", addresses('a', 0)[1]), 1 << 20);

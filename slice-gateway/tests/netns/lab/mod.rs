@@ -9,6 +9,7 @@
 
 mod agent;
 mod capture;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -153,6 +154,12 @@ impl Lab {
     pub(crate) fn namespace(&self, name: &str) {
         ip(&format!("netns add {}", self.at(name)));
         self.ip_in(name, "link set lo up");
+        // Where Kubernetes runs, br_netfilter may be loaded, and new namespaces send every bridged frame through it.
+        within(&self.at(name), || {
+            for table in ["iptables", "ip6tables", "arptables"] {
+                let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{table}"), "0");
+            }
+        });
     }
 
     fn disable_ipv6(&self, namespace: &str) {
@@ -480,6 +487,22 @@ impl Lab {
             stream.read_to_string(&mut answer).expect("read the answer");
             answer
         })
+    }
+
+    /// Makes every underlay interface send packets one by one, as a device without segmentation offload does, and
+    /// join them again on receipt.
+    pub(crate) fn plain_wire(&self) {
+        for entry in std::fs::read_dir("/run/netns").expect("the namespaces").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(short) = name.strip_prefix(&format!("{}-", self.prefix)) else {
+                continue;
+            };
+            let has_wan = within(&name, || nix::net::if_::if_nametoindex("wan").is_ok());
+            if has_wan && short != "wan" {
+                self.ip_in(short, "link set dev wan gso_max_segs 1");
+                within(&name, || wire::enable_gro("wan"));
+            }
+        }
     }
 
     /// Begins to record everything between the clusters.

@@ -1,0 +1,37 @@
+//! Offloads of an interface (linux/ethtool.h).
+
+use std::{net::UdpSocket, os::fd::AsRawFd};
+
+use nix::libc;
+
+const ETHTOOL_SGRO: u32 = 0x2c;
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// Lets an interface of the current namespace join packets that it receives.
+pub(super) fn enable_gro(interface: &str) {
+    let mut value = Value {
+        command: ETHTOOL_SGRO,
+        data: 1,
+    };
+    // SAFETY: all bytes zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    // SAFETY: the descriptor is open; request and value outlive the call, which reads and writes within them.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    assert_eq!(
+        result,
+        0,
+        "enable GRO on {interface}: {}",
+        std::io::Error::last_os_error()
+    );
+}
