@@ -365,3 +365,119 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
         peers: peers.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use slice_crds::{
+        IndexRange,
+        v1alpha1::{SliceBlock, SliceBlockSpec, SliceGateway, SliceGatewaySpec, SliceGatewayStatus},
+    };
+
+    use super::*;
+
+    /// Nodes n0, n1, … of which the first so many have a gateway.
+    fn cluster(nodes: u32, gateways: u32) -> World {
+        let mut world = World::default();
+        for n in 0..nodes {
+            let spec = SliceBlockSpec {
+                slice: "shop".into(),
+                node: format!("n{n}"),
+                node_address: IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]),
+                blocks: vec![IndexRange::new(n * 8, 8)],
+            };
+            let block = SliceBlock::new(&format!("shop.n{n}"), spec);
+            world
+                .blocks
+                .insert(("shop".into(), format!("n{n}")), Arc::new(block));
+        }
+        for ordinal in 0..gateways {
+            let spec = SliceGatewaySpec {
+                slice: "shop".into(),
+                ordinal,
+                endpoints: vec![],
+            };
+            let mut gateway = SliceGateway::new(&format!("weft-gateway-shop-{ordinal}"), spec);
+            let node = Some(format!("n{ordinal}"));
+            gateway.status = Some(SliceGatewayStatus {
+                node,
+                connected: true,
+                ..SliceGatewayStatus::default()
+            });
+            world.gateways.insert(("shop".into(), ordinal), Arc::new(gateway));
+        }
+        world
+    }
+
+    fn choice(world: &World, n: u32, silent: &[u32]) -> Uplink {
+        let silent = silent
+            .iter()
+            .map(|ordinal| ("shop".to_owned(), *ordinal))
+            .collect();
+        uplink(
+            world,
+            &Local {
+                node: format!("n{n}"),
+                silent,
+                ..Local::default()
+            },
+            "shop",
+        )
+    }
+
+    #[test]
+    fn nodes_spread_over_gateways_and_only_those_of_one_that_leaves_move() {
+        let world = cluster(200, 4);
+        let before: Vec<Uplink> = (4..200).map(|n| choice(&world, n, &[])).collect();
+        for ordinal in 0..4u8 {
+            let users = before
+                .iter()
+                .filter(|uplink| **uplink == Uplink::Remote([10, 0, 0, ordinal].into()))
+                .count();
+            assert!(
+                (30..70).contains(&users),
+                "gateway {ordinal} has {users} of 196 nodes"
+            );
+        }
+        let mut fewer = world.clone();
+        fewer.gateways.remove(&("shop".to_owned(), 2));
+        for (n, before) in (4..200).zip(before) {
+            let after = choice(&fewer, n, &[]);
+            assert!(
+                after == before || before == Uplink::Remote([10, 0, 0, 2].into()),
+                "n{n}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_silent_gateway_is_the_last_resort() {
+        let world = cluster(3, 2);
+        assert_eq!(choice(&world, 2, &[0]), Uplink::Remote([10, 0, 0, 1].into()));
+        assert_eq!(choice(&world, 2, &[1]), Uplink::Remote([10, 0, 0, 0].into()));
+        assert_eq!(
+            choice(&world, 2, &[0, 1]),
+            choice(&world, 2, &[]),
+            "an API server that is away changes nothing"
+        );
+        assert_eq!(choice(&cluster(3, 0), 2, &[]), Uplink::None);
+    }
+
+    #[test]
+    fn the_own_gateway_with_the_lowest_ordinal_comes_first() {
+        let world = cluster(3, 2);
+        let carrying = [
+            ("shop".to_owned(), 7),
+            ("shop".to_owned(), 3),
+            ("bank".to_owned(), 1),
+        ]
+        .into();
+        let local = Local {
+            node: "n2".into(),
+            carrying,
+            ..Local::default()
+        };
+        assert_eq!(uplink(&world, &local, "shop"), Uplink::Local(3));
+    }
+}

@@ -1,21 +1,39 @@
-//! The node agent: segments, attachments and the CNI plugin.
+//! The node agent: it makes slices on its node, attaches the node's pods to them, and hands gateways their TAP.
+//!
+//! ```text
+//!  watch ─► world ─┐                                             ┌─► kernel   links, filters, entries, pods' ends
+//!  cni, pods ──────┼─► agent: intent ─► desired ─► plan ─────────┤
+//!  gateways ───────┘     ledger: who has which index             └─► status ─► report   to the API server
+//! ```
+//!
+//! Reading order: [`model`] is what a kernel holds, [`desired`] what it should hold, [`plan`] the difference in an
+//! order in which no frame can go astray; [`world`], [`ledger`] and [`intent`] say where the wish comes from;
+//! [`agent`] is the loop around it, [`driver`] the clocks and sockets around that. The small program `slice-cni` of
+//! this package is [`cni::plugin`] and nothing else.
+//!
+//! Deliberately not here: who is in a slice ([`slice_crds::membership`] says), which node has which block (the cluster
+//! operator decides), anything between clusters (gateways), any key. `model`, `desired`, `plan`, `world`, `ledger`,
+//! `intent` and `status` name no netlink, client, socket, file or clock.
+
+pub mod model;
+
+pub mod desired;
+pub mod intent;
+pub mod ledger;
+pub mod plan;
+pub mod status;
+pub mod world;
+
 pub mod agent;
 pub mod args;
 pub mod chain;
 pub mod checkpoint;
 pub mod cni;
-pub mod desired;
 pub mod driver;
 pub mod files;
 pub mod gateways;
-pub mod intent;
 pub mod kernel;
-pub mod ledger;
 pub mod metrics;
-pub mod model;
-pub mod plan;
 pub mod pods;
 pub mod report;
-pub mod status;
 pub mod watch;
-pub mod world;

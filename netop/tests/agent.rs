@@ -86,6 +86,8 @@ async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
     for keep in [true, false] {
         if !keep {
             std::fs::remove_file(node.run.checkpoint()).unwrap();
+            // Nor does libcni remember.
+            node.forget_sandboxes();
         }
         node.kernel.take_log();
         node.restart().await;

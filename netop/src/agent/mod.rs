@@ -14,6 +14,7 @@
 mod calls;
 mod gateway;
 mod recover;
+mod sandboxes;
 mod say;
 
 use std::{
@@ -262,6 +263,7 @@ impl<K: Kernel> Agent<K> {
         }
         let begun = Instant::now();
         self.world = self.with_fetched(&snapshot, now);
+        self.forget_old_sandboxes(now);
         self.listen_for_gateways();
         self.hear(now);
         if let Err(error) = self.settle_kernel(now).await {
@@ -351,43 +353,6 @@ impl<K: Kernel> Agent<K> {
         self.node_address.or_else(of_block)
     }
 
-    /// Forgets sandboxes whose namespace has ended.
-    fn forget_ended(&mut self, gone: &BTreeSet<Netns>) {
-        let ended = |netns: &NetnsDirectory, sandbox: &Sandbox| gone.contains(&netns.reach(&sandbox.netns));
-        self.cached.retain(|sandbox| !ended(&self.netns, sandbox));
-        let told: Vec<String> = (self.told.values())
-            .filter(|sandbox| ended(&self.netns, sandbox))
-            .map(|sandbox| sandbox.uid.clone())
-            .collect();
-        for uid in told {
-            self.forget_sandbox(&uid);
-        }
-    }
-
-    fn forget_sandbox(&mut self, uid: &str) {
-        self.told.remove(uid);
-        if let Err(error) = self.records.forget(uid) {
-            tracing::warn!(uid, error = %error, "record of a pod not removed");
-        }
-    }
-
-    /// Namespaces by pod UID: what the plugin said last, or else the newest that libcni knows.
-    fn sandboxes(&self) -> BTreeMap<String, Netns> {
-        let mut newest: BTreeMap<&str, &Sandbox> = BTreeMap::new();
-        for sandbox in self.cached.iter().chain(self.told.values()) {
-            let known = newest.entry(&sandbox.uid).or_insert(sandbox);
-            if sandbox.since >= known.since {
-                *known = sandbox;
-            }
-        }
-        let pods = self.world.pods.values();
-        pods.filter_map(|pod| {
-            let sandbox = newest.get(pod.sandbox_uid.as_str())?;
-            Some((pod.uid.clone(), self.netns.reach(&sandbox.netns)))
-        })
-        .collect()
-    }
-
     fn decide(&mut self, now: Timestamp) {
         let local = Local {
             node: self.node.clone(),
@@ -397,6 +362,7 @@ impl<K: Kernel> Agent<K> {
             silent: self.silent(now),
         };
         self.decision = intent::resolve(&self.world, &local, &mut self.ledger, now);
+        self.keep_sandboxes();
     }
 
     async fn change(&mut self, looked: bool) {

@@ -175,6 +175,10 @@ impl Node {
         self.event(Event::Sandboxes(self.sandboxes.clone()));
     }
 
+    pub fn forget_sandboxes(&mut self) {
+        self.sandboxes.clear();
+    }
+
     /// A pod's namespace ends, and its interface with it.
     pub fn end_sandbox(&mut self, pod: &str) {
         let netns = Netns::new(format!("/run/netns/cni-{pod}"));
