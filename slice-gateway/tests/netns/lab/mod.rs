@@ -497,10 +497,21 @@ impl Lab {
             let Some(short) = name.strip_prefix(&format!("{}-", self.prefix)) else {
                 continue;
             };
-            let has_wan = within(&name, || nix::net::if_::if_nametoindex("wan").is_ok());
-            if has_wan && short != "wan" {
-                self.ip_in(short, "link set dev wan gso_max_segs 1");
-                within(&name, || wire::enable_gro("wan"));
+            let devices = within(&name, || {
+                let devices = nix::net::if_::if_nameindex().expect("the interfaces");
+                devices
+                    .iter()
+                    .map(|device| device.name().to_string_lossy().into_owned())
+                    .collect::<Vec<_>>()
+            });
+            let underlay = devices.iter().filter(|device| match short {
+                "wan" => *device != "wan" && *device != "lo",
+                _ => *device == "wan",
+            });
+            for device in underlay {
+                self.ip_in(short, &format!("link set dev {device} gso_max_segs 1"));
+                // A switch joins nothing.
+                within(&name, || wire::make_plain(device, short != "wan"));
             }
         }
     }

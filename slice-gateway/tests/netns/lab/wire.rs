@@ -4,6 +4,7 @@ use std::{net::UdpSocket, os::fd::AsRawFd};
 
 use nix::libc;
 
+const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGRO: u32 = 0x2c;
 
 /// `struct ethtool_value`.
@@ -13,12 +14,15 @@ struct Value {
     data: u32,
 }
 
-/// Lets an interface of the current namespace join packets that it receives.
-pub(super) fn enable_gro(interface: &str) {
-    let mut value = Value {
-        command: ETHTOOL_SGRO,
-        data: 1,
-    };
+/// Keeps an interface of the current namespace from sending joined packets, and lets it join those that it receives. A veth joins
+/// only what comes from an end that cannot send joined ones (drivers/net/veth.c: veth_skb_is_eligible_for_gro).
+pub(super) fn make_plain(interface: &str, join: bool) {
+    set(interface, ETHTOOL_STSO, 0);
+    set(interface, ETHTOOL_SGRO, u32::from(join));
+}
+
+fn set(interface: &str, command: u32, data: u32) {
+    let mut value = Value { command, data };
     // SAFETY: all bytes zero is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
@@ -31,7 +35,7 @@ pub(super) fn enable_gro(interface: &str) {
     assert_eq!(
         result,
         0,
-        "enable GRO on {interface}: {}",
+        "change an offload of {interface}: {}",
         std::io::Error::last_os_error()
     );
 }
