@@ -9,6 +9,8 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::{ResourceExt, api::Api};
 use serde_json::{Value, json};
 use slice_crds::{conditions, labels, names, v1alpha1::Slice};
+use tokio::task::block_in_place;
+
 use slice_e2e::{
     harness::{Cluster, Environment, PodSpec, is_ready, poll, weft::Member},
     lab::running::Part,
@@ -49,7 +51,8 @@ impl Streams<'_> {
         };
         let (udp, tcp) = (start("udp").await?, start("tcp").await?);
         disturb().await?;
-        let (udp, tcp) = tokio::join!(udp.finish(), tcp.finish());
+        let end = tokio::time::timeout(BACK, async { tokio::join!(udp.finish(), tcp.finish()) });
+        let (udp, tcp) = end.await.context("the conversations do not end")?;
         Ok((udp?.json()?, tcp?.json()?))
     }
 }
@@ -82,7 +85,8 @@ fn row(what: &str, udp: &Value, tcp: &Value) {
     ));
 }
 
-#[tokio::test]
+// The lab's own work blocks: it is done beside the conversations.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> Result<()> {
     let environment = Environment::open().await?;
     let lab = environment.lab()?;
@@ -91,7 +95,8 @@ async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> R
         .slice(slice, json!({"subnets": ["10.89.0.0/16"]}))
         .await?;
     let members = environment.members(slice, namespace).await?;
-    let (from, to) = (&members[0], &members[members.len() - 1]);
+    // From the member that is not the hub: commands in pods run through their own cluster's API server.
+    let (from, to) = (&members[members.len() - 1], &members[0]);
     let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
     let streams = Streams {
         from,
@@ -118,7 +123,9 @@ async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> R
         row(what, &udp, &tcp);
         ensure!(udp["lost"] == 0 && tcp["broken"].is_null(), "{what}: {udp} {tcp}");
     }
-    let (udp, tcp) = streams.under(async || lab.restart_apiserver(&hub.name)).await?;
+    let (udp, tcp) = streams
+        .under(async || block_in_place(|| lab.restart_apiserver(&hub.name)))
+        .await?;
     row("API server of the hub", &udp, &tcp);
     ensure!(
         udp["lost"] == 0 && tcp["broken"].is_null(),
@@ -173,7 +180,7 @@ async fn without_the_hub(
         .iter()
         .find(|one| one.cluster.name == member.name)
         .context("a pod at the member")?;
-    lab.stop_cluster(&hub.name, Part::ControlPlane)?;
+    block_in_place(|| lab.stop_cluster(&hub.name, Part::ControlPlane))?;
     let result = async {
         let address = far.v4()?.to_string();
         near.probe(&["tcp", &address, "--bytes", "100000"]).await?;
@@ -204,7 +211,7 @@ async fn without_the_hub(
         anyhow::Ok(())
     }
     .await;
-    lab.start_cluster(&hub.name)?;
+    block_in_place(|| lab.start_cluster(&hub.name))?;
     result?;
     await_workloads(environment).await?;
     environment.await_slice(slice).await.map(drop)

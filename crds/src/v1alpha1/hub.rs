@@ -24,7 +24,7 @@ use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name names interfaces, labels and DNS zones: use at most 40 lower-case letters, digits and dashes"),
     printcolumn(name = "Subnets", json_path = ".spec.subnets", type_ = "string"),
-    printcolumn(name = "Clusters", json_path = ".status.clusters[*].name", type_ = "string"),
+    printcolumn(name = "Clusters", json_path = ".spec.clusters", type_ = "string"),
     printcolumn(name = "Accepted", json_path = ".status.conditions[?(@.type==\"Accepted\")].status", type_ = "string"),
     printcolumn(name = "Ready", json_path = ".status.conditions[?(@.type==\"Ready\")].status", type_ = "string"),
     printcolumn(name = "Message", json_path = ".status.conditions[?(@.type==\"Ready\")].message", type_ = "string"),
