@@ -98,11 +98,43 @@ fn main() {
         let (median, min, max) = (values[values.len() / 2], values[0], values[values.len() - 1]);
         println!("{test:<16} {system:<20} {median:>9.2} {min:>9.2} {max:>9.2}");
     }
-    let metrics = lab.admin("a-gw0", "/metrics");
-    for line in metrics
-        .lines()
-        .filter(|line| line.contains("drops_total{") || line.contains("udp_s"))
-    {
-        println!("{line}");
+    for name in ["a-gw0", "b-gw0", "a-pod0", "b-pod0", "a-node", "b-node"] {
+        println!("{name}: {}", losses(&lab, name));
     }
+    for gateway in ["a-gw0", "b-gw0"] {
+        let metrics = lab.admin(gateway, "/metrics");
+        for line in metrics
+            .lines()
+            .filter(|line| line.contains("drops_total{") || line.contains("_calls_total{"))
+        {
+            println!("{gateway}: {line}");
+        }
+    }
+}
+
+/// What the kernel lost in a namespace.
+fn losses(lab: &Lab, namespace: &str) -> String {
+    lab::within(&lab.at(namespace), || {
+        let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+        let mut found = Vec::new();
+        for pair in snmp.lines().collect::<Vec<_>>().chunks(2) {
+            let names = pair[0].split_whitespace().skip(1);
+            for (name, value) in names.zip(pair[1].split_whitespace().skip(1)) {
+                if ["RetransSegs", "RcvbufErrors", "SndbufErrors"].contains(&name) && value != "0" {
+                    found.push(format!("{name} {value}"));
+                }
+            }
+        }
+        let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        for line in devices.lines().skip(2) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields[4] != "0" || fields[12] != "0" {
+                found.push(format!(
+                    "{} dropped {} in, {} out",
+                    fields[0], fields[4], fields[12]
+                ));
+            }
+        }
+        found.join(", ")
+    })
 }

@@ -2,6 +2,7 @@
 //! sends many; frames one after the other.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IoSlice},
     net::SocketAddr,
 };
@@ -45,6 +46,8 @@ pub struct Batches {
     frame_lent: usize,
     frames: Vec<(usize, usize)>,
     merger: Merger,
+    /// Kinds of send errors that were logged.
+    told: BTreeSet<Option<i32>>,
     counts: Counts,
 }
 
@@ -82,6 +85,7 @@ impl Batches {
             frame_lent: 0,
             frames: Vec::with_capacity(FRAMES),
             merger: Merger::default(),
+            told: BTreeSet::new(),
             counts: Counts::default(),
         }
     }
@@ -108,7 +112,12 @@ impl Batches {
             if let Err((error, bytes)) = self.udp.send(batch.to, datagrams, batch.segment) {
                 let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
                 self.counts.drops.add(Reason::SendFailed, lost);
-                tracing::debug!(%error, lost, to = %batch.to.address, "datagrams not sent");
+                // Once for each kind: while a path is broken it would be every datagram.
+                let to = batch.to.address;
+                if self.told.insert(error.raw_os_error()) {
+                    tracing::warn!(%error, bytes = batch.segment, "datagrams not sent, further ones are counted only");
+                }
+                tracing::debug!(%error, lost, %to, "datagrams not sent");
             }
         }
         self.used = 0;

@@ -5,25 +5,19 @@
 //! verified here: the kernel is told to trust it. Frames of one flow keep their order; no frame waits for another
 //! beyond the batch that it came in.
 
-use super::vnet::Meta;
-use crate::proto::{
-    checksum::Sum,
-    ethernet::{self, Header},
-    ip,
-    segment::Kind,
+use super::{
+    inspect::{Kinds, Open, inspect},
+    vnet::Meta,
 };
+use crate::proto::{checksum::Sum, ethernet, ip, segment::Kind};
 
+const PSH: u8 = 0x08;
 /// Pieces of one super-frame: more would not fit 64 KiB at common MTUs.
 pub const MAX_PIECES: usize = 64;
 /// Bytes of a super-frame, below what an IPv4 packet can say of itself.
 const MAX_BYTES: usize = 65_000;
 /// How far back an open super-frame of the same flow is looked for. Flows beyond that are not merged as well.
 const LOOK_BACK: usize = 32;
-
-const TCP_HEADER: usize = 20;
-const UDP_HEADER: usize = 8;
-const ACK: u8 = 0x10;
-const PSH: u8 = 0x08;
 
 /// Where a frame is, or the payload of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,34 +42,11 @@ pub struct Item {
     flow: Option<u64>,
 }
 
-/// The state of a super-frame that can grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Open {
-    kind: Kind,
-    v6: bool,
-    transport: usize,
-    headers: usize,
-    /// Bytes of payload in each piece but the last.
-    size: usize,
-    sequence: u32,
-    identification: u16,
-}
-
 /// A batch of frames on its way to the TAP. Kept for its memory.
 #[derive(Default)]
 pub struct Merger {
     pieces: Vec<Piece>,
     items: Vec<Item>,
-}
-
-/// What a frame is, as far as merging goes.
-struct Segment {
-    flow: u64,
-    verified: bool,
-    /// It may be a piece of a super-frame.
-    open: Option<Open>,
-    /// Nothing may follow it in its super-frame.
-    push: bool,
 }
 
 impl Merger {
@@ -248,156 +219,14 @@ impl Merger {
     }
 }
 
-/// What may be merged, as the TAP device takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kinds {
-    None,
-    Tcp,
-    TcpAndUdp,
-}
-
-impl Open {
-    /// Whether `frame`, which is `new`, is the next segment of the super-frame that begins with `head`.
-    fn continues(&self, new: &Self, head: &[u8], frame: &[u8]) -> bool {
-        let same = |from: usize, to: usize| head[from..to] == frame[from..to];
-        let (network, transport) = (ethernet::HEADER, self.transport);
-        let shape = self.kind == new.kind && self.v6 == new.v6 && self.headers == new.headers;
-        if !shape || !same(0, network) {
-            return false;
-        }
-        let network_same = if self.v6 {
-            // All but the length.
-            same(network, network + 4) && same(network + 6, transport)
-        } else {
-            // All but length, identification and checksum. Identifications count up, or stand still where
-            // fragmentation is forbidden (RFC 6864 §4.1): what the kernel makes of a super-frame again.
-            let still = frame[network + 6] & 0x40 != 0;
-            let counted = new.identification == self.identification.wrapping_add(1);
-            same(network, network + 2)
-                && same(network + 6, network + 10)
-                && same(network + 12, transport)
-                && (counted || still)
-        };
-        network_same
-            && match self.kind {
-                // Ports, acknowledgement, offset, window, urgent pointer, options; flags but for PSH.
-                Kind::Tcp => {
-                    same(transport, transport + 4)
-                        && new.sequence == self.sequence
-                        && same(transport + 8, transport + 13)
-                        && head[transport + 13] & !PSH == frame[transport + 13] & !PSH
-                        && same(transport + 14, transport + 16)
-                        && same(transport + 18, self.headers)
-                }
-                Kind::Udp => same(transport, transport + 4),
-            }
-    }
-}
-
-/// Looks at a frame; `None` where it is neither TCP nor UDP, and so of no flow.
-fn inspect(frame: &[u8], kinds: Kinds) -> Option<Segment> {
-    let (header, packet) = Header::parse(frame)?;
-    let (v6, protocol, transport, addresses, identification) = match header.ethertype {
-        ethernet::IPV4 => {
-            let fixed: &[u8; ip::V4_HEADER] = packet.first_chunk()?;
-            let whole = usize::from(u16::from_be_bytes([fixed[2], fixed[3]])) == packet.len();
-            // Without options, not a fragment, without padding behind it.
-            if fixed[0] != 0x45 || u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0 || !whole {
-                return None;
-            }
-            let identification = u16::from_be_bytes([fixed[4], fixed[5]]);
-            (false, fixed[9], ip::V4_HEADER, &packet[12..20], identification)
-        }
-        ethernet::IPV6 => {
-            let fixed: &[u8; ip::V6_HEADER] = packet.first_chunk()?;
-            let whole = usize::from(u16::from_be_bytes([fixed[4], fixed[5]])) + ip::V6_HEADER == packet.len();
-            if fixed[0] >> 4 != 6 || !whole {
-                return None;
-            }
-            (true, fixed[6], ip::V6_HEADER, &packet[8..40], 0)
-        }
-        _ => return None,
-    };
-    let segment = &packet[transport..];
-    let ports = segment.first_chunk::<4>()?;
-    let pseudo = Sum::default()
-        .with(addresses)
-        .with_u16(protocol.into())
-        .with_u16(u16::try_from(segment.len()).ok()?);
-    let flow = pseudo_flow(addresses, *ports, protocol);
-    let transport = ethernet::HEADER + transport;
-    let (kind, headers, sequence, mergeable, push) = match protocol {
-        ip::TCP => {
-            let header: &[u8; TCP_HEADER] = segment.first_chunk()?;
-            let length = usize::from(header[12] >> 4) * 4;
-            let plain = header[13] & !PSH == ACK && length >= TCP_HEADER;
-            let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-            (
-                Kind::Tcp,
-                transport + length,
-                sequence,
-                plain,
-                header[13] & PSH != 0,
-            )
-        }
-        ip::UDP => {
-            let header: &[u8; UDP_HEADER] = segment.first_chunk()?;
-            let whole = usize::from(u16::from_be_bytes([header[4], header[5]])) == segment.len();
-            let summed = header[6..8] != [0, 0];
-            if !summed {
-                return Some(Segment {
-                    flow,
-                    verified: false,
-                    open: None,
-                    push: false,
-                });
-            }
-            (
-                Kind::Udp,
-                transport + UDP_HEADER,
-                0,
-                whole && kinds == Kinds::TcpAndUdp,
-                false,
-            )
-        }
-        _ => return None,
-    };
-    let verified = pseudo.with(segment).finish() == [0, 0];
-    let size = frame.len().saturating_sub(headers);
-    let open = (mergeable && verified && size > 0).then_some(Open {
-        kind,
-        v6,
-        transport,
-        headers,
-        size,
-        sequence,
-        identification,
-    });
-    Some(Segment {
-        flow,
-        verified,
-        open,
-        push,
-    })
-}
-
-/// A number for the flow. Two flows with one number do not merge, because their headers differ; they only end each
-/// other's super-frames.
-fn pseudo_flow(addresses: &[u8], ports: [u8; 4], protocol: u8) -> u64 {
-    let mut flow = u64::from(u32::from_ne_bytes(ports)) << 8 | u64::from(protocol);
-    for word in addresses.chunks_exact(4) {
-        let word = u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-        flow = (flow.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    flow
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::proto::segment::{Checksum, Gso, Segments, tests::super_frame};
+
+    const ACK: u8 = 0x10;
 
     /// Frames of one flow, cut from a super-frame; `port` tells flows apart.
     fn flow(kind: Kind, v6: bool, payload: usize, size: usize, port: u8, flags: u8) -> Vec<Vec<u8>> {

@@ -3,6 +3,7 @@
 //! Whatever is unsafe in this crate is in [`tap`].
 
 pub mod batch;
+pub mod inspect;
 pub mod merge;
 pub mod tap;
 pub mod udp;

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::merge::Kinds;
+use super::inspect::Kinds;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,

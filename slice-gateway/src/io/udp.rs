@@ -167,24 +167,31 @@ impl Udp {
         datagrams: &[u8],
         segment: usize,
     ) -> Result<(), (io::Error, usize)> {
+        let mut suspect = false;
         if self.segmentation && datagrams.len() > segment {
             match self.send_message(to, datagrams, u16::try_from(segment).ok()) {
-                // What a device that cannot compute checksums answers (net/ipv4/udp.c: udp_send_skb).
-                Err(Errno::EIO | Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {
-                    tracing::info!("the device cannot segment datagrams, sending them one by one");
-                    self.segmentation = false;
-                }
-                Err(error) => return Err((error.into(), datagrams.len())),
                 Ok(()) => return Ok(()),
+                // What a device that cannot compute checksums answers (net/ipv4/udp.c: udp_send_skb), but older
+                // kernels also say so of a datagram that is longer than the path's MTU.
+                Err(Errno::EIO | Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => suspect = true,
+                Err(error) => return Err((error.into(), datagrams.len())),
             }
         }
         let mut failed = None;
         for datagram in datagrams.chunks(segment.max(1)) {
-            if let Err(error) = self.send_message(to, datagram, None) {
-                failed = Some((
-                    error.into(),
-                    failed.map_or(0, |(_, bytes)| bytes) + datagram.len(),
-                ));
+            match self.send_message(to, datagram, None) {
+                Ok(()) if suspect => {
+                    tracing::info!("the device cannot segment datagrams, sending them one by one");
+                    self.segmentation = false;
+                    suspect = false;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    failed = Some((
+                        error.into(),
+                        failed.map_or(0, |(_, bytes)| bytes) + datagram.len(),
+                    ));
+                }
             }
         }
         failed.map_or(Ok(()), Err)

@@ -282,6 +282,54 @@ fn a_gateway_that_was_killed_comes_back_with_a_new_key() {
 }
 
 #[test]
+fn flows_leave_a_gateway_that_was_killed() {
+    let mut lab = Lab::new(&[1, 3], Underlay::V4);
+    let to = addresses('b', 0)[0];
+    let receiver = within(&lab.at("b-pod0"), || UdpSocket::bind((to, 4000)).unwrap());
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let flows: Vec<_> = (0..12)
+        .map(|_| within(&lab.at("a-pod0"), || UdpSocket::bind("0.0.0.0:0").unwrap()))
+        .collect();
+    let (stop, stopping) = std::sync::mpsc::channel::<()>();
+    let sending = thread::spawn(move || {
+        while stopping.recv_timeout(Duration::from_millis(5)).is_err() {
+            for (flow, socket) in flows.iter().enumerate() {
+                socket.send_to(&[flow as u8], (to, 4000)).unwrap();
+            }
+        }
+    });
+    let mut last = [Instant::now(); 12];
+    let mut longest = |until: Duration| {
+        let (start, mut longest, mut buffer) = (Instant::now(), Duration::ZERO, [0; 10]);
+        while start.elapsed() < until {
+            if receiver.recv(&mut buffer).is_ok() {
+                let flow = usize::from(buffer[0]);
+                longest = longest.max(last[flow].elapsed());
+                last[flow] = Instant::now();
+            }
+        }
+        last.iter().map(Instant::elapsed).max().unwrap().max(longest)
+    };
+    longest(Duration::from_millis(500));
+    let calm = longest(Duration::from_millis(1000));
+    lab.kill("b-gw1");
+    let gap = longest(Duration::from_millis(2000));
+    stop.send(()).unwrap();
+    sending.join().unwrap();
+    // Liveness is 310 ms and a tick; the rest is what a busy machine adds to everything.
+    assert!(
+        gap < Duration::from_millis(500) + calm,
+        "interrupted for {gap:?}, and for {calm:?} with nothing wrong"
+    );
+    assert!(
+        gap > Duration::from_millis(100),
+        "no flow took the gateway that was killed: {gap:?}"
+    );
+}
+
+#[test]
 fn a_tap_that_was_removed_is_asked_for_again() {
     let lab = Lab::new(&[1, 1], Underlay::V4);
     lab.ip_in("a-node", "link delete tap0");
