@@ -140,8 +140,12 @@ impl World {
         node: Option<Arc<SliceNode>>,
         previous: Option<&Self>,
     ) -> Self {
+        // While Weft is uninstalled its kinds go too, and with them this node's object: what was removed stays so.
+        let removed = previous
+            .filter(|previous| previous.teardown())
+            .and_then(|previous| previous.node.clone());
         let mut world = Self {
-            node,
+            node: node.or(removed),
             ..Self::default()
         };
         for slice in slices {
@@ -228,5 +232,88 @@ impl World {
         }
         required.remove(slice_crds::names::MEMBER_NAMESPACE);
         required
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slice_crds::{
+        Cidr, IndexRange,
+        v1alpha1::{AttachMode, Broadcast, GatewayPlacement, NamespaceRule, SliceNodeSpec},
+    };
+
+    use super::*;
+
+    fn slice(name: &str, subnets: &[&str], attach: AttachMode, namespaces: &[&str]) -> Arc<Slice> {
+        let rule = |name: &&str| NamespaceRule {
+            name: Some((*name).to_owned()),
+            ..NamespaceRule::default()
+        };
+        let spec = SliceSpec {
+            vni: 7,
+            subnets: subnets.iter().map(|text| text.parse::<Cidr>().unwrap()).collect(),
+            mtu: 1370,
+            block_size: 8,
+            cluster: "paris".into(),
+            cluster_number: 1,
+            ranges: vec![IndexRange::new(0, 64)],
+            peers: vec![],
+            namespaces: namespaces.iter().map(rule).collect(),
+            attach,
+            gateway: GatewayPlacement::default(),
+            broadcast: Broadcast::default(),
+            dscp: 0,
+        };
+        Arc::new(Slice::new(name, spec))
+    }
+
+    fn world(slices: Vec<Arc<Slice>>, node: Option<bool>, previous: Option<&World>) -> World {
+        let node = node.map(|teardown| Arc::new(SliceNode::new("n1", SliceNodeSpec { teardown })));
+        let labels = |value: &str| Labels::from([(labels::SLICE.to_owned(), value.to_owned())]);
+        let namespaces = [
+            ("cart".to_owned(), Labels::new()),
+            ("till".to_owned(), labels("shop")),
+            ("mail".to_owned(), labels("post")),
+        ];
+        World::new(slices, [], [], namespaces, [], node, previous)
+    }
+
+    #[test]
+    fn what_was_removed_stays_removed_when_its_object_goes() {
+        let running = world(vec![], Some(false), None);
+        assert!(!world(vec![], None, Some(&running)).teardown());
+        let removed = world(vec![], Some(true), Some(&running));
+        let after = world(vec![], None, Some(&removed));
+        assert!(after.teardown());
+        assert!(
+            !world(vec![], Some(false), Some(&after)).teardown(),
+            "until somebody installs it again"
+        );
+    }
+
+    #[test]
+    fn a_slice_that_makes_no_sense_stays_what_it_was() {
+        let before = world(
+            vec![slice("shop", &["10.80.0.0/16"], AttachMode::Required, &[])],
+            None,
+            None,
+        );
+        let broken = slice("shop", &[], AttachMode::Required, &[]);
+        let after = world(vec![broken], None, Some(&before));
+        assert_eq!(after.slices["shop"].subnets, before.slices["shop"].subnets);
+        assert!(after.broken["shop"].contains("needs at least one subnet"));
+    }
+
+    #[test]
+    fn namespaces_wait_for_slices_that_require_it() {
+        let slices = vec![
+            slice("shop", &["10.80.0.0/16"], AttachMode::Required, &["cart"]),
+            slice("post", &["10.90.0.0/16"], AttachMode::BestEffort, &[]),
+        ];
+        let required: Vec<String> = world(slices, None, None)
+            .required_namespaces()
+            .into_keys()
+            .collect();
+        assert_eq!(required, ["cart", "till"]);
     }
 }

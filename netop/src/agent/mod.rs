@@ -492,19 +492,14 @@ impl<K: Kernel> Agent<K> {
 
     fn write_files(&mut self) {
         if self.is_removed() {
-            let run = &self.run;
-            let mut leftovers = vec![run.checkpoint(), run.members()];
-            leftovers.extend(
-                self.told
-                    .keys()
-                    .map(|uid| run.records().join(format!("{uid}.json"))),
-            );
-            for path in leftovers {
+            for path in [self.run.checkpoint(), self.run.members()] {
                 if let Err(error) = files::remove(&path) {
                     tracing::warn!(path = %path.display(), error = %error, "file not removed");
                 }
             }
-            self.told.clear();
+            for uid in self.told.keys().cloned().collect::<Vec<_>>() {
+                self.forget_sandbox(&uid);
+            }
             self.saved = (self.ledger.clone(), None);
             return;
         }
