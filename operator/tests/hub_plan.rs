@@ -11,7 +11,13 @@ use slice_operator::hub::plan::{Plan, World, plan};
 
 const NOW: i64 = 1_800_000_000;
 
-fn object<T: serde::de::DeserializeOwned>(kind: &str, namespace: &str, name: &str, spec: &Value, age: i64) -> T {
+fn object<T: serde::de::DeserializeOwned>(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    spec: &Value,
+    age: i64,
+) -> T {
     let created = Time(Timestamp::from_second(NOW - age).unwrap());
     let value = json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": kind, "spec": spec,
@@ -36,7 +42,13 @@ trait Build: Sized {
 impl Build for World {
     fn cluster(mut self, name: &str) -> Self {
         let age = 1000 - i64::try_from(self.clusters.len()).unwrap();
-        self.clusters.push(Arc::new(object::<Cluster>("Cluster", "weft-default", name, &json!({}), age)));
+        self.clusters.push(Arc::new(object::<Cluster>(
+            "Cluster",
+            "weft-default",
+            name,
+            &json!({}),
+            age,
+        )));
         self
     }
 
@@ -46,7 +58,9 @@ impl Build for World {
             "kubernetesVersion": "v1.37.1", "nodes": 2, "underlayMtu": 1500,
             "podCIDRs": ["10.244.0.0/16"], "serviceCIDRs": ["10.96.0.0/16"], "nodeCIDRs": ["172.30.1.11/32"],
         });
-        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         let namespace = format!("weft-member-{cluster}");
         let report = object::<MemberReport>("MemberReport", &namespace, "report", &spec, 0);
         self.reports.insert(namespace, Arc::new(report));
@@ -55,18 +69,32 @@ impl Build for World {
 
     fn slice(mut self, name: &str, spec: Value) -> Self {
         let age = 500 - i64::try_from(self.slices.len()).unwrap();
-        self.slices.push(Arc::new(object::<SliceConfig>("SliceConfig", "weft-default", name, &spec, age)));
+        self.slices.push(Arc::new(object::<SliceConfig>(
+            "SliceConfig",
+            "weft-default",
+            name,
+            &spec,
+            age,
+        )));
         self
     }
 
     fn settled(mut self) -> Self {
         let plan = run(&self);
         for (_, name, status) in plan.slice_status {
-            let slice = self.slices.iter_mut().find(|slice| slice.name_any() == name).unwrap();
+            let slice = self
+                .slices
+                .iter_mut()
+                .find(|slice| slice.name_any() == name)
+                .unwrap();
             Arc::make_mut(slice).status = Some(status);
         }
         for (_, name, status) in plan.cluster_status {
-            let cluster = self.clusters.iter_mut().find(|cluster| cluster.name_any() == name).unwrap();
+            let cluster = self
+                .clusters
+                .iter_mut()
+                .find(|cluster| cluster.name_any() == name)
+                .unwrap();
             Arc::make_mut(cluster).status = Some(status);
         }
         self.told = plan.member_slices.into_iter().map(Arc::new).collect();
@@ -94,25 +122,48 @@ fn text(plan: &Plan) -> String {
             .iter()
             .map(|peer| {
                 let ranges: Vec<_> = peer.ranges.iter().map(ToString::to_string).collect();
-                format!("{}#{} {} with {} gateways", peer.name, peer.number, ranges.join(","), peer.gateways.len())
+                format!(
+                    "{}#{} {} with {} gateways",
+                    peer.name,
+                    peer.number,
+                    ranges.join(","),
+                    peer.gateways.len()
+                )
             })
             .collect();
         lines.push(format!(
             "tell {} {}: vni {} mtu {} block {} own {} peers [{}] rules {}",
-            slice.cluster, object.name_any(), slice.vni, slice.mtu, slice.block_size, ranges.join(","), peers.join("; "),
+            slice.cluster,
+            object.name_any(),
+            slice.vni,
+            slice.mtu,
+            slice.block_size,
+            ranges.join(","),
+            peers.join("; "),
             slice.namespaces.len()
         ));
     }
     for (_, name, status) in &plan.slice_status {
-        for condition in status.conditions.iter().filter(|condition| condition.type_ == "Accepted") {
-            lines.push(format!("slice {name} Accepted={} {}: {}", condition.status, condition.reason, condition.message));
+        for condition in status
+            .conditions
+            .iter()
+            .filter(|condition| condition.type_ == "Accepted")
+        {
+            lines.push(format!(
+                "slice {name} Accepted={} {}: {}",
+                condition.status, condition.reason, condition.message
+            ));
         }
     }
     lines.join("\n") + "\n"
 }
 
 fn two() -> World {
-    world().cluster("a").report("a", json!({})).cluster("b").report("b", json!({}))
+    world()
+        .cluster("a")
+        .report("a", json!({}))
+        .cluster("b")
+        .report("b", json!({}))
 }
 
 fn shop() -> Value {
@@ -133,12 +184,18 @@ fn what_was_given_stays_given() {
     let before = two().slice("shop", shop()).settled();
     let first = text(&run(&before));
     // An older slice and an older cluster appear: neither takes anything away.
-    let world = before.cluster("c").report("c", json!({})).slice("bank", json!({"subnets": ["10.80.0.0/16"], "clusters": ["c"]}));
+    let world = before
+        .cluster("c")
+        .report("c", json!({}))
+        .slice("bank", json!({"subnets": ["10.80.0.0/16"], "clusters": ["c"]}));
     let both = text(&run(&world));
     for line in first.lines() {
         assert!(both.contains(line), "{both} lacks {line}");
     }
-    assert!(both.contains("tell c bank: vni 4098 mtu 1370 block 64 own 0+16384"), "{both}");
+    assert!(
+        both.contains("tell c bank: vni 4098 mtu 1370 block 64 own 0+16384"),
+        "{both}"
+    );
 }
 
 #[test]
@@ -194,25 +251,37 @@ fn a_cluster_that_wants_more_gets_another_range() {
 
 #[test]
 fn a_selector_that_cannot_be_parsed_leaves_the_rules_in_force() {
-    let rule = |operator: &str| json!({"selector": {"matchExpressions": [{"key": "team", "operator": operator}]}});
+    let rule =
+        |operator: &str| json!({"selector": {"matchExpressions": [{"key": "team", "operator": operator}]}});
     let with = |operator: &str| {
         let mut spec = shop();
-        spec.as_object_mut().unwrap().insert("namespaces".into(), json!([rule(operator)]));
+        spec.as_object_mut()
+            .unwrap()
+            .insert("namespaces".into(), json!([rule(operator)]));
         spec
     };
     let mut settled = two().slice("shop", with("Exists")).settled();
     Arc::make_mut(&mut settled.slices[0]).spec = serde_json::from_value(with("Like")).unwrap();
     let text = text(&run(&settled));
-    assert!(text.contains("rules 1") && text.contains("SelectorInvalid: spec.namespaces[0].selector:"), "{text}");
+    assert!(
+        text.contains("rules 1") && text.contains("SelectorInvalid: spec.namespaces[0].selector:"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_silent_member_is_unknown_and_keeps_its_slices() {
     let long_ago = Time(Timestamp::from_second(NOW - 600).unwrap());
-    let world = two().slice("shop", shop()).settled().report("b", json!({"observedAt": long_ago}));
+    let world = two()
+        .slice("shop", shop())
+        .settled()
+        .report("b", json!({"observedAt": long_ago}));
     let plan = run(&world);
     assert_eq!(plan.member_slices.len(), 2);
     let (_, _, status) = &plan.cluster_status[1];
     let ready = &status.conditions[0];
-    assert_eq!((ready.type_.as_str(), ready.status.as_str(), ready.reason.as_str()), ("Ready", "Unknown", "Silent"));
+    assert_eq!(
+        (ready.type_.as_str(), ready.status.as_str(), ready.reason.as_str()),
+        ("Ready", "Unknown", "Silent")
+    );
 }

@@ -83,6 +83,8 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
             metrics.turns.observe(started.elapsed().as_secs_f64());
         }
         tokio::select! {
+            // First: an operator that was told to stop must not take one more turn and put back what is being removed.
+            biased;
             () = stop.cancelled() => break,
             () = watches.changed(), if holds => tokio::time::sleep(DEBOUNCE).await,
             () = tokio::time::sleep(wait) => {}

@@ -4,12 +4,12 @@
 use anyhow::{Context, bail};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, Service},
+    core::v1::{ConfigMap, Pod, Service},
 };
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
-    runtime::wait::await_condition,
+    runtime::{conditions, wait::await_condition},
 };
 use serde_json::json;
 use slice_crds::{
@@ -74,14 +74,16 @@ async fn stop_operator(client: &Client, args: &TeardownArgs) -> anyhow::Result<(
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
         Err(error) => return Err(error).context("stop the operator"),
     }
-    let stopped = |deployment: Option<&Deployment>| {
-        deployment
-            .and_then(|deployment| deployment.status.as_ref())
-            .is_none_or(|status| status.replicas.unwrap_or(0) == 0)
-    };
-    tokio::time::timeout(args.timeout, await_condition(api, OPERATOR, stopped))
-        .await
-        .context("the operator does not stop")??;
+    // Not by the Deployment's own word: it does not count pods that are still stopping.
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let operators = ListParams::default().labels(&format!("{}=operator", labels::COMPONENT));
+    for pod in pods.list(&operators).await.context("list the operator's pods")? {
+        let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+        let gone = await_condition(pods.clone(), &name, conditions::is_deleted(&uid));
+        tokio::time::timeout(args.timeout, gone)
+            .await
+            .with_context(|| format!("pod {name} does not stop"))??;
+    }
     Ok(())
 }
 
