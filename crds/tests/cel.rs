@@ -1,4 +1,5 @@
 //! The rules in the schemas, evaluated here as an API server does.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use kube::core::cel::{validate_cel, validate_cel_update};
 use serde_json::{Value, json};
@@ -30,37 +31,62 @@ fn rejects(spec: Value, message: &str) {
 fn a_plain_slice_is_accepted() {
     accepts(json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]}));
     accepts(json!({"subnets": ["10.80.0.0/28", "fd42:80::/64"], "clusterSelector": {}}));
-    accepts(json!({"subnets": ["fd42:80::/64"], "clusters": ["a"], "namespaces": [{"name": "cart"}], "qos": {"dscp": 46}}));
+    accepts(
+        json!({"subnets": ["fd42:80::/64"], "clusters": ["a"], "namespaces": [{"name": "cart"}], "qos": {"dscp": 46}}),
+    );
 }
 
 #[test]
 fn subnets_are_one_per_family_and_of_a_size_that_works() {
     let two = "at most one IPv4 and one IPv6";
-    rejects(json!({"subnets": ["10.80.0.0/16", "10.81.0.0/16"], "clusters": ["a"]}), two);
-    rejects(json!({"subnets": ["10.80.0.0/30"], "clusters": ["a"]}), "from /8 to /28");
-    rejects(json!({"subnets": ["fd42:80::/120"], "clusters": ["a"]}), "from /48 to /112");
+    rejects(
+        json!({"subnets": ["10.80.0.0/16", "10.81.0.0/16"], "clusters": ["a"]}),
+        two,
+    );
+    rejects(
+        json!({"subnets": ["10.80.0.0/30"], "clusters": ["a"]}),
+        "from /8 to /28",
+    );
+    rejects(
+        json!({"subnets": ["fd42:80::/120"], "clusters": ["a"]}),
+        "from /48 to /112",
+    );
 }
 
 #[test]
 fn exclusive_fields_exclude_each_other() {
     let clusters = "spec.clusters or spec.clusterSelector, one of the two";
     rejects(json!({"subnets": ["10.80.0.0/16"]}), clusters);
-    rejects(json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "clusterSelector": {}}), clusters);
+    rejects(
+        json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "clusterSelector": {}}),
+        clusters,
+    );
     let subnets_and = |more: Value| {
         let mut spec = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"]});
-        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         spec
     };
     rejects(subnets_and(json!({"namespaces": [{}]})), "a name or a selector");
-    rejects(subnets_and(json!({"namespaces": [{"name": "x", "selector": {}}]})), "a name or a selector");
-    rejects(subnets_and(json!({"qos": {"profile": "gold", "dscp": 1}})), "a profile or inline values");
+    rejects(
+        subnets_and(json!({"namespaces": [{"name": "x", "selector": {}}]})),
+        "a name or a selector",
+    );
+    rejects(
+        subnets_and(json!({"qos": {"profile": "gold", "dscp": 1}})),
+        "a profile or inline values",
+    );
 }
 
 #[test]
 fn a_subnet_never_changes_and_the_rest_may() {
     let before = slice("shop", json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"]}));
     let moved = slice("shop", json!({"subnets": ["10.90.0.0/16"], "clusters": ["a"]}));
-    let grown = slice("shop", json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]}));
+    let grown = slice(
+        "shop",
+        json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]}),
+    );
     assert!(errors(validate_cel_update(&moved, &before)).contains("spec.subnets cannot be changed"));
     assert_eq!(errors(validate_cel_update(&grown, &before)), "");
 }

@@ -159,7 +159,9 @@ fn covers_value(actual: &Value, desired: &Value) -> bool {
         (Value::Array(actual), Value::Array(desired)) => {
             actual.len() == desired.len() && actual.iter().zip(desired).all(|(a, d)| covers_value(a, d))
         }
-        (Value::Null, Value::Object(desired)) => desired.values().all(|value| covers_value(&Value::Null, value)),
+        (Value::Null, Value::Object(desired)) => {
+            desired.values().all(|value| covers_value(&Value::Null, value))
+        }
         (Value::Null, Value::Array(desired)) => desired.is_empty(),
         (actual, desired) => actual == desired,
     }
@@ -174,9 +176,18 @@ mod tests {
     #[test]
     fn defaults_that_the_server_fills_in_are_no_difference() {
         let desired = json!({"spec": {"ports": [{"port": 1}], "selector": {}, "list": []}});
-        assert!(covers_value(&json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}}), &desired));
-        assert!(!covers_value(&json!({"spec": {"ports": [{"port": 2}]}}), &desired));
-        assert!(!covers_value(&json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}}), &desired));
+        assert!(covers_value(
+            &json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}}),
+            &desired
+        ));
+        assert!(!covers_value(
+            &json!({"spec": {"ports": [{"port": 2}]}}),
+            &desired
+        ));
+        assert!(!covers_value(
+            &json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}}),
+            &desired
+        ));
         assert!(!covers_value(&json!({}), &desired));
     }
 }

@@ -24,7 +24,10 @@ pub struct Watches {
 
 impl Watches {
     pub fn new(stop: CancellationToken) -> Self {
-        Self { bell: Arc::default(), stop }
+        Self {
+            bell: Arc::default(),
+            stop,
+        }
     }
 
     /// Completes when something changed since it last completed.
@@ -40,7 +43,10 @@ impl Watches {
     /// Ends with its own token instead of the one it was made with.
     #[must_use]
     pub fn until(&self, stop: CancellationToken) -> Self {
-        Self { bell: Arc::clone(&self.bell), stop }
+        Self {
+            bell: Arc::clone(&self.bell),
+            stop,
+        }
     }
 
     /// Watches one kind into a store. A watch that breaks is taken up again with back-off; the store keeps what it
