@@ -440,7 +440,7 @@ mod tests {
                 "gateway {ordinal} has {users} of 196 nodes"
             );
         }
-        let mut fewer = world.clone();
+        let mut fewer = world;
         fewer.gateways.remove(&("shop".to_owned(), 2));
         for (n, before) in (4..200).zip(before) {
             let after = choice(&fewer, n, &[]);
