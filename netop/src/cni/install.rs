@@ -5,13 +5,15 @@
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use serde_json::{Map, Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use crate::files::write_mode;
 
 /// The plugin's name: its file among the plugins, its type in the list.
 pub const PLUGIN: &str = "slice-cni";
@@ -48,7 +50,7 @@ impl Installer {
         let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
         let mut installed = Installed::AsItWas;
         if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
-            replace(&target, &wanted, 0o755).with_context(|| format!("write {}", target.display()))?;
+            write_mode(&target, &wanted, 0o755).with_context(|| format!("write {}", target.display()))?;
             installed = Installed::Changed(target);
         }
         let list = self.list()?;
@@ -57,7 +59,7 @@ impl Installer {
         if let Some(changed) =
             with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))?
         {
-            replace(&list, changed.as_bytes(), 0o644).with_context(|| format!("write {}", list.display()))?;
+            rewrite(&list, &changed).with_context(|| format!("write {}", list.display()))?;
             installed = Installed::Changed(list);
         }
         Ok(installed)
@@ -74,7 +76,7 @@ impl Installer {
                 fs::read_to_string(&list)
                     .context("read")
                     .and_then(|text| match without_plugin(&text) {
-                        Some(changed) => replace(&list, changed.as_bytes(), 0o644).context("write"),
+                        Some(changed) => rewrite(&list, &changed).context("write"),
                         None => Ok(()),
                     });
             let removed = removed.with_context(|| list.display().to_string());
@@ -131,51 +133,77 @@ impl Installer {
     }
 }
 
-/// The list with the plugin's element at its end; `None` where it is there as it should be.
+/// The list with the plugin's element at its end, everything else as its owner wrote it; `None` where it is there as
+/// it should be.
 fn with_plugin(text: &str, element: &Value) -> anyhow::Result<Option<String>> {
-    let mut list: Map<String, Value> = serde_json::from_str(text).context("not a JSON object")?;
-    let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) else {
-        bail!("no list of plugins")
-    };
-    if plugins.last() == Some(element) && plugins.iter().filter(|plugin| is_ours(plugin)).count() == 1 {
+    let list = plugins(text)?;
+    if list.iter().filter(|plugin| plugin.ours).count() == 1
+        && list.last().is_some_and(|last| last.value == *element)
+    {
         return Ok(None);
     }
-    plugins.retain(|plugin| !is_ours(plugin));
-    plugins.push(element.clone());
-    Ok(Some(serde_json::to_string_pretty(&list)? + "\n"))
+    let clean = without_plugin(text).unwrap_or_else(|| text.to_owned());
+    let list = plugins(&clean)?;
+    let Some(last) = list.last() else {
+        bail!("no plugin to chain to")
+    };
+    // As the owner separates elements.
+    let separator = match list.as_slice() {
+        [.., before, last] => &clean[before.at.end..last.at.start],
+        _ => ",",
+    };
+    let (head, tail) = clean.split_at(last.at.end);
+    Ok(Some(format!("{head}{separator}{element}{tail}")))
 }
 
 /// The list without the plugin; `None` where it is not in it, or the text is not a list.
 fn without_plugin(text: &str) -> Option<String> {
-    let mut list: Map<String, Value> = serde_json::from_str(text).ok()?;
-    let plugins = list.get_mut("plugins")?.as_array_mut()?;
-    let before = plugins.len();
-    plugins.retain(|plugin| !is_ours(plugin));
-    (plugins.len() != before).then(|| serde_json::to_string_pretty(&list).map(|text| text + "\n").ok())?
-}
-
-fn is_ours(plugin: &Value) -> bool {
-    plugin.get("type").and_then(Value::as_str) == Some(PLUGIN)
-}
-
-/// Replaces a file in one step: a temporary beside it, made durable, then renamed over it.
-pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-    // A leading dot and no known extension: libcni must not take the temporary for a configuration.
-    let temporary = path.with_file_name(format!(".{name}.weft"));
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    let list = plugins(text).ok()?;
+    let mut rest = text.to_owned();
+    for (n, plugin) in list.iter().enumerate().rev().filter(|(_, plugin)| plugin.ours) {
+        // With the comma before it, or where it is the first, with the one after it.
+        let cut = match (n.checked_sub(1), list.get(n + 1)) {
+            (Some(before), _) => list[before].at.end..plugin.at.end,
+            (None, Some(next)) => plugin.at.start..next.at.start,
+            (None, None) => plugin.at.clone(),
+        };
+        rest.replace_range(cut, "");
     }
-    let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary, path)
+    (rest != text).then_some(rest)
+}
+
+/// An element of the list, and where in the text it is.
+struct Plugin {
+    at: std::ops::Range<usize>,
+    value: Value,
+    ours: bool,
+}
+
+fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        plugins: Vec<&'a RawValue>,
+    }
+    let list: List<'_> = serde_json::from_str(text).context("not a list of plugins")?;
+    let plugin = |raw: &RawValue| {
+        // A raw value borrows from the text it was read from.
+        let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+        let value: Value = serde_json::from_str(raw.get())?;
+        let ours = value.get("type").and_then(Value::as_str) == Some(PLUGIN);
+        Ok(Plugin {
+            at: start..start + raw.get().len(),
+            value,
+            ours,
+        })
+    };
+    list.plugins.into_iter().map(plugin).collect()
+}
+
+/// Replaces a file in one step and leaves its permissions as they are.
+fn rewrite(path: &Path, text: &str) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
+    write_mode(path, text.as_bytes(), mode)
 }
 
 #[cfg(test)]
@@ -222,13 +250,41 @@ mod tests {
             ["bridge", "portmap"]
         );
         installer.remove().unwrap();
-        let (now, before): (Value, Value) = (
-            serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap(),
-            serde_json::from_str(LIST).unwrap(),
-        );
-        assert_eq!(now, before);
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST, "to the byte");
         assert!(!installer.bin_dir.join(PLUGIN).exists());
         installer.remove().unwrap();
+    }
+
+    #[test]
+    fn the_owners_way_of_writing_stays() {
+        let element = json!({"type": PLUGIN});
+        let ours = r#"{"type":"slice-cni"}"#;
+        for (before, after) in [
+            (
+                r#"{"plugins":[{"type":"a"}]}"#,
+                r#"{"plugins":[{"type":"a"},OURS]}"#,
+            ),
+            (
+                "{ \"plugins\": [\n  {\"type\": \"a\"},\n  {\"x\": 1.0}\n ] }\n",
+                "{ \"plugins\": [\n  {\"type\": \"a\"},\n  {\"x\": 1.0},\n  OURS\n ] }\n",
+            ),
+        ] {
+            let after = after.replace("OURS", ours);
+            assert_eq!(
+                with_plugin(before, &element).unwrap().as_deref(),
+                Some(after.as_str())
+            );
+            assert_eq!(with_plugin(&after, &element).unwrap(), None);
+            assert_eq!(without_plugin(&after).as_deref(), Some(before));
+            assert_eq!(without_plugin(before), None);
+        }
+        let scattered = format!(r#"{{"plugins":[{ours}, {{"type":"a"}}, {ours}, {{"type":"b"}}]}}"#);
+        let put_right = with_plugin(&scattered, &element).unwrap().unwrap();
+        assert_eq!(
+            put_right,
+            format!(r#"{{"plugins":[{{"type":"a"}}, {{"type":"b"}}, {ours}]}}"#)
+        );
+        assert!(with_plugin(r#"{"plugins":[]}"#, &element).is_err() && with_plugin("{", &element).is_err());
     }
 
     #[test]

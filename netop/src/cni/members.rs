@@ -31,6 +31,6 @@ impl Members {
     /// Where the folder cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let text = serde_json::to_vec(self)?;
-        super::install::replace(path, &text, 0o644)
+        crate::files::write(path, &text)
     }
 }
