@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  cargo bench -p slice-gateway --profile lab -- [--rounds N] [--seconds S] [--only weft,vxlan] [--test tcp1]
-//!      [--wireguard-go PATH] [--boringtun PATH] [--wire]
+//!      [--wireguard-go PATH] [--boringtun PATH] [--wire] [--peers N]
 //! ```
 //!
 //! With `--wire` no device between the clusters segments for its host, and packets cross it as they cross a plain
@@ -89,6 +89,9 @@ fn main() {
         }
         println!("round {} of {rounds}", round + 1);
     }
+    if let Some(peers) = value("--peers").map(|text| text.parse().unwrap()) {
+        many_peers(&lab, peers, rounds, seconds);
+    }
     println!(
         "{:<16} {:<6} {:>9} {:>9} {:>9}",
         "test", "system", "median", "min", "max"
@@ -110,6 +113,38 @@ fn main() {
             println!("{gateway}: {line}");
         }
     }
+}
+
+/// The same traffic with that many more peers configured, none of which is there, and what they cost in memory.
+fn many_peers(lab: &Lab, peers: u32, rounds: usize, seconds: f64) {
+    let mut results = [Vec::new(), Vec::new()];
+    let mut memory = [0, 0];
+    for round in 0..rounds {
+        for (place, absent) in [0, peers].into_iter().enumerate() {
+            lab.absent.store(absent, std::sync::atomic::Ordering::Relaxed);
+            lab.configure();
+            lab::eventually("the peers are configured", || {
+                (lab.report("a-gw0").tunnels.len() == absent as usize + 1).then_some(())
+            });
+            results[place].push(measure::tcp(lab, &systems::weft(), 1, seconds));
+            // Later it holds what it has once held.
+            if round == 0 {
+                memory[place] = resident(lab.pids()[0]);
+            }
+        }
+    }
+    for (mut measured, (peers, memory)) in results.into_iter().zip([1, peers + 1].into_iter().zip(memory)) {
+        measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (gbps, _, own) = measured[measured.len() / 2];
+        println!("{peers} peers: {gbps:.2} Gbit/s, {own:.0} own ns/KiB, {memory} KiB resident");
+    }
+}
+
+/// Resident memory of a process, in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// What the kernel lost in a namespace.

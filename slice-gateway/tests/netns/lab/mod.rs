@@ -52,6 +52,8 @@ pub(crate) struct Lab {
     pub(crate) clusters: Vec<Cluster>,
     directory: tempfile::TempDir,
     agents: Vec<Arc<Agent>>,
+    /// Clusters that every gateway is told of and that do not exist.
+    pub(crate) absent: AtomicU32,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -133,6 +135,7 @@ impl Lab {
             clusters: Vec::new(),
             directory,
             agents: Vec::new(),
+            absent: AtomicU32::new(0),
             _one: one,
         };
         lab.namespace("wan");
@@ -357,6 +360,29 @@ impl Lab {
                 vtep: vtep(cluster, ordinal),
                 endpoints: vec![SocketAddr::new(endpoint.ip(), hello.udp_port)],
             });
+        }
+        for absent in 0..self.absent.load(Ordering::Relaxed) {
+            let cluster = char::from_u32(0x4e00 + absent).expect("a character");
+            let key: [u8; 32] = std::array::from_fn(|at| if at < 4 { absent.to_be_bytes()[at] } else { 9 });
+            let gateway = handover::PeerGateway {
+                name: format!("{cluster}/0"),
+                public_key: slice_gateway::proto::config::encode_key(&key),
+                vtep: Ipv4Addr::from_bits(Ipv4Addr::new(198, 19, 0, 1).to_bits() + absent),
+                endpoints: vec![SocketAddr::from(([192, 0, 2, 250], 51820))],
+            };
+            let range = handover::Range {
+                start: 4096 + absent * 64,
+                size: 64,
+            };
+            let (cluster_name, ranges, gateways) = (cluster.to_string(), vec![range], vec![gateway]);
+            peers.insert(
+                cluster,
+                handover::Peer {
+                    cluster: cluster_name,
+                    ranges,
+                    gateways,
+                },
+            );
         }
         let ordinal = agent.name[2..].parse().expect("an ordinal");
         handover::Config {
