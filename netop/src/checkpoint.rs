@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     files::write,
-    ledger::{Holder, Ledger, Page},
+    ledger::{Holder, Ledger, Page, Rest},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -21,7 +21,13 @@ struct File {
 struct FilePage {
     last: u32,
     held: BTreeMap<u32, FileHolder>,
-    resting: BTreeMap<u32, Timestamp>,
+    resting: BTreeMap<u32, FileRest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileRest {
+    since: Timestamp,
+    uid: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +48,17 @@ pub fn save(path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
                 (*index, FileHolder { uid, namespace, name })
             })
             .collect(),
-        resting: page.resting.clone(),
+        resting: (page.resting.iter())
+            .map(|(index, Rest { since, uid })| {
+                (
+                    *index,
+                    FileRest {
+                        since: *since,
+                        uid: uid.clone(),
+                    },
+                )
+            })
+            .collect(),
     };
     let file = File {
         slices: ledger
@@ -72,7 +88,9 @@ pub fn load(path: &Path) -> anyhow::Result<Option<Ledger>> {
         held: (page.held.into_iter())
             .map(|(index, FileHolder { uid, namespace, name })| (index, Holder { uid, namespace, name }))
             .collect(),
-        resting: page.resting,
+        resting: (page.resting.into_iter())
+            .map(|(index, FileRest { since, uid })| (index, Rest { since, uid }))
+            .collect(),
     };
     Ok(Some(Ledger {
         pages: file
@@ -99,7 +117,13 @@ mod tests {
         };
         let page = Page {
             held: BTreeMap::from([(8, holder)]),
-            resting: BTreeMap::from([(9, Timestamp::from_second(100).unwrap())]),
+            resting: BTreeMap::from([(
+                9,
+                Rest {
+                    since: Timestamp::from_second(100).unwrap(),
+                    uid: "v".into(),
+                },
+            )]),
             last: 9,
         };
         let ledger = Ledger {

@@ -106,7 +106,10 @@ impl Server {
             let stays = wanted.contains(slice.as_str());
             if !stays {
                 stop.cancel();
-                let _ = crate::files::remove(&run.gateway(slice).join("netop.sock"));
+                let directory = run.gateway(slice);
+                let _ = crate::files::remove(&directory.join("netop.sock"));
+                // Where something else is in it, it stays.
+                let _ = fs::remove_dir(&directory);
             }
             stays
         });

@@ -1,7 +1,7 @@
 //! Who has which index of this node's blocks. Pure: time comes in as an argument.
 //!
 //! An index that is given back rests for [`REST`] before another pod gets it, so that nobody who still sends to the
-//! old pod reaches the new one. Next-fit: the search goes on where it last ended, which spares the resting ones.
+//! old pod reaches the new one; the same pod gets it back at once. Next-fit: the search goes on where it last ended, which spares the resting ones.
 
 use std::collections::BTreeMap;
 
@@ -23,10 +23,17 @@ pub struct Holder {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub held: BTreeMap<u32, Holder>,
-    /// Since when an index has been free.
-    pub resting: BTreeMap<u32, Timestamp>,
+    pub resting: BTreeMap<u32, Rest>,
     /// The index given out last.
     pub last: u32,
+}
+
+/// An index that was given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rest {
+    pub since: Timestamp,
+    /// UID of the pod that had it.
+    pub uid: String,
 }
 
 /// All slices of a node.
@@ -73,6 +80,12 @@ impl Source {
     }
 }
 
+impl Rest {
+    fn lasts(&self, now: Timestamp) -> bool {
+        now.duration_since(self.since) < REST
+    }
+}
+
 impl Page {
     fn index_of(&self, uid: &str) -> Option<u32> {
         self.held
@@ -82,8 +95,7 @@ impl Page {
     }
 
     fn is_free(&self, index: u32, now: Timestamp) -> bool {
-        let rests = |since: &Timestamp| now.duration_since(*since) < REST;
-        !self.held.contains_key(&index) && !self.resting.get(&index).is_some_and(rests)
+        !self.held.contains_key(&index) && !self.resting.get(&index).is_some_and(|rest| rest.lasts(now))
     }
 }
 
@@ -108,8 +120,12 @@ impl Ledger {
             return Ok(index);
         }
         let free = |index: &u32| page.is_free(*index, now);
-        let next = source.indices().filter(free).find(|index| *index > page.last);
-        let Some(index) = next.or_else(|| source.indices().find(free)) else {
+        let own = (page.resting.iter())
+            .find(|(_, rest)| rest.uid == holder.uid)
+            .map(|(index, _)| *index);
+        let own = own.filter(|own| source.indices().any(|index| index == *own));
+        let next = || source.indices().filter(free).find(|index| *index > page.last);
+        let Some(index) = own.or_else(next).or_else(|| source.indices().find(free)) else {
             return Err(Exhausted {
                 usage: self.usage(slice, source, now),
             });
@@ -131,12 +147,18 @@ impl Ledger {
     /// Gives back every index whose holder `keeps` does not want.
     pub fn retain(&mut self, now: Timestamp, keeps: impl Fn(&str, &Holder) -> bool) {
         for (slice, page) in &mut self.pages {
-            page.resting.retain(|_, since| now.duration_since(*since) < REST);
+            page.resting.retain(|_, rest| rest.lasts(now));
             let resting = &mut page.resting;
             page.held.retain(|index, holder| {
                 let stays = keeps(slice, holder);
                 if !stays {
-                    resting.insert(*index, now);
+                    resting.insert(
+                        *index,
+                        Rest {
+                            since: now,
+                            uid: holder.uid.clone(),
+                        },
+                    );
                 }
                 stays
             });
@@ -219,6 +241,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_comes_back_gets_its_index_back() {
+        let (mut ledger, source) = (Ledger::default(), source(&[(8, 2)]));
+        assert_eq!(ledger.allocate("shop", pod(1), &source, at(0)), Ok(8));
+        assert_eq!(ledger.allocate("shop", pod(2), &source, at(0)), Ok(9));
+        ledger.retain(at(1), |_, _| false);
+        assert_eq!(ledger.allocate("shop", pod(2), &source, at(1)), Ok(9));
+        assert!(ledger.allocate("shop", pod(3), &source, at(1)).is_err());
+    }
+
+    #[test]
     fn reserved_addresses_are_never_given() {
         let (mut ledger, source) = (Ledger::default(), source(&[(0, 2), (62, 2)]));
         let given: Vec<_> = (0..3)
@@ -243,7 +275,7 @@ mod tests {
         fn indices_are_handed_out_soundly(steps in prop::collection::vec((0u32..12, any::<bool>(), 0i64..4), 1..200)) {
             let source = source(&[(0, 4), (16, 4)]);
             let mut ledger = Ledger::default();
-            let mut freed: BTreeMap<u32, Timestamp> = BTreeMap::new();
+            let mut freed: BTreeMap<u32, (Timestamp, u32)> = BTreeMap::new();
             let mut clock = 0;
             for (n, comes, minutes) in steps {
                 clock += minutes;
@@ -256,7 +288,7 @@ mod tests {
                             prop_assert!(source.indices().any(|usable| usable == index));
                             prop_assert!(known.is_none_or(|known| known == index));
                             if known.is_none() {
-                                let rested = freed.get(&index).is_none_or(|since| now.duration_since(*since) >= REST);
+                                let rested = freed.get(&index).is_none_or(|(since, of)| *of == n || now.duration_since(*since) >= REST);
                                 prop_assert!(rested, "{} was free since {:?}", index, freed.get(&index));
                             }
                         }
@@ -264,7 +296,7 @@ mod tests {
                     }
                 } else {
                     if let Some(index) = ledger.index_of("shop", &pod(n).uid) {
-                        freed.insert(index, now);
+                        freed.insert(index, (now, n));
                     }
                     ledger.retain(now, |_, holder| *holder != pod(n));
                 }
