@@ -12,7 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams};
 
 use super::cgroup::Layout;
 use super::config::{self, Site};
@@ -210,7 +210,7 @@ pub async fn bring_up(
     Ok(())
 }
 
-/// Node objects are made before kubelets register, so that node n of every cluster has the same pod range.
+/// Node n of every cluster has the same pod range. A kubelet may have registered its node already: applying covers both.
 async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> {
     let nodes: Api<Node> = Api::all(api.client.clone());
     for machine in &cluster.nodes {
@@ -227,8 +227,9 @@ async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> 
             }),
             ..Node::default()
         };
-        let created = nodes.create(&PostParams::default(), &node).await;
-        created.with_context(|| format!("declare node {}", machine.name))?;
+        let params = PatchParams::apply("weft-lab").force();
+        let applied = nodes.patch(&machine.name, &params, &Patch::Apply(&node)).await;
+        applied.with_context(|| format!("declare node {}", machine.name))?;
     }
     Ok(())
 }
