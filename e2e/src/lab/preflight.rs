@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use nix::unistd::Uid;
 
-/// Programs that the lab runs and the Debian package each comes from.
-pub const PROGRAMS: [(&str, &str); 9] = [
+/// Programs that the lab and the tests in namespaces run, and the Debian package each comes from.
+pub const PROGRAMS: [(&str, &str); 10] = [
     ("etcd", "etcd-server"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -16,6 +16,7 @@ pub const PROGRAMS: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
+    ("wg", "wireguard-tools"),
 ];
 
 pub fn root() -> Result<()> {

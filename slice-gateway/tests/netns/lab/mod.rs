@@ -9,6 +9,7 @@
 
 mod agent;
 mod capture;
+mod programs;
 mod wire;
 
 use std::{
@@ -34,6 +35,8 @@ use slice_runtime::handover::{self, ToGateway};
 use agent::{Agent, open_tap, serve};
 use capture::Capture;
 pub(crate) use capture::packet_socket;
+#[allow(unused_imports, reason = "the benchmark uses it")]
+pub(crate) use programs::wireguard_go;
 
 pub(crate) const MTU: u16 = 1370;
 const VNI: u32 = 77;
