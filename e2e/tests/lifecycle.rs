@@ -37,6 +37,7 @@ fn lab(dir: &Path, arguments: &[&str]) -> Result<String> {
 /// Everything that a lab could leave on the machine.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
+    /// The lab's own, by their names.
     namespaces: Vec<String>,
     links: BTreeSet<String>,
     mounts: BTreeSet<String>,
@@ -51,6 +52,8 @@ impl Traces {
             entries.map(|entry| entry.path().display().to_string()).collect()
         };
         let mounts = fs::read_to_string("/proc/self/mounts").context("read mounts")?;
+        // Named namespaces are told apart by name, above: others than the lab may come and go meanwhile.
+        let mounts = mounts.lines().filter(|line| !line.starts_with("nsfs "));
         let groups = names("/sys/fs/cgroup")
             .into_iter()
             .flat_map(|hierarchy| names(&hierarchy));
@@ -64,7 +67,7 @@ impl Traces {
         Ok(Self {
             namespaces: network::lab_namespaces()?,
             links: names("/sys/class/net"),
-            mounts: mounts.lines().map(str::to_owned).collect(),
+            mounts: mounts.map(str::to_owned).collect(),
             groups: groups.filter(|path| Path::new(path).is_dir()).collect(),
             settings: settings
                 .into_iter()
