@@ -102,6 +102,16 @@ demo: ## Two clusters, one slice, and who can talk to whom
 	@for step in setup build lab-up load; do $(MAKE) --no-print-directory $$step; done
 	$(call phase,demo,$(LAB) demo)
 
+.PHONY: measure
+measure: lab-up load ## Measure Weft with real pods on the lab (P=creation, attach, path or idle: only that)
+	$(call phase,measure,$(LAB) measure $(P))
+
+.PHONY: deny
+deny: tools ## Licences, versions and origins of dependencies, and advisories about them (fetches the RustSec database)
+	@command -v cargo-deny >/dev/null || { echo 'no cargo-deny: cargo install --locked cargo-deny'; exit 1; }
+	$(call phase,licences and versions and origins,cargo deny --offline check licenses bans sources)
+	$(call phase,advisories,cargo deny check advisories)
+
 .PHONY: bench
 bench: tools ## Measure the data path without a cluster
 	$(call phase,benchmarks,cargo bench --workspace --benches)

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use slice_e2e::lab::dir::{self, LabDir};
 use slice_e2e::lab::plan::Plan;
-use slice_e2e::lab::running::{self, Part, Running};
+use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
 use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
+use slice_e2e::measure::{self, Part};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -68,6 +69,13 @@ enum Verb {
     },
     /// Install Weft, make a slice, and print who can talk to whom.
     Demo,
+    /// Measure Weft with real pods; prints a table and writes JSON.
+    Measure {
+        /// What to measure; everything when nothing is named.
+        parts: Vec<Part>,
+        #[arg(long, default_value = "target/bench/lab.json")]
+        out: PathBuf,
+    },
     /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
     Env,
     /// A shell on a machine.
@@ -157,6 +165,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
+        Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
         Verb::Env => env(&dir),
         Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
         Verb::Exec { machine, command } => exec(&dir, machine, command),
@@ -166,9 +175,9 @@ fn run(args: &Args) -> Result<()> {
             control_plane,
         } => {
             let part = if *control_plane {
-                Part::ControlPlane
+                running::Part::ControlPlane
             } else {
-                Part::Whole
+                running::Part::Whole
             };
             timed("stopped", || Running::open(&dir)?.stop_cluster(cluster, part))
         }

@@ -71,7 +71,7 @@ fn end_on_signal() -> Result<()> {
     Ok(())
 }
 
-fn both_families(kind: Type, address: SocketAddr) -> Result<Socket> {
+pub(super) fn both_families(kind: Type, address: SocketAddr) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV6, kind, None).context("open a socket")?;
     socket.set_only_v6(false).context("serve both families")?;
     socket.set_reuse_address(true).context("reuse the address")?;

@@ -6,6 +6,7 @@
 //! frames                    raw Ethernet, any EtherType, ARP        (CAP_NET_RAW)
 //! datagrams                 broadcast and multicast, exactly-once counting
 //! stream                    a long conversation and its longest silence
+//! throughput                one receiver, one sender, as fast as it goes
 //! ```
 //!
 //! Everything is synchronous: a probe does one thing. Receivers print
@@ -19,6 +20,7 @@ mod frames;
 mod packet;
 mod ping;
 mod stream;
+mod throughput;
 
 use std::time::Duration;
 
@@ -48,6 +50,9 @@ pub enum Command {
     Datagrams(datagrams::Datagrams),
     /// Talk steadily to an echo server and measure the silences.
     Stream(stream::Stream),
+    /// How much a receiver gets over TCP.
+    #[command(subcommand)]
+    Throughput(throughput::Throughput),
 }
 
 impl Command {
@@ -61,6 +66,7 @@ impl Command {
             Self::Frames(frames) => frames.run(),
             Self::Datagrams(datagrams) => datagrams.run(),
             Self::Stream(stream) => stream.run(),
+            Self::Throughput(throughput) => throughput.run(),
         }
     }
 }

@@ -24,6 +24,9 @@ pub struct Ping {
     /// Forbid fragmentation.
     #[arg(long)]
     df: bool,
+    /// End with the first answer.
+    #[arg(long)]
+    first: bool,
 }
 
 impl Ping {
@@ -42,14 +45,18 @@ impl Ping {
         // Tells our answers from those of other pings in the same namespace.
         let identifier = std::process::id() as u16;
         let mut buffer = vec![0; 64 * 1024];
-        let mut rtts = Vec::new();
+        let (mut sent, mut rtts) = (0, Vec::new());
         for number in 0..self.count {
+            if self.first && !rtts.is_empty() {
+                break;
+            }
             let payload = count::payload(number.into(), self.size);
             let request = packet::echo_request(self.address, identifier, number, &payload);
             let started = Instant::now();
             socket
                 .send(&request)
                 .with_context(|| format!("send {} bytes to {}", request.len(), self.address))?;
+            sent += 1;
             while let Ok(read) = socket.read(&mut buffer) {
                 if packet::is_echo_reply(self.address, &buffer[..read], identifier, number) {
                     rtts.push(started.elapsed());
@@ -60,6 +67,6 @@ impl Ping {
                 }
             }
         }
-        print(&json!({"sent": self.count, "received": rtts.len(), "rtt_ms": Rtt::of(rtts)}))
+        print(&json!({"sent": sent, "received": rtts.len(), "rtt_ms": Rtt::of(rtts)}))
     }
 }
