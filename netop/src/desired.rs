@@ -6,9 +6,9 @@
 //!  pods ── wp-… ─┼─ wb-… bridge, static entries only ┼─ wu-… VXLAN ═ wu of the node whose gateway this one uses
 //!                │                                   └─ wt-… TAP ─ gateway on this node ═ WAN
 //! ```
-//! An address of another cluster is unknown to the bridge; unknown goes to `wu` and to the one `wt` in use. Broadcast
-//! goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes to pods only, by `wu` to the
-//! gateway only, by `wt` anywhere but back.
+//! An address of another cluster is unknown to the bridge; unknown goes to `wu` or to the one `wt` in use, as the
+//! filter's `ways` say. Broadcast goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes
+//! to pods only, by `wu` to one gateway only (`relays`), by `wt` anywhere but back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +45,8 @@ pub struct SegmentIntent {
     /// Gateways on this node, by ordinal.
     pub taps: BTreeSet<u32>,
     pub uplink: Uplink,
+    /// The gateway on this node that carries for nodes that have none, or use this one.
+    pub relay: Option<u32>,
     /// By the host end's name.
     pub attachments: BTreeMap<Name, AttachmentIntent>,
 }
@@ -106,17 +108,22 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         };
         state.links.insert(name, link);
     };
-    let vxlan = |port| {
+    let vxlan = |port, remote| {
         Kind::Vxlan(Vxlan {
             vni: intent.vni,
             port,
             local: intent.local,
+            remote,
         })
+    };
+    let remote = match intent.uplink {
+        Uplink::Remote(node) => Some(node),
+        Uplink::None | Uplink::Local(_) => None,
     };
     link(segment.bridge(), Kind::Bridge { snooping: false }, None);
     link(
         segment.mesh(),
-        vxlan(MESH_PORT),
+        vxlan(MESH_PORT, None),
         Some(Port {
             isolated: true,
             ..port.clone()
@@ -124,7 +131,7 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
     );
     link(
         segment.uplink(),
-        vxlan(UPLINK_PORT),
+        vxlan(UPLINK_PORT, remote),
         Some(Port {
             unknown: true,
             isolated: true,
@@ -132,16 +139,11 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         }),
     );
     for ordinal in &intent.taps {
-        let used = intent.uplink == Uplink::Local(*ordinal);
-        link(
-            segment.tap(*ordinal),
-            Kind::Tap,
-            Some(Port {
-                unknown: used,
-                group: used,
-                ..port.clone()
-            }),
-        );
+        let port = Port {
+            unknown: true,
+            ..port.clone()
+        };
+        link(segment.tap(*ordinal), Kind::Tap, Some(port));
     }
     for name in intent.attachments.keys() {
         link(
@@ -169,7 +171,17 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         .taps
         .iter()
         .map(|ordinal| Element::Tap(segment.tap(*ordinal)));
-    let elements = pods.chain(taps).collect();
+    let way = match intent.uplink {
+        Uplink::None => None,
+        Uplink::Local(ordinal) => Some(segment.tap(ordinal)),
+        Uplink::Remote(_) => Some(segment.uplink()),
+    };
+    let relay = intent.relay.map(|ordinal| Element::Relay(segment.tap(ordinal)));
+    let elements = pods
+        .chain(taps)
+        .chain(way.map(Element::Way))
+        .chain(relay)
+        .collect();
     state.tables.insert(segment.table(), Table { rules, elements });
 }
 
@@ -206,13 +218,6 @@ fn remote_entries(state: &mut State, segment: &Segment, intent: &SegmentIntent) 
                 });
             }
         }
-    }
-    if let Uplink::Remote(node) = intent.uplink {
-        state.fdb.insert(Fdb {
-            link: segment.uplink(),
-            mac: ANY,
-            via: Via::Remote(node),
-        });
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     files::RunDirectory,
     gateways::Server,
     kernel::{self, Linux},
+    liveness,
     metrics::Metrics,
     pods::NetnsDirectory,
     report,
@@ -91,6 +92,10 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     );
     let writer = tokio::spawn(writer);
 
+    let (told, to_tell) = watch::channel(liveness::Local::default());
+    let (view, mut heard) = watch::channel(liveness::View::default());
+    let listener = tokio::spawn(liveness::task::run(to_tell, view, stop.clone()));
+
     let mut chain_changes = chain_seen.clone();
     let mut agent = Agent::new(
         kernel,
@@ -106,6 +111,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             announcements,
             reports,
             chain: chain_seen,
+            liveness: told,
         },
     );
     // Which pods were there is to be known before the first decision.
@@ -126,6 +132,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             }
             Some(call) = called.recv() => Event::Call(call),
             Some(event) = gateways.recv() => Event::Gateway(event),
+            Ok(()) = heard.changed() => Event::Heard(heard.borrow_and_update().clone()),
             Some(answer) = fetched.recv() => Event::Fetched(answer),
             Some(found) = sandboxes.recv() => Event::Sandboxes(found),
             Ok(()) = chain_changes.changed() => Event::Chain,
@@ -152,7 +159,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     }
     let removed = agent.is_removed();
     drop(agent);
-    for task in [keeper, writer] {
+    for task in [keeper, writer, listener] {
         task.await.context("a task panicked")?;
     }
     questions.await.context("the CNI plugin's socket")??;

@@ -15,6 +15,7 @@ use slice_runtime::handover;
 use crate::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink},
     ledger::{Exhausted, Holder, Ledger, Source},
+    liveness::{self, Heard, Word},
     model::{Name, Netns},
     world::{PodView, SliceFacts, World},
 };
@@ -26,12 +27,14 @@ pub struct Local {
     pub node: String,
     /// Pods' network namespaces, by pod UID.
     pub sandboxes: BTreeMap<String, Netns>,
-    /// Gateways on this node that carry frames, by slice and ordinal.
-    pub carrying: BTreeSet<(String, u32)>,
+    /// Gateways on this node that carry frames, by slice and ordinal, and what they say.
+    pub carrying: BTreeMap<(String, u32), Word>,
     /// Gateways on this node that have, or are about to get, a TAP.
     pub taps: BTreeSet<(String, u32)>,
     /// Gateways whose object has not changed for so long that their node may be dead.
     pub silent: BTreeSet<(String, u32)>,
+    /// What other nodes say of their gateways.
+    pub heard: liveness::View,
 }
 
 /// What is asked for, and what is to be said about it.
@@ -42,6 +45,8 @@ pub struct Decision {
     pub pods: BTreeMap<String, PodDecision>,
     /// What is wrong with a slice on this node, by slice.
     pub problems: BTreeMap<String, String>,
+    /// Other nodes' gateways that are to be watched, by the node's address.
+    pub watched: BTreeMap<IpAddr, BTreeSet<liveness::Gateway>>,
 }
 
 /// One pod.
@@ -123,7 +128,12 @@ pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp
     }
     for (name, facts) in &world.slices {
         match segment(world, local, name, facts) {
-            Ok(segment) => _ = decision.node.segments.insert(name.clone(), segment),
+            Ok((segment, watched)) => {
+                decision.node.segments.insert(name.clone(), segment);
+                for (node, gateway) in watched {
+                    decision.watched.entry(node).or_default().insert(gateway);
+                }
+            }
             Err(Some(problem)) => _ = decision.problems.insert(name.clone(), problem),
             Err(None) => {}
         }
@@ -132,13 +142,13 @@ pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp
     decision
 }
 
-/// One slice without its pods; `Err(None)` where this node has no block of it.
+/// One slice without its pods, and the gateways to be watched; `Err(None)` where this node has no block of it.
 fn segment(
     world: &World,
     local: &Local,
     name: &str,
     facts: &SliceFacts,
-) -> Result<SegmentIntent, Option<String>> {
+) -> Result<(SegmentIntent, Watched), Option<String>> {
     let own = world
         .blocks
         .get(&(name.to_owned(), local.node.clone()))
@@ -172,7 +182,8 @@ fn segment(
             .map(|(_, ordinal)| *ordinal)
             .collect()
     };
-    Ok(SegmentIntent {
+    let (uplink, watched) = uplink(world, local, name, facts);
+    let segment = SegmentIntent {
         vni: facts.spec.vni,
         mtu: facts.spec.mtu.into(),
         subnets: facts.subnets,
@@ -180,23 +191,51 @@ fn segment(
         local: address,
         remotes,
         taps: of_slice(&local.taps),
-        uplink: uplink(world, local, name),
+        uplink,
+        relay: relay(local, name),
         attachments: BTreeMap::new(),
-    })
+    };
+    Ok((segment, watched))
 }
 
-/// The gateway that this node uses: its own with the lowest ordinal, otherwise one by rendezvous hashing over the
-/// nodes that have one, so that nodes spread evenly and only those of a gateway that leaves move.
-fn uplink(world: &World, local: &Local, slice: &str) -> Uplink {
-    let carrying = local
-        .carrying
-        .iter()
-        .filter(|(of, _)| of == slice)
-        .map(|(_, ordinal)| *ordinal);
-    if let Some(ordinal) = carrying.min() {
-        return Uplink::Local(ordinal);
+/// Gateways of other nodes, by the node's address.
+type Watched = Vec<(IpAddr, liveness::Gateway)>;
+
+/// How much a gateway is worth, best last: how sure it is that it carries, then how many clusters it reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    /// Its node is silent, or does not know it.
+    Lost {
+        reported: bool,
+    },
+    /// Nothing was heard of it yet.
+    Unknown,
+    Draining(u32),
+    Carries(u32),
+}
+
+impl From<Word> for Worth {
+    fn from(word: Word) -> Self {
+        match word.draining {
+            true => Self::Draining(word.reached),
+            false => Self::Carries(word.reached),
+        }
     }
-    let mut candidates: Vec<(bool, &str, IpAddr)> = vec![];
+}
+
+/// The gateway on this node that carries what other nodes send here.
+fn relay(local: &Local, slice: &str) -> Option<u32> {
+    let own = local.carrying.iter().filter(|((of, _), _)| of == slice);
+    let best = own.max_by_key(|((_, ordinal), word)| (Worth::from(**word), std::cmp::Reverse(*ordinal)));
+    best.map(|((_, ordinal), _)| *ordinal)
+}
+
+/// The gateway that this node uses: of those that reach most clusters its own, otherwise one by rendezvous hashing
+/// over the nodes that have one, so that nodes spread evenly and only those of a gateway that leaves move.
+///
+/// Watched are the best two of other nodes; all where the best does not reach every cluster.
+fn uplink(world: &World, local: &Local, slice: &str, facts: &SliceFacts) -> (Uplink, Watched) {
+    let mut remote = vec![];
     for (key, gateway) in world.gateways.iter().filter(|((of, _), _)| of == slice) {
         let Some(status) = &gateway.status else { continue };
         let Some(node) = status
@@ -206,16 +245,43 @@ fn uplink(world: &World, local: &Local, slice: &str) -> Uplink {
         else {
             continue;
         };
-        if let Some(block) = world.blocks.get(&(slice.to_owned(), node.to_owned())) {
-            candidates.push((!local.silent.contains(key), node, block.spec.node_address));
-        }
-    }
-    // One that is heard of before one that is not; where none is, silence says nothing about any of them.
-    let best = candidates.into_iter().max_by_key(|(heard, node, _)| {
+        let Some(block) = world.blocks.get(&(slice.to_owned(), node.to_owned())) else {
+            continue;
+        };
+        let (address, id) = (block.spec.node_address, (facts.spec.vni, key.1));
+        let worth = match local.heard.get(&(address, id)) {
+            Some(Heard::Says(word)) => Worth::from(*word),
+            Some(Heard::Absent) => Worth::Lost { reported: false },
+            // Where all are silent, the API server's word decides.
+            Some(Heard::Silent) => Worth::Lost {
+                reported: !local.silent.contains(key),
+            },
+            None if local.silent.contains(key) => Worth::Lost { reported: false },
+            None => Worth::Unknown,
+        };
         let weight = SipHasher13::new().hash(format!("{slice}/{}/{node}", local.node).as_bytes());
-        (*heard, weight, node.to_owned())
-    });
-    best.map_or(Uplink::None, |(_, _, address)| Uplink::Remote(address))
+        remote.push((worth, weight, node, (address, id)));
+    }
+    remote.sort_unstable_by_key(|candidate| std::cmp::Reverse(*candidate));
+    let own = relay(local, slice)
+        .map(|ordinal| (ordinal, Worth::from(local.carrying[&(slice.to_owned(), ordinal)])));
+    let best = remote.first();
+    let uplink = match (own, best) {
+        (Some((ordinal, worth)), best) if best.is_none_or(|best| worth >= best.0) => Uplink::Local(ordinal),
+        (_, Some((.., (address, _)))) => Uplink::Remote(*address),
+        (_, None) => Uplink::None,
+    };
+    let worth = own.map(|(_, worth)| worth).max(best.map(|best| best.0));
+    let all = facts
+        .spec
+        .peers
+        .iter()
+        .filter(|peer| !peer.gateways.is_empty())
+        .count();
+    let complete =
+        worth.is_some_and(|worth| matches!(worth, Worth::Carries(reached) if reached as usize >= all));
+    let watched = remote.iter().take(if complete { 2 } else { remote.len() });
+    (uplink, watched.map(|(.., gateway)| *gateway).collect())
 }
 
 fn attach(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp, decision: &mut Decision) {
@@ -372,10 +438,43 @@ mod tests {
 
     use slice_crds::{
         IndexRange,
-        v1alpha1::{SliceBlock, SliceBlockSpec, SliceGateway, SliceGatewaySpec, SliceGatewayStatus},
+        v1alpha1::{
+            GatewayPlacement, PeerCluster, PeerGateway, Slice, SliceBlock, SliceBlockSpec, SliceGateway,
+            SliceGatewaySpec, SliceGatewayStatus, SliceSpec,
+        },
     };
 
     use super::*;
+
+    /// A slice with one other cluster that has a gateway.
+    fn facts() -> SliceFacts {
+        let peer = PeerCluster {
+            name: "tokyo".into(),
+            number: 2,
+            ranges: vec![],
+            gateways: vec![PeerGateway {
+                ordinal: 0,
+                public_key: String::new(),
+                endpoints: vec![],
+            }],
+        };
+        let spec = SliceSpec {
+            vni: 7,
+            subnets: vec!["10.80.0.0/16".parse().unwrap()],
+            mtu: 1370,
+            block_size: 8,
+            cluster: "paris".into(),
+            cluster_number: 1,
+            ranges: vec![],
+            peers: vec![peer],
+            namespaces: vec![],
+            attach: AttachMode::Required,
+            gateway: GatewayPlacement::default(),
+            broadcast: slice_crds::v1alpha1::Broadcast::default(),
+            dscp: 0,
+        };
+        SliceFacts::parse(&Slice::new("shop", spec)).unwrap()
+    }
 
     /// Nodes n0, n1, … of which the first so many have a gateway.
     fn cluster(nodes: u32, gateways: u32) -> World {
@@ -410,20 +509,47 @@ mod tests {
         world
     }
 
-    fn choice(world: &World, n: u32, silent: &[u32]) -> Uplink {
-        let silent = silent
+    fn node(n: u32) -> Local {
+        Local {
+            node: format!("n{n}"),
+            ..Local::default()
+        }
+    }
+
+    fn word(reached: u32) -> Word {
+        Word {
+            reached,
+            draining: false,
+        }
+    }
+
+    fn draining(reached: u32) -> Word {
+        Word {
+            reached,
+            draining: true,
+        }
+    }
+
+    /// What a node chooses to whom the others' gateways say this, by ordinal.
+    fn choose(world: &World, mut local: Local, heard: &[(u8, Heard)]) -> (Uplink, Watched) {
+        let heard = heard
             .iter()
-            .map(|ordinal| ("shop".to_owned(), *ordinal))
-            .collect();
-        uplink(
-            world,
-            &Local {
-                node: format!("n{n}"),
-                silent,
-                ..Local::default()
-            },
-            "shop",
-        )
+            .map(|(n, heard)| ((IpAddr::from([10, 0, 0, *n]), (7, u32::from(*n))), *heard));
+        local.heard = Arc::new(heard.collect());
+        uplink(world, &local, "shop", &facts())
+    }
+
+    fn choice(world: &World, n: u32, silent: &[u32]) -> Uplink {
+        let silent = silent.iter().map(|ordinal| ("shop".to_owned(), *ordinal));
+        let local = Local {
+            silent: silent.collect(),
+            ..node(n)
+        };
+        choose(world, local, &[]).0
+    }
+
+    fn remote(n: u8) -> Uplink {
+        Uplink::Remote([10, 0, 0, n].into())
     }
 
     #[test]
@@ -465,19 +591,53 @@ mod tests {
     }
 
     #[test]
-    fn the_own_gateway_with_the_lowest_ordinal_comes_first() {
+    fn a_gateway_that_is_not_heard_is_left_at_once_and_the_last_one_never() {
         let world = cluster(3, 2);
-        let carrying = [
-            ("shop".to_owned(), 7),
-            ("shop".to_owned(), 3),
-            ("bank".to_owned(), 1),
-        ]
-        .into();
-        let local = Local {
-            node: "n2".into(),
-            carrying,
-            ..Local::default()
+        let first = choice(&world, 2, &[]);
+        let (used, other) = if first == remote(0) { (0, 1) } else { (1, 0) };
+        let well = Heard::Says(word(1));
+        let choose = |used_is, other_is| choose(&world, node(2), &[(used, used_is), (other, other_is)]).0;
+        assert_eq!(choose(well, well), first);
+        for lost in [Heard::Silent, Heard::Absent, Heard::Says(word(0))] {
+            assert_eq!(choose(lost, well), remote(other), "{lost:?}");
+        }
+        let draining = Heard::Says(draining(1));
+        assert_eq!(choose(draining, well), remote(other));
+        assert_eq!(choose(draining, draining), first);
+        assert_eq!(choose(Heard::Silent, Heard::Silent), first);
+        assert_eq!(choose(Heard::Absent, Heard::Silent), remote(other));
+    }
+
+    #[test]
+    fn the_own_gateway_comes_first_unless_another_reaches_more() {
+        let world = cluster(3, 2);
+        let own = |words: &[(u32, Word)]| {
+            let carrying = words.iter().map(|(n, word)| (("shop".to_owned(), *n), *word));
+            let other = (("bank".to_owned(), 1), word(9));
+            Local {
+                carrying: carrying.chain([other]).collect(),
+                ..node(2)
+            }
         };
-        assert_eq!(uplink(&world, &local, "shop"), Uplink::Local(3));
+        let others = [(0, Heard::Says(word(2))), (1, Heard::Silent)];
+        let choose = |local: &Local| choose(&world, local.clone(), &others).0;
+        let equal = own(&[(7, word(2)), (3, word(2))]);
+        assert_eq!(choose(&equal), Uplink::Local(3));
+        let fewer = own(&[(3, word(1)), (7, word(1))]);
+        assert_eq!(choose(&fewer), remote(0));
+        assert_eq!(relay(&fewer, "shop"), Some(3), "it still carries for others");
+        let stops = own(&[(3, draining(2))]);
+        assert_eq!(choose(&stops), remote(0));
+        assert_eq!(relay(&node(2), "shop"), None);
+    }
+
+    #[test]
+    fn two_are_watched_and_all_where_two_are_not_enough() {
+        let world = cluster(9, 5);
+        let watched = |reached| {
+            let heard: Vec<_> = (0..5).map(|n| (n, Heard::Says(word(reached)))).collect();
+            choose(&world, node(8), &heard).1.len()
+        };
+        assert_eq!((watched(1), watched(0)), (2, 5));
     }
 }

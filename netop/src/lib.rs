@@ -20,6 +20,7 @@ pub mod model;
 pub mod desired;
 pub mod intent;
 pub mod ledger;
+pub mod liveness;
 pub mod plan;
 pub mod status;
 pub mod world;

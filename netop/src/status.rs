@@ -86,7 +86,7 @@ impl GatewayReport {
 }
 
 /// What a gateway that is connected says.
-pub fn gateway(node: &str, hello: &Hello, report: &Report, now: Timestamp) -> GatewayReport {
+pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestamp) -> GatewayReport {
     let tunnel = |tunnel: &Tunnel| TunnelStatus {
         peer: tunnel.peer.clone(),
         up: tunnel.up,
@@ -101,7 +101,11 @@ pub fn gateway(node: &str, hello: &Hello, report: &Report, now: Timestamp) -> Ga
         public_key: Some(hello.public_key.clone()),
         node: node.to_owned(),
         connected: true,
-        tunnels: report.tunnels.iter().map(tunnel).collect(),
+        tunnels: report
+            .into_iter()
+            .flat_map(|report| &report.tunnels)
+            .map(tunnel)
+            .collect(),
     }
 }
 

@@ -15,7 +15,8 @@ use slice_crds::{names, v1alpha1::SliceNodePhase};
 use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
-    model::Name,
+    liveness::{self, Heard, Word},
+    model::{Name, Segment},
     world::PodView,
 };
 use slice_runtime::handover::{FromGateway, Report, ToGateway};
@@ -371,17 +372,26 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
         gateway(world, "shop", 1, Some("n2"));
     });
     node.settle().await;
-    let uplink = format!(
-        "fdb 00:00:00:00:00:00 dev {} dst 192.168.7.2",
-        names::uplink("shop")
-    );
+    let uplink = names::uplink("shop");
+    let way = |link: &str| format!("element {} ways \"{link}\"", Segment::of_slice("shop").table());
+    let log = node.kernel.take_log();
     assert!(
-        node.kernel.take_log().contains(&format!("+ {uplink}")),
-        "the other node's gateway is used"
+        log.iter()
+            .any(|step| step.contains(&uplink) && step.contains("remote 192.168.7.2")),
+        "the other node's gateway is used: {log:?}"
     );
+    assert!(log.contains(&format!("+ {}", way(&uplink))));
 
     let mut near = node.connect("shop", 0, false).await;
-    assert!(node.kernel.take_log().contains(&format!("- {uplink}")));
+    let log = node.kernel.take_log();
+    let place = |step: String| log.iter().position(|line| *line == step).unwrap();
+    let moved = place(format!("+ {}", way(&names::tap("shop", 0))));
+    assert_eq!(
+        place(format!("- {}", way(&uplink))) + 1,
+        moved,
+        "in one transaction"
+    );
+    assert!(place(format!("~ link {uplink} remote none")) > moved);
     let (ToGateway::Config(config), None) = near.receive().await else {
         panic!("configuration first")
     };
@@ -415,14 +425,104 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     node.gateway_event().await;
     node.kernel.inner().held.clear();
     node.settle().await;
+    let log = node.kernel.take_log();
     assert!(
-        node.kernel.take_log().contains(&format!("+ {uplink}")),
-        "the other node's gateway again"
+        log.contains(&format!("~ link {uplink} remote 192.168.7.2")),
+        "the other node's gateway again: {log:?}"
     );
     assert!(
         !node.reports().gateways.contains_key("weft-gateway-shop-0"),
         "its object never said it was here"
     );
+}
+
+#[tokio::test]
+async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_for_others() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        support::peer(world, "shop", "tokyo", 2);
+        for (n, name) in (1..).zip(["n1", "n2", "n3"]) {
+            block(world, "shop", name, 8 * n, 8);
+        }
+        gateway(world, "shop", 0, None);
+        gateway(world, "shop", 1, Some("n2"));
+        gateway(world, "shop", 2, Some("n3"));
+    });
+    node.settle().await;
+    let (first, second) = (("192.168.7.2", (77, 1)), ("192.168.7.3", (77, 2)));
+    let asked = node.liveness.borrow().wanted.clone();
+    for (address, gateway) in [first, second] {
+        assert!(asked[&address.parse().unwrap()].contains(&gateway), "{asked:?}");
+    }
+    let well = Word {
+        reached: 1,
+        draining: false,
+    };
+    type Place<'a> = (&'a str, liveness::Gateway);
+    let hear = |node: &mut Node, heard: &[(Place<'_>, Heard)]| {
+        let heard = heard
+            .iter()
+            .map(|((address, gateway), heard)| ((address.parse().unwrap(), *gateway), *heard));
+        node.event(Event::Heard(std::sync::Arc::new(heard.collect())));
+    };
+    hear(&mut node, &[(first, Heard::Says(well)), (second, Heard::Silent)]);
+    node.settle().await;
+    node.kernel.take_log();
+    hear(&mut node, &[(first, Heard::Silent), (second, Heard::Says(well))]);
+    node.settle().await;
+    let uplink = names::uplink("shop");
+    assert_eq!(
+        node.kernel.take_log(),
+        [format!("~ link {uplink} remote 192.168.7.3")],
+        "one change, at one moment"
+    );
+
+    let mut near = node.connect("shop", 0, false).await;
+    let report = |reached, draining| {
+        FromGateway::Report(Report {
+            reached,
+            draining,
+            ..Report::default()
+        })
+    };
+    let say = async |node: &mut Node, near: &support::Near, message| {
+        near.send(message);
+        node.gateway_event().await;
+        node.settle().await;
+        node.kernel.take_log()
+    };
+    let (table, tap) = (Segment::of_slice("shop").table(), names::tap("shop", 0));
+    node.kernel.take_log();
+    let log = say(&mut node, &near, report(1, false)).await;
+    assert!(
+        log.contains(&format!("+ element {table} ways \"{tap}\"")),
+        "{log:?}"
+    );
+    assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
+
+    let log = say(&mut node, &near, report(1, true)).await;
+    assert_eq!(
+        log,
+        [
+            format!("~ link {uplink} remote 192.168.7.3"),
+            format!("- element {table} ways \"{tap}\""),
+            format!("+ element {table} ways \"{uplink}\""),
+        ],
+        "the other way is open before it is taken, and what others send still passes"
+    );
+    assert!(
+        node.liveness.borrow().own[&(77, 0)].draining,
+        "the others are told"
+    );
+    assert!(say(&mut node, &near, report(1, true)).await.is_empty());
+    assert!(matches!(near.receive().await, (ToGateway::Config(_), None)));
+
+    drop(near);
+    node.gateway_event().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    assert!(node.liveness.borrow().own.is_empty());
 }
 
 #[tokio::test]
@@ -468,7 +568,7 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
         node.kernel
             .take_log()
             .iter()
-            .any(|step| step.contains("dst 192.168.7.2"))
+            .any(|step| step.ends_with("remote 192.168.7.2"))
     );
 }
 

@@ -26,6 +26,7 @@ fn shop() -> SegmentIntent {
         remotes: BTreeMap::from([(ip("192.168.7.2"), BTreeSet::from([IndexRange::new(4, 2)]))]),
         taps: BTreeSet::new(),
         uplink: Uplink::None,
+        relay: None,
         attachments: BTreeMap::new(),
     }
 }
@@ -41,6 +42,7 @@ fn with_pod(mut segment: SegmentIntent, port: &str, index: u32) -> SegmentIntent
 fn with_gateway(mut segment: SegmentIntent, ordinal: u32) -> SegmentIntent {
     segment.taps.insert(ordinal);
     segment.uplink = Uplink::Local(ordinal);
+    segment.relay = Some(ordinal);
     segment
 }
 
@@ -191,7 +193,7 @@ fn a_node_that_leaves_is_forgotten_by_the_bridge_first() {
 }
 
 #[test]
-fn the_way_to_other_clusters_closes_before_another_opens() {
+fn the_way_to_other_clusters_changes_at_one_moment() {
     let mut remote = shop();
     remote.uplink = Uplink::Remote(ip("192.168.7.2"));
     let (remote, first) = (state(Some(remote)), state(Some(with_gateway(shop(), 0))));
@@ -204,28 +206,34 @@ fn the_way_to_other_clusters_closes_before_another_opens() {
         &remote,
         &first,
         expect![[r#"
-        - fdb 00:00:00:00:00:00 dev wu-rwiaduzm dst 192.168.7.2
-        + element weft_rwiaduzm taps "wt-rwiaduzm0"
-        + link wt-rwiaduzm0 tap mtu 1370 master wb-rwiaduzm unknown group suppress
-        ~ link wt-rwiaduzm0 up
-    "#]],
+            + element weft_rwiaduzm taps "wt-rwiaduzm0"
+            + link wt-rwiaduzm0 tap mtu 1370 master wb-rwiaduzm unknown group suppress
+            ~ link wt-rwiaduzm0 up
+            - element weft_rwiaduzm ways "wu-rwiaduzm"
+            + element weft_rwiaduzm ways "wt-rwiaduzm0"
+            + element weft_rwiaduzm relays "wt-rwiaduzm0"
+            ~ link wu-rwiaduzm remote none
+        "#]],
     );
     check(
         &both,
         &second,
         expect![[r#"
-        ~ link wt-rwiaduzm0 master wb-rwiaduzm suppress
-        ~ link wt-rwiaduzm1 master wb-rwiaduzm unknown group suppress
-    "#]],
+            - element weft_rwiaduzm ways "wt-rwiaduzm0"
+            + element weft_rwiaduzm ways "wt-rwiaduzm1"
+        "#]],
     );
     check(
         &first,
         &remote,
         expect![[r#"
-        - link wt-rwiaduzm0
-        - element weft_rwiaduzm taps "wt-rwiaduzm0"
-        + fdb 00:00:00:00:00:00 dev wu-rwiaduzm dst 192.168.7.2
-    "#]],
+            - link wt-rwiaduzm0
+            - element weft_rwiaduzm taps "wt-rwiaduzm0"
+            ~ link wu-rwiaduzm remote 192.168.7.2
+            - element weft_rwiaduzm ways "wt-rwiaduzm0"
+            - element weft_rwiaduzm relays "wt-rwiaduzm0"
+            + element weft_rwiaduzm ways "wu-rwiaduzm"
+        "#]],
     );
 }
 

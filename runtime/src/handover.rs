@@ -125,9 +125,13 @@ pub struct Tap {
 
 /// How a gateway is doing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Report {
     pub tunnels: Vec<Tunnel>,
+    /// Peer clusters that frames can be sent to now, of those that have a gateway.
+    pub reached: u32,
+    /// It is about to stop: frames should go another way.
+    pub draining: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,6 +140,9 @@ pub struct Tunnel {
     /// [`PeerGateway::name`].
     pub peer: String,
     pub up: bool,
+    /// The far end asks for frames to come another way: it is about to stop, or cannot deliver them.
+    #[serde(default)]
+    pub away: bool,
     pub endpoint: Option<SocketAddr>,
     /// Milliseconds since the last completed handshake.
     pub handshake_age_ms: Option<u64>,

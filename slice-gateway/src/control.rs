@@ -20,7 +20,7 @@ use slice_runtime::{
 };
 
 use crate::{
-    driver::Shared,
+    driver::{Figures, Shared},
     io::tap::Tap,
     proto::{Config, config},
 };
@@ -44,10 +44,28 @@ pub struct Caller {
     pub udp: OwnedFd,
 }
 
+/// How long a gateway waits for the clusters that it was told of before it is ready without them: an update goes on
+/// to the next replica only when this one carries, but not never because another cluster is away.
+const TUNNELS_WITHIN: Duration = Duration::from_secs(15);
+
 /// What must have arrived before the gateway is ready.
 pub struct Waiting {
     pub config: Option<Pending>,
     pub tap: Option<Pending>,
+    pub tunnels: Option<Pending>,
+    /// When the first configuration came.
+    pub since: Option<Instant>,
+}
+
+impl Waiting {
+    /// The tunnels are up, or have had their time.
+    fn look_at_tunnels(&mut self, figures: &Figures) {
+        let reach = figures.stats.reach;
+        let complete = figures.configured && reach.reached == reach.clusters;
+        if complete || self.since.is_some_and(|since| since.elapsed() >= TUNNELS_WITHIN) {
+            self.tunnels = None;
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +136,9 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         if readable {
             has_tap |= receive(&stream, shared, waiting)?;
         }
+        if waiting.tunnels.is_some() {
+            waiting.look_at_tunnels(&shared.figures());
+        }
         if has_tap && !shared.has_tap() {
             // Only a new call can say so.
             return Err(Error::TapLost);
@@ -153,6 +174,7 @@ fn receive(stream: &UnixStream, shared: &Shared, waiting: &mut Waiting) -> Resul
             );
             shared.set_config(config);
             waiting.config = None;
+            waiting.since.get_or_insert_with(Instant::now);
             Ok(false)
         }
         (ToGateway::Tap(received), fd) => {
@@ -175,6 +197,7 @@ fn report(shared: &Shared) -> Report {
     let tunnels = figures.stats.peers.iter().map(|peer| Tunnel {
         peer: peer.name.clone(),
         up: peer.up,
+        away: peer.away,
         endpoint: peer.endpoint,
         handshake_age_ms: peer
             .handshake_age
@@ -183,6 +206,8 @@ fn report(shared: &Shared) -> Report {
     });
     Report {
         tunnels: tunnels.collect(),
+        reached: figures.stats.reach.reached.try_into().unwrap_or(u32::MAX),
+        draining: shared.is_draining(),
     }
 }
 

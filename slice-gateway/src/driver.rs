@@ -38,6 +38,11 @@ const FLUSH_BYTES: usize = 192 << 10;
 const MAX_FRAME: usize = 65_536 + 64;
 /// How often the figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// How long nothing has been carried when a gateway that is to stop does: longer than all others take to learn that
+/// they should send their frames another way.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long it waits for that: where there is no other way, frames come until the end.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// What the data path shares with the other threads.
 pub struct Shared {
@@ -48,6 +53,7 @@ pub struct Shared {
     /// Wakes the control thread: a tunnel went up or down, or the TAP was lost.
     news: EventFd,
     has_tap: AtomicBool,
+    draining: AtomicBool,
     stopping: CancellationToken,
 }
 
@@ -62,6 +68,8 @@ struct Letters {
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     pub slice: String,
+    /// There is a configuration, and the rest is about it.
+    pub configured: bool,
     pub stats: Stats,
     pub counts: Counts,
     /// Turns of the loop.
@@ -86,6 +94,7 @@ impl Shared {
             figures: Mutex::default(),
             news: EventFd::from_flags(flags)?,
             has_tap: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
         }))
     }
@@ -99,7 +108,19 @@ impl Shared {
         self.write(|letters| letters.tap = Some(tap));
     }
 
-    /// Ends all threads.
+    /// Asks everybody to send frames another way, and stops once they do.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+        let _ = self.news.write(1);
+    }
+
+    /// Whether [`Self::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Ends all threads at once.
     pub fn stop(&self) {
         self.stopping.cancel();
         // Neither can fail but by being awake already.
@@ -152,6 +173,15 @@ pub struct Driver {
     alone: bool,
     next_publish: Instant,
     figures: Figures,
+    drain: Option<Drain>,
+}
+
+/// A planned stop.
+struct Drain {
+    since: Instant,
+    /// When something was last carried, and how much had been then.
+    busy: Instant,
+    carried: u64,
 }
 
 impl Driver {
@@ -166,10 +196,11 @@ impl Driver {
             alone: true,
             next_publish: Instant::now(),
             figures: Figures::default(),
+            drain: None,
         }
     }
 
-    /// Runs until [`Shared::stop`].
+    /// Runs until [`Shared::stop`], or until [`Shared::drain`] is through.
     ///
     /// # Errors
     /// Where the kernel does not let it wait.
@@ -190,11 +221,31 @@ impl Driver {
             if ready.tap {
                 self.read_frames();
             }
-            self.gateway.handle_timeout(Instant::now(), &mut self.batches);
+            let now = Instant::now();
+            let draining = self.shared.is_draining();
+            self.gateway.set_away(draining || self.tap.is_none());
+            self.gateway.handle_timeout(now, &mut self.batches);
             self.batches.flush_datagrams();
             self.batches.flush_frames(self.tap.as_mut());
             self.publish();
+            if draining && self.is_drained(now) {
+                return Ok(());
+            }
         }
+    }
+
+    /// Whether a planned stop may go on: nothing comes any more, or there is no other way for it.
+    fn is_drained(&mut self, now: Instant) -> bool {
+        let carried = self.figures.frames_read + self.batches.counts().frames;
+        let drain = self.drain.get_or_insert(Drain {
+            since: now,
+            busy: now,
+            carried,
+        });
+        if drain.carried != carried {
+            (drain.carried, drain.busy) = (carried, now);
+        }
+        now.duration_since(drain.busy) >= QUIET || now.duration_since(drain.since) >= DRAIN
     }
 
     fn wait(&self) -> io::Result<Ready> {
@@ -238,6 +289,7 @@ impl Driver {
         drop(letters);
         if let Some(config) = config {
             self.figures.slice.clone_from(&config.slice);
+            self.figures.configured = true;
             if let Err(error) = self.batches.udp_mut().set_dscp(config.dscp) {
                 tracing::warn!(%error, dscp = config.dscp, "code point not set");
             }
@@ -314,6 +366,8 @@ impl Driver {
             match event {
                 Event::Up { peer } => tracing::info!(peer, "tunnel is up"),
                 Event::Down { peer } => tracing::info!(peer, "tunnel is down"),
+                Event::Wants { peer, frames: true } => tracing::info!(peer, "peer wants frames"),
+                Event::Wants { peer, frames: false } => tracing::info!(peer, "peer wants no frames"),
             }
         }
         let now = Instant::now();

@@ -64,6 +64,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let waiting = Waiting {
         config: Some(readiness.wait_for("configuration from the node agent")),
         tap: Some(readiness.wait_for("TAP device from the node agent")),
+        tunnels: Some(readiness.wait_for("tunnels to the other clusters")),
+        since: None,
     };
 
     let data = spawn("data", &shared, {
@@ -104,6 +106,13 @@ fn serve(args: &Args, shared: &Arc<Shared>, readiness: Readiness) -> anyhow::Res
         tokio::pin!(serving);
         tokio::select! {
             result = &mut serving => result,
+            () = stop.cancelled() => {
+                // The admin endpoints go; the data path stays until nothing comes any more.
+                let served = serving.await;
+                shared.drain();
+                shared.stopping().cancelled().await;
+                served
+            }
             () = shared.stopping().cancelled() => {
                 stop.cancel();
                 serving.await

@@ -264,6 +264,7 @@ mod tests {
             name: "paris/0".into(),
             cluster: "paris".into(),
             up: true,
+            away: false,
             endpoint: None,
             handshake_age: None,
             handshakes: 1,
@@ -282,8 +283,8 @@ mod tests {
             ..Figures::default()
         };
         figures.stats = Stats {
-            drops: Drops::default(),
             peers: vec![peer()],
+            ..Stats::default()
         };
         figures.stats.drops.add(Reason::FrameTooLong, 2);
         let families = families(&figures).collect();

@@ -1,6 +1,6 @@
 //! Gateways on this node: who is connected, who has its TAP, what each was told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use slice_crds::names;
@@ -11,6 +11,7 @@ use crate::{
     gateways::{Connection, GatewayEvent},
     intent,
     kernel::{Kernel, TAP_OFFLOADS},
+    liveness::{self, Word},
     model::Name,
 };
 
@@ -18,11 +19,20 @@ use crate::{
 pub(super) struct Gateway {
     connection: Connection,
     pub(super) hello: Hello,
-    pub(super) report: Report,
+    /// `None` until the first.
+    pub(super) report: Option<Report>,
     /// The configuration it was last sent.
     config: Option<Config>,
     /// It has its TAP.
     carries: bool,
+}
+
+/// What others need to know of a gateway.
+fn word(report: &Report) -> Word {
+    Word {
+        reached: report.reached,
+        draining: report.draining,
+    }
 }
 
 impl<K: Kernel> Agent<K> {
@@ -47,13 +57,13 @@ impl<K: Kernel> Agent<K> {
                 let gateway = Gateway {
                     connection,
                     hello,
-                    report: Report::default(),
+                    report: None,
                     config: None,
                     carries,
                 };
                 self.gateways.insert(key, gateway);
             }
-            GatewayEvent::Report { connection, report } => self.take_report(connection, report),
+            GatewayEvent::Report { connection, report } => _ = self.take_report(connection, report),
             GatewayEvent::Gone { connection } => {
                 self.gateways.retain(|(slice, ordinal), gateway| {
                     let stays = gateway.connection.id != connection;
@@ -66,11 +76,14 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
-    pub(super) fn take_report(&mut self, connection: u64, report: Report) {
+    /// Whether the report changes what the gateway can be used for.
+    pub(super) fn take_report(&mut self, connection: u64, report: Report) -> bool {
         let mut gateways = self.gateways.values_mut();
-        if let Some(gateway) = gateways.find(|gateway| gateway.connection.id == connection) {
-            gateway.report = report;
-        }
+        let Some(gateway) = gateways.find(|gateway| gateway.connection.id == connection) else {
+            return false;
+        };
+        let word = Some(word(&report));
+        gateway.report.replace(report).as_ref().map(self::word) != word
     }
 
     pub(super) fn listen_for_gateways(&mut self) {
@@ -127,14 +140,52 @@ impl<K: Kernel> Agent<K> {
         silent.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Gateways on this node that frames can be sent to.
-    pub(super) fn carrying(&self) -> BTreeSet<(String, u32)> {
-        let connected = self
+    /// Gateways on this node that frames can be sent to, and what they say. One that has said nothing to this agent
+    /// yet is as its object says.
+    pub(super) fn carrying(&self) -> BTreeMap<(String, u32), Word> {
+        let connected = self.gateways.iter().filter(|(_, gateway)| gateway.carries);
+        let connected = connected.map(|(key, gateway)| (key, gateway.report.as_ref()));
+        let adopted = self.adopted.iter().map(|key| (key, None));
+        let all = connected.chain(adopted);
+        all.map(|(key, report)| (key.clone(), report.map_or_else(|| self.last_word(key), word)))
+            .collect()
+    }
+
+    fn last_word(&self, key: &(String, u32)) -> Word {
+        let status = self
+            .world
             .gateways
-            .iter()
-            .filter(|(_, gateway)| gateway.carries)
-            .map(|(key, _)| key);
-        connected.chain(&self.adopted).cloned().collect()
+            .get(key)
+            .and_then(|gateway| gateway.status.as_ref());
+        let up = status
+            .into_iter()
+            .flat_map(|status| &status.tunnels)
+            .filter(|tunnel| tunnel.up);
+        let clusters: BTreeSet<&str> = up
+            .filter_map(|tunnel| tunnel.peer.split_once('/').map(|(cluster, _)| cluster))
+            .collect();
+        Word {
+            reached: clusters.len().try_into().unwrap_or(u32::MAX),
+            draining: false,
+        }
+    }
+
+    /// Tells the other nodes' agents of the gateways here, and says which of theirs matter.
+    pub(super) fn talk(&self) {
+        let vni = |slice: &str| self.world.slices.get(slice).map(|facts| facts.spec.vni);
+        let own = self.carrying().into_iter();
+        let own = own.filter_map(|((slice, ordinal), word)| Some(((vni(&slice)?, ordinal), word)));
+        let local = liveness::Local {
+            address: self.address(),
+            nodes: self.decision.node.nodes.clone(),
+            wanted: self.decision.watched.clone(),
+            own: own.collect(),
+        };
+        self.liveness.send_if_modified(|before| {
+            let changed = *before != local;
+            *before = local;
+            changed
+        });
     }
 
     /// Gateways on this node that should have a TAP: those that are connected, and those that were here last.

@@ -39,6 +39,7 @@ use crate::{
     intent::{self, Decision, Local},
     kernel::{Kernel, Observation, Outcome, Query},
     ledger::Ledger,
+    liveness,
     metrics::Metrics,
     model::{Name, Netns, PodLink, Segment, State, filter},
     plan::{self, PodEnd},
@@ -66,6 +67,8 @@ pub enum Event {
     /// What became of a [`Fetch`].
     Fetched(Fetched),
     Gateway(GatewayEvent),
+    /// Other nodes' gateways are other than they were.
+    Heard(liveness::View),
     /// Something on the node changed, perhaps by somebody else's hand.
     KernelChanged,
     /// Time to look at everything.
@@ -105,6 +108,8 @@ pub struct Setup {
     pub announcements: mpsc::Sender<Announcement>,
     pub reports: watch::Sender<Reports>,
     pub chain: watch::Receiver<Chain>,
+    /// What the other agents are told, and which of them are asked.
+    pub liveness: watch::Sender<liveness::Local>,
 }
 
 /// How the agent's own part of the node's CNI chain is.
@@ -132,6 +137,7 @@ pub struct Agent<K> {
     announcements: mpsc::Sender<Announcement>,
     reports: watch::Sender<Reports>,
     chain: watch::Receiver<Chain>,
+    liveness: watch::Sender<liveness::Local>,
 
     /// The newest snapshot, and what it is with the fetched pods in it.
     snapshot: Option<Arc<World>>,
@@ -145,6 +151,8 @@ pub struct Agent<K> {
     gateways: BTreeMap<(String, u32), gateway::Gateway>,
     adopted: BTreeSet<(String, u32)>,
     started: Option<Timestamp>,
+    /// What other nodes say of their gateways.
+    view: liveness::View,
     /// When each gateway's object was last seen to change.
     heard: BTreeMap<(String, u32), (String, Timestamp)>,
     calls: Vec<calls::Pending>,
@@ -206,6 +214,7 @@ impl<K: Kernel> Agent<K> {
             announcements: setup.announcements,
             reports: setup.reports,
             chain: setup.chain,
+            liveness: setup.liveness,
             snapshot: None,
             world: Arc::default(),
             fetched: BTreeMap::new(),
@@ -216,6 +225,7 @@ impl<K: Kernel> Agent<K> {
             gateways: BTreeMap::new(),
             adopted: BTreeSet::new(),
             started: None,
+            view: liveness::View::default(),
             heard: BTreeMap::new(),
             calls: vec![],
             seen: None,
@@ -239,9 +249,11 @@ impl<K: Kernel> Agent<K> {
             Event::Call(call) => self.take_call(call, now),
             Event::Fetched(fetched) => self.take_fetched(fetched, now),
             Event::Gateway(GatewayEvent::Report { connection, report }) => {
-                self.take_report(connection, report);
-                return;
+                if !self.take_report(connection, report) {
+                    return;
+                }
             }
+            Event::Heard(view) => self.view = view,
             Event::Gateway(event) => self.take_gateway(event),
             Event::KernelChanged | Event::Tick => self.look = true,
             Event::Wake | Event::Chain => {}
@@ -360,9 +372,11 @@ impl<K: Kernel> Agent<K> {
             carrying: self.carrying(),
             taps: self.taps(),
             silent: self.silent(now),
+            heard: Arc::clone(&self.view),
         };
         self.decision = intent::resolve(&self.world, &local, &mut self.ledger, now);
         self.keep_sandboxes();
+        self.talk();
     }
 
     async fn change(&mut self, looked: bool) {

@@ -87,7 +87,7 @@ impl<K: Kernel> Agent<K> {
         for (key, gateway) in &self.world.gateways {
             let name = gateway.metadata.name.clone().unwrap_or_default();
             if let Some(connected) = self.gateways.get(key) {
-                let report = status::gateway(&self.node, &connected.hello, &connected.report, now);
+                let report = status::gateway(&self.node, &connected.hello, connected.report.as_ref(), now);
                 reports.gateways.insert(name, report);
             } else if let Some(last) = &gateway.status
                 && last.node.as_deref() == Some(self.node.as_str())

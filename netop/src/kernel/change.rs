@@ -1,6 +1,10 @@
 //! [`Action`] → requests to the kernel.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsRawFd,
+};
 
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
@@ -20,7 +24,7 @@ use slice_crds::Mac;
 
 use super::{Linux, Outcome, nft, rtnl::Rtnl, tap};
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, Via, table::ANY},
+    model::{Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, Via, Vxlan, table::ANY},
     plan::{Action, Plan, PodAction, PodEnd, Step},
 };
 
@@ -72,6 +76,7 @@ impl Action {
             | Self::DelLink(_)
             | Self::SetMtu(..)
             | Self::SetPort(..)
+            | Self::SetRemote(..)
             | Self::NoAutoconf(_)
             | Self::NoSnooping(_)
             | Self::Up(_)
@@ -94,6 +99,7 @@ async fn change(linux: &mut Linux, pods: &mut BTreeMap<Netns, Rtnl>, action: &Ac
             set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
         }
         Action::SetPort(name, port) => set_port(linux, name, port).await,
+        Action::SetRemote(name, vxlan) => set_remote(linux, name, *vxlan).await,
         Action::NoAutoconf(name) => {
             set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
         }
@@ -171,12 +177,13 @@ async fn add_link(
                 IpAddr::V4(ip) => InfoVxlan::Local(ip),
                 IpAddr::V6(ip) => InfoVxlan::Local6(ip),
             };
-            let data = vec![
+            let mut data = vec![
                 InfoVxlan::Id(vxlan.vni),
                 local,
                 InfoVxlan::Port(vxlan.port),
                 InfoVxlan::Learning(false),
             ];
+            data.extend(vxlan.remote.map(group));
             new_link(
                 linux,
                 name,
@@ -213,6 +220,30 @@ async fn add_link(
         let _ = del_link(linux, name).await;
     }
     finished
+}
+
+/// The kernel makes the new entry of the all-zero address and removes the old one under one lock
+/// (drivers/net/vxlan/vxlan_core.c, vxlan_changelink).
+async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
+    let none = match vxlan.local {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let data = vec![InfoVxlan::Id(vxlan.vni), group(vxlan.remote.unwrap_or(none))];
+    let data = InfoData::Vxlan(data);
+    let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
+    let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
+    Ok(linux
+        .rtnl
+        .request(RouteNetlinkMessage::NewLink(message), 0)
+        .await?)
+}
+
+fn group(remote: IpAddr) -> InfoVxlan {
+    match remote {
+        IpAddr::V4(ip) => InfoVxlan::Group(ip),
+        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
+    }
 }
 
 async fn finish_link(linux: &mut Linux, name: &Name, link: &Link) -> anyhow::Result<()> {

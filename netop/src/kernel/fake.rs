@@ -153,7 +153,11 @@ impl Inner {
                     bail!("frames for {} would go to every node", fdb.mac);
                 }
             }
-            Action::DelLink(name) | Action::SetMtu(name, _) | Action::SetPort(name, _) | Action::Up(name)
+            Action::DelLink(name)
+            | Action::SetMtu(name, _)
+            | Action::SetPort(name, _)
+            | Action::SetRemote(name, _)
+            | Action::Up(name)
                 if !links.contains_key(name) =>
             {
                 bail!("{name} is not there");

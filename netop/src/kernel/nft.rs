@@ -46,6 +46,7 @@ pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> Strin
             | Action::DelLink(_)
             | Action::SetMtu(..)
             | Action::SetPort(..)
+            | Action::SetRemote(..)
             | Action::NoAutoconf(_)
             | Action::NoSnooping(_)
             | Action::Up(_)

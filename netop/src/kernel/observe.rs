@@ -25,7 +25,7 @@ use super::{
     rtnl::{Error, Rtnl},
 };
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, PodLink, Port, Via, Vxlan},
+    model::{Fdb, Kind, Link, Name, Neighbour, PodLink, Port, Via, Vxlan, table::ANY},
     plan::PodEnd,
 };
 
@@ -137,13 +137,15 @@ fn read_info(infos: &[LinkInfo], state: &mut Link) {
 
 /// `None` where it learns, or lacks what every one of ours has.
 fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
-    let (mut vni, mut port, mut local) = (None, None, None);
+    let (mut vni, mut port, mut local, mut remote) = (None, None, None, None);
     for item in data {
         match item {
             InfoVxlan::Id(id) => vni = Some(*id),
             InfoVxlan::Port(number) => port = Some(*number),
             InfoVxlan::Local(ip) => local = Some(IpAddr::V4(*ip)),
             InfoVxlan::Local6(ip) => local = Some(IpAddr::V6(*ip)),
+            InfoVxlan::Group(ip) => remote = Some(IpAddr::V4(*ip)),
+            InfoVxlan::Group6(ip) => remote = Some(IpAddr::V6(*ip)),
             InfoVxlan::Learning(true) => return None,
             _ => {}
         }
@@ -152,6 +154,7 @@ fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
         vni: vni?,
         port: port?,
         local: local?,
+        remote: remote.filter(|remote| !remote.is_unspecified()),
     })
 }
 
@@ -214,7 +217,16 @@ async fn read_neighbours(
                 continue;
             };
             if family == AddressFamily::Bridge {
-                seen.state.fdb.extend(fdb(link, &entry));
+                let remote = seen
+                    .state
+                    .links
+                    .get(link)
+                    .and_then(|link| link.kind.vxlan()?.remote);
+                // The default destination shows as an entry too.
+                let new = fdb(link, &entry).filter(|fdb| {
+                    fdb.mac != ANY || remote.is_none_or(|remote| fdb.via != Via::Remote(remote))
+                });
+                seen.state.fdb.extend(new);
             } else {
                 seen.state.neighbours.extend(neighbour(link, &entry));
             }

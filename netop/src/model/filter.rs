@@ -14,6 +14,7 @@ use siphasher::sip::SipHasher13;
 use slice_crds::Mac;
 
 use super::{MESH_PORT, Name, Segment, UPLINK_PORT};
+use crate::liveness;
 
 /// An nftables table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,10 @@ pub enum Element {
     Target(Name, Ipv6Addr),
     /// A port with a gateway behind it.
     Tap(Name),
+    /// The port by which the pods' frames go to other clusters: a gateway's, or the uplink to another node.
+    Way(Name),
+    /// The gateway's port that takes what comes in by the uplink from other nodes.
+    Relay(Name),
     /// The address of a node of this cluster.
     Node(IpAddr),
 }
@@ -65,7 +70,7 @@ pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
     ),
     ("host", "to the node itself, which is in no slice"),
 ];
-/// The counter of the host's table: VXLAN packets from elsewhere than a node.
+/// The counter of the host's table: VXLAN packets, and words about gateways, from elsewhere than a node.
 pub const UNDERLAY_COUNTER: &str = "underlay";
 /// The chain, never reached, whose one rule carries the mark of [`Rules::mark`].
 pub const MARK_CHAIN: &str = "written_from";
@@ -154,6 +159,8 @@ impl Rules {
                 ("sources6", "type ifname . ipv6_addr"),
                 ("targets", "typeof iifname . @th,64,128"),
                 ("taps", "type ifname"),
+                ("ways", "type ifname"),
+                ("relays", "type ifname"),
             ],
             Self::Host => &[("nodes4", "type ipv4_addr"), ("nodes6", "type ipv6_addr")],
             Self::Altered => &[],
@@ -285,7 +292,10 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             rules: vec![
                 format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
                 format!("iifname \"{mesh}\" oifname @taps drop"),
-                format!("iifname \"{uplink}\" oifname != @taps drop"),
+                format!("iifname \"{uplink}\" oifname != @relays drop"),
+                // One element decides the way out of the node, so that it changes for all frames at one moment.
+                format!("iifname @pods oifname \"{uplink}\" oifname != @ways drop"),
+                "iifname @pods oifname @taps oifname != @ways drop".into(),
                 format!("iifname @taps oifname \"{uplink}\" drop"),
                 "iifname @taps oifname @taps drop".into(),
                 // Every address of this cluster is answered for on this node; the others are a gateway's to answer.
@@ -319,7 +329,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
 }
 
 fn host_chains() -> Vec<Chain> {
-    let ports = format!("udp dport {{ {MESH_PORT}, {UPLINK_PORT} }}");
+    let ports = format!("udp dport {{ {MESH_PORT}, {UPLINK_PORT}, {} }}", liveness::PORT);
     let drop = format!("counter name {UNDERLAY_COUNTER} drop");
     vec![
         Chain {
@@ -364,6 +374,8 @@ impl Element {
             Self::Source(_, IpAddr::V6(_)) => "sources6",
             Self::Target(..) => "targets",
             Self::Tap(_) => "taps",
+            Self::Way(_) => "ways",
+            Self::Relay(_) => "relays",
             Self::Node(IpAddr::V4(_)) => "nodes4",
             Self::Node(IpAddr::V6(_)) => "nodes6",
         }
@@ -376,6 +388,8 @@ impl Element {
         Some(match (set, key.len()) {
             ("pods", 1) => Self::Pod(port()?),
             ("taps", 1) => Self::Tap(port()?),
+            ("ways", 1) => Self::Way(port()?),
+            ("relays", 1) => Self::Relay(port()?),
             ("macs", 2) => Self::Mac(port()?, second()?.parse().ok()?),
             ("sources4" | "sources6", 2) => Self::Source(port()?, second()?.parse().ok()?),
             ("targets", 2) => {
@@ -393,8 +407,13 @@ impl Element {
             Self::Pod(port) | Self::Mac(port, _) | Self::Source(port, _) | Self::Target(port, _) => {
                 Some(port)
             }
-            Self::Tap(_) | Self::Node(_) => None,
+            Self::Tap(_) | Self::Way(_) | Self::Relay(_) | Self::Node(_) => None,
         }
+    }
+
+    /// Whether it decides which way frames take.
+    pub const fn is_switch(&self) -> bool {
+        matches!(self, Self::Way(_) | Self::Relay(_))
     }
 }
 
@@ -422,7 +441,9 @@ impl fmt::Display for Element {
     /// The element as nft reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pod(port) | Self::Tap(port) => write!(f, "\"{port}\""),
+            Self::Pod(port) | Self::Tap(port) | Self::Way(port) | Self::Relay(port) => {
+                write!(f, "\"{port}\"")
+            }
             Self::Mac(port, mac) => write!(f, "\"{port}\" . {mac}"),
             Self::Source(port, ip) => write!(f, "\"{port}\" . {ip}"),
             Self::Target(port, ip) => write!(f, "\"{port}\" . {:#034x}", ip.to_bits()),

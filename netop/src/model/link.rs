@@ -46,6 +46,24 @@ pub struct Vxlan {
     pub port: u16,
     /// The node's address: source of outer packets, and their family.
     pub local: IpAddr,
+    /// Where frames go whose destination is not in its table. It changes in place: no frame is lost or doubled.
+    pub remote: Option<IpAddr>,
+}
+
+impl Vxlan {
+    /// What cannot be changed without making the interface anew.
+    pub fn fixed(self) -> Self {
+        Self { remote: None, ..self }
+    }
+}
+
+impl Kind {
+    pub const fn vxlan(&self) -> Option<Vxlan> {
+        match self {
+            Self::Vxlan(vxlan) => Some(*vxlan),
+            Self::Bridge { .. } | Self::Tap | Self::Veth | Self::Foreign => None,
+        }
+    }
 }
 
 /// A place on a bridge.
@@ -106,7 +124,15 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bridge { .. } => f.write_str("bridge"),
-            Self::Vxlan(Vxlan { vni, port, local }) => write!(f, "vxlan {vni} port {port} local {local}"),
+            Self::Vxlan(Vxlan {
+                vni,
+                port,
+                local,
+                remote,
+            }) => {
+                write!(f, "vxlan {vni} port {port} local {local}")?;
+                remote.map_or(Ok(()), |remote| write!(f, " remote {remote}"))
+            }
             Self::Tap => f.write_str("tap"),
             Self::Veth => f.write_str("veth"),
             Self::Foreign => f.write_str("foreign"),

@@ -20,6 +20,7 @@ use slice_netop::{
     files::RunDirectory,
     gateways::{GatewayEvent, Server},
     kernel::fake::Fake,
+    liveness,
     metrics::Metrics,
     model::{Name, Netns},
     pods::{NetnsDirectory, Sandbox},
@@ -35,6 +36,7 @@ pub struct Node {
     pub run: RunDirectory,
     pub fetches: mpsc::Receiver<Fetch>,
     pub chain: watch::Sender<Chain>,
+    pub liveness: watch::Receiver<liveness::Local>,
     world: World,
     sandboxes: Vec<Sandbox>,
     now: Timestamp,
@@ -49,6 +51,7 @@ struct Ends {
     registry: Registry,
     fetches: mpsc::Receiver<Fetch>,
     chain: watch::Sender<Chain>,
+    liveness: watch::Receiver<liveness::Local>,
     reports: watch::Receiver<Reports>,
     announcements: mpsc::Receiver<Announcement>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
@@ -61,6 +64,7 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
     let (report, reports) = watch::channel(Reports::default());
     let (chain, chain_seen) = watch::channel(Chain::Installed);
     let (gateway_event, gateway_events) = mpsc::channel(16);
+    let (told, liveness) = watch::channel(liveness::Local::default());
     let setup = Setup {
         node: "n1".into(),
         node_address: None,
@@ -73,11 +77,13 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
         announcements: announcement,
         reports: report,
         chain: chain_seen,
+        liveness: told,
     };
     let ends = Ends {
         registry,
         fetches,
         chain,
+        liveness,
         reports,
         announcements,
         gateway_events,
@@ -97,6 +103,7 @@ impl Node {
             run,
             fetches: ends.fetches,
             chain: ends.chain,
+            liveness: ends.liveness,
             world: World {
                 node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
                 ..World::default()
@@ -134,6 +141,7 @@ impl Node {
         let (agent, ends) = start(&self.kernel, &self.run, uid);
         drop(std::mem::replace(&mut self.agent, agent));
         (self.registry, self.fetches, self.chain) = (ends.registry, ends.fetches, ends.chain);
+        self.liveness = ends.liveness;
         (self.reports, self.announcements, self.gateway_events) =
             (ends.reports, ends.announcements, ends.gateway_events);
         if uid != nix::unistd::getuid().as_raw() {

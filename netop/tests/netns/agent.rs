@@ -61,6 +61,7 @@ fn start(
         announcements: mpsc::channel(1).0,
         reports: watch::channel(Default::default()).0,
         chain: chain_seen,
+        liveness: watch::channel(slice_netop::liveness::Local::default()).0,
     };
     (
         Agent::new(Linux::open(Some(space)).unwrap(), setup),

@@ -1,8 +1,15 @@
 //! Which frames arrive where, and how often.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use slice_crds::Mac;
+use slice_crds::{Mac, names};
+use slice_netop::{desired::Uplink, kernel::Kernel, model::Name};
 
 use crate::support::{Cluster, Pod, Space, Tap, Wire, arp_request, ethernet, ping, slice, udp4};
 
@@ -289,8 +296,7 @@ async fn a_pod_can_be_in_several_slices() {
         .next()
         .unwrap()
         .clone();
-    let port =
-        slice_netop::model::Name::new(slice_crds::names::pod_port("a-slice-with-a-long-name", "uid-0-0"));
+    let port = Name::new(names::pod_port("a-slice-with-a-long-name", "uid-0-0"));
     cluster.nodes[0]
         .segment("a-slice-with-a-long-name")
         .attachments
@@ -322,7 +328,7 @@ async fn a_change_of_gateway_leaves_one_way_out() {
     let far = Mac::of_index(0x4000);
     drop(tap);
     for node in &mut cluster.nodes {
-        node.segment("shop").uplink = slice_netop::desired::Uplink::None;
+        node.segment("shop").uplink = Uplink::None;
     }
     let tap = cluster.add_gateway("shop", 2).await;
     for pod in &pods {
@@ -335,4 +341,77 @@ async fn a_change_of_gateway_leaves_one_way_out() {
         ));
         assert_eq!(marked(&tap.collect(SETTLE)), 1, "from pod {}", pod.index);
     }
+}
+
+/// A planned change: both gateways carry, and frames come all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_between_gateways_that_carry_loses_and_doubles_nothing() {
+    let (mut cluster, pods, first) = three_nodes().await;
+    let addresses: Vec<_> = cluster.nodes.iter().map(|node| node.address).collect();
+    // A second gateway, on the second node, which uses it.
+    let segment = cluster.nodes[1].segment("shop");
+    segment.taps.insert(0);
+    (segment.uplink, segment.relay) = (Uplink::Local(0), Some(0));
+    cluster.sync().await;
+    let tap = Name::new(names::tap("shop", 0));
+    let second = cluster.nodes[1].kernel.open_tap(&tap).unwrap();
+    let second = Tap::new(second.expect("nobody holds it"));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let sent: Vec<_> = [0, 4]
+        .map(|place: usize| {
+            let (wire, mac, stop) = (wire(&pods[place]), pods[place].mac(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut sent = 0u32;
+                while !stop.load(Ordering::Relaxed) {
+                    let frame = ethernet(
+                        Mac::BROADCAST,
+                        mac,
+                        EXPERIMENT,
+                        &[MARK, &sent.to_be_bytes()].concat(),
+                    );
+                    wire.send(&frame);
+                    sent += 1;
+                    // Within the slice's budget of broadcasts.
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                sent as usize
+            })
+        })
+        .into();
+    let collecting = [first, second].map(|tap| {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let mut frames = vec![];
+            while !stop.load(Ordering::Relaxed) {
+                frames.extend(tap.collect(SETTLE));
+            }
+            frames.extend(tap.collect(SETTLE));
+            frames
+        })
+    });
+    for turn in 0..30 {
+        // The node without a gateway moves from one to the other, the first from its own to the other's and back.
+        cluster.nodes[2].segment("shop").uplink = Uplink::Remote(addresses[turn % 2]);
+        cluster.nodes[0].segment("shop").uplink = match turn % 2 {
+            0 => Uplink::Remote(addresses[1]),
+            _ => Uplink::Local(0),
+        };
+        cluster.sync().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent: usize = sent.into_iter().map(|thread| thread.join().unwrap()).sum();
+    let frames: Vec<_> = collecting
+        .into_iter()
+        .flat_map(|thread| thread.join().unwrap())
+        .collect();
+    let mut seen: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
+        .collect();
+    assert!(sent > 200, "{sent}");
+    assert_eq!(seen.len(), sent, "arrived, of {sent} that were sent");
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), sent, "each once");
 }

@@ -19,6 +19,7 @@ use k8s_openapi::{
             PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
             SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount, WeightedPodAffinityTerm,
         },
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
@@ -42,6 +43,7 @@ const FIRST_HOST_PORT: u32 = 20_000;
 /// The objects of one slice's gateways.
 pub struct Workload {
     pub set: StatefulSet,
+    pub budget: PodDisruptionBudget,
     pub services: Vec<Service>,
     pub gateways: Vec<SliceGateway>,
 }
@@ -57,6 +59,7 @@ pub fn plan(slice: &Slice, image: &str, namespace: &str, seen: &Seen<'_>) -> Wor
     let replicas = 0..slice.spec.gateway.replicas;
     Workload {
         set: set(slice, image, namespace),
+        budget: budget(slice, namespace),
         services: replicas
             .clone()
             .map(|ordinal| service(slice, ordinal, namespace))
@@ -187,6 +190,22 @@ fn set(slice: &Slice, image: &str, namespace: &str) -> StatefulSet {
     }
 }
 
+/// One gateway at a time leaves when nodes are drained.
+fn budget(slice: &Slice, namespace: &str) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: meta(slice, &names::gateway_workload(&slice.name_any()), namespace),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector(slice)),
+                ..LabelSelector::default()
+            }),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
 fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec {
     let uid = i64::from(names::UNPRIVILEGED_UID);
     let apart = WeightedPodAffinityTerm {
@@ -213,7 +232,8 @@ fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec 
         enable_service_links: Some(false),
         node_selector: (!placement.node_selector.is_empty()).then(|| placement.node_selector.clone()),
         priority_class_name: Some("system-cluster-critical".to_owned()),
-        termination_grace_period_seconds: Some(5),
+        // It leaves when nothing comes any more, after 3 s at most.
+        termination_grace_period_seconds: Some(10),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(uid),

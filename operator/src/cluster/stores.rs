@@ -4,6 +4,7 @@ use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -34,6 +35,7 @@ pub(crate) struct Stores {
     pub(crate) pods: Store<PartialObjectMeta<Pod>>,
     pub(crate) gateway_pods: Store<Pod>,
     pub(crate) gateway_sets: Store<StatefulSet>,
+    pub(crate) gateway_budgets: Store<PodDisruptionBudget>,
     pub(crate) gateway_services: Store<Service>,
     pub(crate) services: Store<Service>,
     pub(crate) endpoints: Store<EndpointSlice>,
@@ -66,6 +68,7 @@ impl Stores {
             pods: watches.watch(Api::all(client.clone()), all()),
             gateway_pods: watches.watch(Api::namespaced(client.clone(), own), gateways()),
             gateway_sets: watches.watch(Api::namespaced(client.clone(), own), gateways()),
+            gateway_budgets: watches.watch(Api::namespaced(client.clone(), own), gateways()),
             gateway_services: watches.watch(Api::namespaced(client.clone(), own), gateways()),
             services: watches.watch(Api::all(client.clone()), all()),
             endpoints: watches.watch(Api::all(client.clone()), all()),
@@ -86,6 +89,7 @@ impl Stores {
         self.pods.wait_until_ready().await?;
         self.gateway_pods.wait_until_ready().await?;
         self.gateway_sets.wait_until_ready().await?;
+        self.gateway_budgets.wait_until_ready().await?;
         self.gateway_services.wait_until_ready().await?;
         self.services.wait_until_ready().await?;
         self.endpoints.wait_until_ready().await?;

@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, Pod, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -92,6 +93,14 @@ async fn delete_workloads(client: &Client, args: &TeardownArgs) -> anyhow::Resul
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), &args.namespace);
     for set in sets.list(&owned).await.context("list the gateways")? {
         apply::delete(&sets, &set.name_any()).await?;
+    }
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &args.namespace);
+    for budget in budgets
+        .list(&owned)
+        .await
+        .context("list the gateways' PodDisruptionBudgets")?
+    {
+        apply::delete(&budgets, &budget.name_any()).await?;
     }
     let services: Api<Service> = Api::namespaced(client.clone(), &args.namespace);
     for service in services

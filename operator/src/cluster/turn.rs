@@ -202,14 +202,16 @@ impl Member {
         };
         let namespace = &self.args.common.namespace;
         let plan = |slice: &Arc<Slice>| gateways::plan(slice, &self.args.gateway_image, namespace, &seen);
-        let (mut sets, mut per_replica, mut objects) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sets, mut budgets, mut per_replica, mut objects) = (vec![], vec![], vec![], vec![]);
         for Workload {
             set,
+            budget,
             services,
             gateways,
         } in world.slices.iter().map(plan)
         {
             sets.push(set);
+            budgets.push(budget);
             per_replica.extend(services);
             objects.extend(gateways);
         }
@@ -224,6 +226,14 @@ impl Member {
             MANAGER,
             per_replica,
             &services,
+            apply::covers,
+        )
+        .await?;
+        apply::sync(
+            apply::namespaced(client),
+            MANAGER,
+            budgets,
+            &stores.gateway_budgets.state(),
             apply::covers,
         )
         .await?;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::probe::Word;
+
 /// Between two probes of a tunnel.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence after which a peer of our own kind, which probes us every [`PROBE_INTERVAL`], is gone: three of its
@@ -30,7 +32,9 @@ pub struct Liveness {
     next_probe: Option<Instant>,
     unanswered: u32,
     /// What the last probe said.
-    said_hears: bool,
+    said: Word,
+    /// The peer wants no frames.
+    away: bool,
     rtt: Option<Duration>,
     echoes: u64,
 }
@@ -54,7 +58,11 @@ impl Default for Liveness {
             sequence: 0,
             next_probe: None,
             unanswered: 0,
-            said_hears: true,
+            said: Word {
+                hears: true,
+                away: false,
+            },
+            away: false,
             rtt: None,
             echoes: 0,
         }
@@ -77,11 +85,17 @@ impl Liveness {
         self.heard = Some(now);
     }
 
-    /// The peer probed us; `hears` is what it said.
-    pub fn on_probe(&mut self, hears: Option<bool>) {
-        if let Some(hears) = hears {
+    /// The peer probed us, and said this.
+    pub fn on_probe(&mut self, word: Option<Word>) {
+        if let Some(Word { hears, away }) = word {
             self.kind = Kind::Speaks { hears };
+            self.away = away;
         }
+    }
+
+    /// Whether the peer wants its frames to come another way.
+    pub fn is_away(&self) -> bool {
+        self.away
     }
 
     /// Our own probe came back.
@@ -120,13 +134,16 @@ impl Liveness {
             .is_some_and(|heard| now.saturating_duration_since(heard) < DEAD_AFTER)
     }
 
-    /// Whether a probe is to be sent: its sequence number, and whether it says that we hear the peer.
+    /// Whether a probe is to be sent: its sequence number, and what it says. `away` says that we want no frames.
     ///
     /// A change of mind is told at once.
-    pub fn poll_probe(&mut self, now: Instant) -> Option<(u16, bool)> {
-        let hears = self.hears(now);
+    pub fn poll_probe(&mut self, now: Instant, away: bool) -> Option<(u16, Word)> {
+        let word = Word {
+            hears: self.hears(now),
+            away,
+        };
         let due = self.next_probe.is_none_or(|at| at <= now);
-        if !due && hears == self.said_hears {
+        if !due && word == self.said {
             return None;
         }
         let interval = if self.unanswered < PATIENCE {
@@ -135,11 +152,11 @@ impl Liveness {
             RARE_PROBE_INTERVAL
         };
         self.next_probe = Some(now + interval);
-        self.said_hears = hears;
+        self.said = word;
         self.unanswered = self.unanswered.saturating_add(1);
         self.sequence = self.sequence.wrapping_add(1);
         self.sent[usize::from(self.sequence) % IN_FLIGHT] = Some(now);
-        Some((self.sequence, hears))
+        Some((self.sequence, word))
     }
 
     /// Smoothed round-trip time of the probes.
@@ -158,6 +175,10 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const HEARS: Option<Word> = Some(Word {
+        hears: true,
+        away: false,
+    });
 
     fn started() -> (Liveness, Instant) {
         let (mut liveness, start) = (Liveness::default(), Instant::now());
@@ -176,7 +197,7 @@ mod tests {
     #[test]
     fn a_stock_peer_that_answers_lives_by_its_answers() {
         let (mut liveness, start) = started();
-        let (sequence, _) = liveness.poll_probe(start).unwrap();
+        let (sequence, _) = liveness.poll_probe(start, false).unwrap();
         liveness.on_echo(start + MS * 8, sequence);
         liveness.on_heard(start + MS * 900);
         assert_eq!(liveness.rtt(), Some(MS * 8));
@@ -187,7 +208,7 @@ mod tests {
     #[test]
     fn our_own_kind_is_missed_soon() {
         let (mut liveness, start) = started();
-        liveness.on_probe(Some(true));
+        liveness.on_probe(HEARS);
         assert!(liveness.is_up(start + MS * 300));
         assert!(!liveness.is_up(start + MS * 320));
     }
@@ -195,27 +216,50 @@ mod tests {
     #[test]
     fn a_path_that_works_one_way_is_down() {
         let (mut liveness, start) = started();
-        liveness.on_probe(Some(false));
+        liveness.on_probe(Some(Word {
+            hears: false,
+            away: false,
+        }));
         liveness.on_heard(start);
         assert!(!liveness.is_up(start));
-        liveness.on_probe(Some(true));
+        liveness.on_probe(HEARS);
         assert!(liveness.is_up(start));
     }
 
     #[test]
     fn silence_is_told_at_once() {
         let (mut liveness, start) = started();
-        assert_eq!(liveness.poll_probe(start).map(|(_, hears)| hears), Some(true));
-        assert_eq!(liveness.poll_probe(start + MS * 50), None);
-        assert_eq!(
-            liveness.poll_probe(start + MS * 300).map(|(_, hears)| hears),
-            Some(true)
-        );
-        assert_eq!(
-            liveness.poll_probe(start + MS * 320).map(|(_, hears)| hears),
-            Some(false)
-        );
-        assert_eq!(liveness.poll_probe(start + MS * 370), None);
+        let mut said = |ms| {
+            let probe = liveness.poll_probe(start + MS * ms, false);
+            probe.map(|(_, word)| word.hears)
+        };
+        assert_eq!(said(0), Some(true));
+        assert_eq!(said(50), None);
+        assert_eq!(said(300), Some(true));
+        assert_eq!(said(320), Some(false));
+        assert_eq!(said(370), None);
+    }
+
+    #[test]
+    fn a_wish_for_no_frames_is_told_at_once_and_taken_back() {
+        let (mut liveness, start) = started();
+        let mut said = |ms, away| {
+            let probe = liveness.poll_probe(start + MS * ms, away);
+            probe.map(|(_, word)| word.away)
+        };
+        assert_eq!(said(0, false), Some(false));
+        assert_eq!(said(10, true), Some(true));
+        assert_eq!(said(20, true), None);
+        assert_eq!(said(30, false), Some(false));
+        let away = Word {
+            hears: true,
+            away: true,
+        };
+        liveness.on_probe(Some(away));
+        assert!(liveness.is_away());
+        assert!(liveness.is_up(start), "it carries what it gets");
+        liveness.on_probe(HEARS);
+        assert!(!liveness.is_away());
     }
 
     #[test]
@@ -224,7 +268,7 @@ mod tests {
         let probes = |liveness: &mut Liveness, from: u32, to: u32| {
             (from..to)
                 .step_by(50)
-                .filter(|ms| liveness.poll_probe(start + MS * *ms).is_some())
+                .filter(|ms| liveness.poll_probe(start + MS * *ms, false).is_some())
                 .count()
         };
         assert!(probes(&mut liveness, 0, 2000) >= 20);
@@ -235,7 +279,7 @@ mod tests {
     #[test]
     fn an_answer_counts_once() {
         let (mut liveness, start) = started();
-        let (sequence, _) = liveness.poll_probe(start).unwrap();
+        let (sequence, _) = liveness.poll_probe(start, false).unwrap();
         liveness.on_echo(start + MS, sequence);
         liveness.on_echo(start + MS * 500, sequence);
         liveness.on_echo(start + MS * 500, sequence + 1);

@@ -116,6 +116,8 @@ pub enum Event {
     Up { peer: String },
     /// A tunnel cannot; flows move to the others.
     Down { peer: String },
+    /// The peer wants frames, or wants them no longer, because it is about to stop or cannot deliver them.
+    Wants { peer: String, frames: bool },
 }
 
 /// One end of all tunnels of a slice. See the module's documentation.
@@ -130,6 +132,8 @@ pub struct Gateway {
     clusters: Vec<Vec<usize>>,
     /// The tunnels of the frame in hand; kept for its memory.
     route: Vec<usize>,
+    /// Peers are asked to send nothing here.
+    away: bool,
     next_tick: Instant,
     events: VecDeque<Event>,
     drops: Drops,
@@ -146,6 +150,7 @@ impl Gateway {
             slots: BTreeMap::new(),
             clusters: Vec::new(),
             route: Vec::new(),
+            away: false,
             next_tick: now + TICK,
             events: VecDeque::new(),
             drops: Drops::default(),
@@ -158,6 +163,22 @@ impl Gateway {
 
     pub fn config(&self) -> Option<&Config> {
         self.config.as_ref()
+    }
+
+    /// Asks all peers to send their frames another way, or takes that back. Those that have no other way still send
+    /// them here, and they are delivered.
+    pub fn set_away(&mut self, away: bool) {
+        self.away = away;
+    }
+
+    /// How many peer clusters frames can be sent to, of those that have a gateway.
+    pub fn reach(&self) -> Reach {
+        let takes = |slot: &usize| self.peers[*slot].as_ref().is_some_and(|peer| peer.takes_frames());
+        let clusters = self.clusters.iter().filter(|slots| !slots.is_empty());
+        Reach {
+            reached: clusters.clone().filter(|slots| slots.iter().any(takes)).count(),
+            clusters: clusters.count(),
+        }
     }
 
     /// Replaces the configuration. A peer that keeps its public key keeps its session.
@@ -305,13 +326,13 @@ impl Gateway {
         }
     }
 
-    /// The tunnel of a flow: the healthy one that the flow wants most, or, where none is healthy, the one of those
-    /// that at least have a session.
+    /// The tunnel of a flow: of the healthy ones whose peer wants frames the one that the flow wants most, or, where
+    /// there is none, of those that are healthy, or of those that at least have a session.
     fn pick(&self, cluster: usize, flow: u64) -> Option<usize> {
         let rank = |slot: &usize| {
             let peer = self.peers[*slot].as_ref()?;
             peer.tunnel.session()?;
-            Some((peer.up, flow::score(flow, peer.flow_key)))
+            Some((peer.takes_frames(), peer.up, flow::score(flow, peer.flow_key)))
         };
         let ranked = self.clusters[cluster]
             .iter()
@@ -380,13 +401,18 @@ impl Gateway {
                 continue;
             };
             let was_up = peer.up;
-            peer.tick(now, own, &mut self.random, out);
-            if peer.up != was_up {
-                let (up, peer) = (peer.up, peer.name.clone());
-                self.push(if up {
-                    Event::Up { peer }
-                } else {
-                    Event::Down { peer }
+            peer.tick(now, (own, self.away), &mut self.random, out);
+            let (up, away, name) = (peer.up, peer.liveness.is_away(), peer.name.clone());
+            let was_away = std::mem::replace(&mut peer.told_away, away);
+            match (was_up, up) {
+                (false, true) => self.push(Event::Up { peer: name.clone() }),
+                (true, false) => self.push(Event::Down { peer: name.clone() }),
+                _ => {}
+            }
+            if away != was_away {
+                self.push(Event::Wants {
+                    peer: name,
+                    frames: !away,
                 });
             }
         }
@@ -418,11 +444,21 @@ impl Gateway {
         let peers = self.peers.iter().flatten();
         Stats {
             drops: self.drops,
+            reach: self.reach(),
             peers: peers
                 .map(|peer| PeerStats::new(peer, now, &self.config))
                 .collect(),
         }
     }
+}
+
+/// Where frames can go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Peer clusters with a healthy tunnel whose far end wants frames.
+    pub reached: usize,
+    /// Peer clusters that have a gateway.
+    pub clusters: usize,
 }
 
 /// What the headers take from a frame.
@@ -474,9 +510,9 @@ fn inbound(
             let mut copy = [0; probe::MAX_ECHO];
             let length = icmp.len().min(copy.len());
             match probe::parse(icmp) {
-                Message::Request { hears } => {
+                Message::Request { word } => {
                     copy[..length].copy_from_slice(&icmp[..length]);
-                    peer.on_probe(config.vtep, hears, &copy[..length], out);
+                    peer.on_probe(config.vtep, word, &copy[..length], out);
                     Ok(())
                 }
                 Message::Reply { sequence, .. } => {

@@ -8,7 +8,7 @@ use std::{
 use super::{
     Destination, Output, config, ecn, flow, ip,
     liveness::Liveness,
-    probe,
+    probe::{self, Word},
     random::Random,
     reason::{Drops, Reason},
     tunnel::{Identity, MAX_HANDSHAKE, OVERHEAD, REKEY_AFTER, Tunnel},
@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub(super) flow_key: u64,
     /// As of the last tick.
     pub(super) up: bool,
+    /// Whether it was away as of the last tick.
+    pub(super) told_away: bool,
     /// Where the last authentic datagram came from.
     pub(super) endpoint: Option<SocketAddr>,
     configured: Vec<SocketAddr>,
@@ -86,6 +88,7 @@ impl Peer {
             liveness: Liveness::default(),
             flow_key: flow::tunnel_key(&gateway.name),
             up: false,
+            told_away: false,
             endpoint: None,
             configured: Vec::new(),
             dial: None,
@@ -148,14 +151,8 @@ impl Peer {
     }
 
     /// The peer probes us: answers, and takes note of what it said.
-    pub(super) fn on_probe(
-        &mut self,
-        own: Ipv4Addr,
-        hears: Option<bool>,
-        icmp: &[u8],
-        out: &mut impl Output,
-    ) {
-        self.liveness.on_probe(hears);
+    pub(super) fn on_probe(&mut self, own: Ipv4Addr, word: Option<Word>, icmp: &[u8], out: &mut impl Output) {
+        self.liveness.on_probe(word);
         let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
         let length = probe::reply(own, self.vtep, icmp, &mut answer);
         self.send(&answer[..length], ecn::NOT_ECT, out);
@@ -195,8 +192,20 @@ impl Peer {
         self.dial = None;
     }
 
-    /// Does what is due: timers, probe, handshake. Called every [`super::TICK`].
-    pub(super) fn tick(&mut self, now: Instant, own: Ipv4Addr, random: &mut Random, out: &mut impl Output) {
+    /// Whether frames should go this way.
+    pub(super) fn takes_frames(&self) -> bool {
+        self.up && !self.liveness.is_away()
+    }
+
+    /// Does what is due: timers, probe, handshake. Called every [`super::TICK`]. `own` is the own VTEP, and whether
+    /// we want no frames.
+    pub(super) fn tick(
+        &mut self,
+        now: Instant,
+        (own, away): (Ipv4Addr, bool),
+        random: &mut Random,
+        out: &mut impl Output,
+    ) {
         let mut message = [0; MAX_HANDSHAKE];
         let length = self.tunnel.tick(now, &mut message);
         if let Some(to) = self.endpoint {
@@ -204,11 +213,11 @@ impl Peer {
         }
         self.up = self.tunnel.session().is_some() && self.liveness.is_up(now);
         if self.tunnel.session().is_some()
-            && let Some((sequence, hears)) = self.liveness.poll_probe(now)
+            && let Some((sequence, word)) = self.liveness.poll_probe(now, away)
         {
             let mut packet = [0; probe::PROBE];
             let identifier = (self.flow_key & 0xffff) as u16;
-            probe::request(own, self.vtep, identifier, sequence, hears, &mut packet);
+            probe::request(own, self.vtep, identifier, sequence, word, &mut packet);
             self.send(&packet, ecn::NOT_ECT, out);
         }
         self.dial(now, random, out);

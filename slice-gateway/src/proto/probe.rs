@@ -2,11 +2,13 @@
 //!
 //! Any Linux host answers it, so a stock peer is probed as well as one of ours. The payload is ours: it tells a peer
 //! that runs this code whether we hear it, as the state field of BFD does (RFC 5880 §6.8.1), so that both ends of a
-//! path that works one way only learn of it.
+//! path that works one way only learn of it; and whether we want frames, as its AdminDown does, so that a planned
+//! stop moves them elsewhere first.
 //!
 //! ```text
 //!  ICMP: type 8, code 0, checksum, identifier, sequence │ "weft" │ version 1 │ flags │ 0 0
 //!                                                                             bit 0: I hear you
+//!                                                                             bit 1: send your frames elsewhere
 //! ```
 
 use std::net::Ipv4Addr;
@@ -24,14 +26,24 @@ pub const MAX_ECHO: usize = 128;
 
 const MAGIC: [u8; 5] = *b"weft\x01";
 const HEARS: u8 = 1;
+const AWAY: u8 = 2;
 const REQUEST: u8 = 8;
 const REPLY: u8 = 0;
+
+/// What a peer of our kind says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// It hears us.
+    pub hears: bool,
+    /// It wants no frames: it has no way to deliver them, or is about to stop. It still carries what it gets.
+    pub away: bool,
+}
 
 /// An ICMP message out of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// To be answered. `hears` is what a peer of our kind says about us.
-    Request { hears: Option<bool> },
+    /// To be answered. The word is there where a peer of our kind asks.
+    Request { word: Option<Word> },
     /// The answer to our own request.
     Reply { identifier: u16, sequence: u16 },
     /// Neither: an error message, for instance.
@@ -49,7 +61,10 @@ pub fn parse(icmp: &[u8]) -> Message {
                 .first_chunk::<PAYLOAD>()
                 .filter(|payload| payload.starts_with(&MAGIC));
             Message::Request {
-                hears: ours.map(|payload| payload[5] & HEARS != 0),
+                word: ours.map(|payload| Word {
+                    hears: payload[5] & HEARS != 0,
+                    away: payload[5] & AWAY != 0,
+                }),
             }
         }
         REPLY => Message::Reply {
@@ -66,7 +81,7 @@ pub fn request(
     destination: Ipv4Addr,
     identifier: u16,
     sequence: u16,
-    hears: bool,
+    word: Word,
     out: &mut [u8; PROBE],
 ) {
     let icmp = &mut out[ip::V4_HEADER..];
@@ -75,7 +90,7 @@ pub fn request(
     icmp[4..6].copy_from_slice(&identifier.to_be_bytes());
     icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
     icmp[8..13].copy_from_slice(&MAGIC);
-    icmp[13] = if hears { HEARS } else { 0 };
+    icmp[13] = (u8::from(word.hears) * HEARS) | (u8::from(word.away) * AWAY);
     let checksum = Sum::default().with(icmp).finish();
     icmp[2..4].copy_from_slice(&checksum);
     write_header(source, destination, ICMP_HEADER + PAYLOAD, out);
@@ -137,8 +152,11 @@ mod tests {
     #[test]
     fn a_probe_is_answered_like_a_ping() {
         let mut probe = [0; PROBE];
-        request(A, B, 7, 9, true, &mut probe);
-        assert_eq!(parse(icmp(&probe)), Message::Request { hears: Some(true) });
+        for (hears, away) in [(false, false), (false, true), (true, true), (true, false)] {
+            let word = Word { hears, away };
+            request(A, B, 7, 9, word, &mut probe);
+            assert_eq!(parse(icmp(&probe)), Message::Request { word: Some(word) });
+        }
         let mut answer = [0; 148];
         let length = reply(B, A, icmp(&probe), &mut answer);
         assert_eq!(
@@ -154,7 +172,7 @@ mod tests {
     #[test]
     fn a_strangers_ping_says_nothing_about_us() {
         let ping = [8, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
-        assert_eq!(parse(&ping), Message::Request { hears: None });
+        assert_eq!(parse(&ping), Message::Request { word: None });
     }
 
     proptest! {

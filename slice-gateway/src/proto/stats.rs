@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Config,
+    Config, Reach,
     peer::{Carried, Peer},
     reason::Drops,
 };
@@ -15,6 +15,7 @@ use super::{
 pub struct Stats {
     /// What could not be laid at a peer's door.
     pub drops: Drops,
+    pub reach: Reach,
     pub peers: Vec<PeerStats>,
 }
 
@@ -23,6 +24,8 @@ pub struct PeerStats {
     pub name: String,
     pub cluster: String,
     pub up: bool,
+    /// It asks for frames to come another way.
+    pub away: bool,
     pub endpoint: Option<SocketAddr>,
     /// Since the session in use was made.
     pub handshake_age: Option<Duration>,
@@ -45,6 +48,7 @@ impl PeerStats {
             name: peer.name.clone(),
             cluster: cluster.cloned().unwrap_or_default(),
             up: peer.up,
+            away: peer.liveness.is_away(),
             endpoint: peer.endpoint,
             handshake_age: peer.tunnel.session().map(|session| age(session.established)),
             handshakes: peer.tunnel.handshakes(),

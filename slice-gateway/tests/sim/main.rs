@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 
+mod drain;
 mod world;
 
 use std::{collections::BTreeMap, net::SocketAddr};

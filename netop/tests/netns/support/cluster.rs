@@ -75,6 +75,7 @@ impl Cluster {
                     .collect(),
                 taps: BTreeSet::new(),
                 uplink: Uplink::None,
+                relay: None,
                 attachments: BTreeMap::new(),
             };
             node.intent.segments.insert(name.to_owned(), segment);
@@ -126,6 +127,7 @@ impl Cluster {
             if n == node {
                 segment.taps.insert(0);
                 segment.uplink = Uplink::Local(0);
+                segment.relay = Some(0);
             } else {
                 segment.uplink = Uplink::Remote(address);
             }

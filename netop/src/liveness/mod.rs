@@ -1,0 +1,91 @@
+//! What the agents of a cluster tell each other of their gateways, so that a node leaves a gateway that is dead, cut
+//! off or about to stop within half a second, without the API server.
+//!
+//! ```text
+//!  node that uses a gateway                       node that has it
+//!     ── Ask {nonce, gateways} ──────────────────►   every 100 ms, to the nodes of the best two gateways per slice
+//!     ◄────────────────── Answer {nonce, words} ──   at once, and again whenever a word changes
+//! ```
+//!
+//! UDP between the nodes' addresses, one message a datagram, JSON. Only nodes of the cluster are listened to (the
+//! host's filter, and the source address), and an answer counts only with the nonce of the question, so that nobody
+//! who cannot read the traffic between two nodes can say that a gateway is well. An answer is about as long as its
+//! question: there is nothing to amplify.
+//!
+//! Silence never takes the last gateway away: it ranks a gateway behind those that are heard, and where none is heard,
+//! what the API server last said decides.
+//!
+//! Deliberately not here: any decision which gateway is used ([`crate::intent`]), and the clock and the socket, which
+//! are [`task`]'s.
+
+mod table;
+pub mod task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use table::{ASK_EVERY, DEAD_AFTER, Table};
+
+/// UDP port of the agents.
+pub const PORT: u16 = 14791;
+/// Gateways that one message is about at most: it fits into a packet of 1280 bytes.
+pub const MAX_GATEWAYS: usize = 24;
+
+/// A gateway of the cluster: its slice's VNI and its ordinal.
+pub type Gateway = (u32, u32);
+
+/// What a gateway's own node says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Word {
+    /// Peer clusters that it reaches.
+    pub reached: u32,
+    /// It is about to stop.
+    pub draining: bool,
+}
+
+/// What is exchanged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum Message {
+    Ask {
+        nonce: u64,
+        gateways: Vec<Gateway>,
+    },
+    /// `None` for a gateway that does not carry there.
+    Answer {
+        nonce: u64,
+        words: Vec<(Gateway, Option<Word>)>,
+    },
+}
+
+/// How another node's gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Its node answers and says this.
+    Says(Word),
+    /// Its node answers, and has no such gateway.
+    Absent,
+    /// Its node does not answer.
+    Silent,
+}
+
+/// All that is heard, by the node's address and gateway. What was not asked yet is absent.
+pub type View = Arc<BTreeMap<(IpAddr, Gateway), Heard>>;
+
+/// What the agent wants to know, and what it says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    /// This node's address.
+    pub address: Option<IpAddr>,
+    /// Who is listened to.
+    pub nodes: BTreeSet<IpAddr>,
+    /// Gateways of other nodes that this one uses or would use next.
+    pub wanted: BTreeMap<IpAddr, BTreeSet<Gateway>>,
+    /// Gateways on this node.
+    pub own: BTreeMap<Gateway, Word>,
+}

@@ -1,0 +1,343 @@
+//! Who was asked, who answered, and who is to be told. Pure: time and randomness are arguments.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{Gateway, Heard, Local, MAX_GATEWAYS, Message, View, Word};
+
+/// Between two questions.
+pub const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Silence after which a node's gateways are taken to be gone: three answers are missing.
+pub const DEAD_AFTER: Duration = Duration::from_millis(310);
+/// How long somebody who asked is told of changes.
+const INTEREST: Duration = Duration::from_secs(1);
+
+/// The state of one agent.
+#[derive(Debug, Default)]
+pub struct Table {
+    targets: BTreeMap<IpAddr, Target>,
+    askers: BTreeMap<IpAddr, BTreeMap<u64, Asker>>,
+    nodes: BTreeSet<IpAddr>,
+    own: BTreeMap<Gateway, Word>,
+}
+
+/// A node that is asked.
+#[derive(Debug)]
+struct Target {
+    nonce: u64,
+    gateways: BTreeSet<Gateway>,
+    since: Instant,
+    next: Instant,
+    heard: Option<Instant>,
+    words: BTreeMap<Gateway, Option<Word>>,
+}
+
+/// A node that asked.
+#[derive(Debug)]
+struct Asker {
+    gateways: Vec<Gateway>,
+    last: Instant,
+}
+
+impl Table {
+    /// Takes what the agent says, and returns what others are to be told at once. `nonce` makes numbers that nobody
+    /// can guess.
+    pub fn configure(
+        &mut self,
+        now: Instant,
+        local: &Local,
+        mut nonce: impl FnMut() -> u64,
+    ) -> Vec<(IpAddr, Message)> {
+        self.nodes.clone_from(&local.nodes);
+        self.targets
+            .retain(|address, _| local.wanted.contains_key(address));
+        for (address, gateways) in &local.wanted {
+            let target = self.targets.entry(*address).or_insert_with(|| Target {
+                nonce: nonce(),
+                gateways: BTreeSet::new(),
+                since: now,
+                next: now,
+                heard: None,
+                words: BTreeMap::new(),
+            });
+            if target.gateways != *gateways {
+                target.gateways.clone_from(gateways);
+                target.words.retain(|gateway, _| gateways.contains(gateway));
+                // What is new is asked for at once.
+                target.next = now;
+            }
+        }
+        let before = std::mem::replace(&mut self.own, local.own.clone());
+        let changed = |gateway: &Gateway| before.get(gateway) != self.own.get(gateway);
+        let mut told = Vec::new();
+        for (address, asker) in self
+            .askers
+            .iter()
+            .flat_map(|(address, askers)| askers.iter().map(move |asker| (address, asker)))
+        {
+            let (nonce, asker) = asker;
+            if asker.gateways.iter().any(changed) {
+                told.push((*address, answer(*nonce, &asker.gateways, &self.own)));
+            }
+        }
+        told
+    }
+
+    /// Takes a message; returns the answer to a question.
+    pub fn handle(&mut self, now: Instant, from: IpAddr, message: Message) -> Option<Message> {
+        if !self.nodes.contains(&from) {
+            return None;
+        }
+        match message {
+            Message::Ask { nonce, gateways } => {
+                if gateways.len() > MAX_GATEWAYS {
+                    return None;
+                }
+                let answer = answer(nonce, &gateways, &self.own);
+                let askers = self.askers.entry(from).or_default();
+                askers.insert(nonce, Asker { gateways, last: now });
+                // A node asks in as many messages as its gateways need, with a number each.
+                while askers.len() > MAX_GATEWAYS {
+                    askers.pop_first();
+                }
+                Some(answer)
+            }
+            Message::Answer { nonce, words } => {
+                let target = self.targets.get_mut(&from)?;
+                let place = nonce.wrapping_sub(target.nonce);
+                if place >= (target.gateways.len().div_ceil(MAX_GATEWAYS)) as u64 {
+                    return None;
+                }
+                target.heard = Some(now);
+                for (gateway, word) in words {
+                    if target.gateways.contains(&gateway) {
+                        target.words.insert(gateway, word);
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    /// The questions that are due.
+    pub fn poll(&mut self, now: Instant) -> Vec<(IpAddr, Message)> {
+        self.askers.retain(|_, askers| {
+            askers.retain(|_, asker| now.saturating_duration_since(asker.last) < INTEREST);
+            !askers.is_empty()
+        });
+        let mut asked = Vec::new();
+        for (address, target) in &mut self.targets {
+            if target.next > now {
+                continue;
+            }
+            target.next = now + ASK_EVERY;
+            let gateways: Vec<Gateway> = target.gateways.iter().copied().collect();
+            for (place, gateways) in (0..).zip(gateways.chunks(MAX_GATEWAYS)) {
+                let question = Message::Ask {
+                    nonce: target.nonce.wrapping_add(place),
+                    gateways: gateways.to_vec(),
+                };
+                asked.push((*address, question));
+            }
+        }
+        asked
+    }
+
+    /// What is heard.
+    pub fn view(&self, now: Instant) -> View {
+        let mut view = BTreeMap::new();
+        for (address, target) in &self.targets {
+            let silent = now.saturating_duration_since(target.heard.unwrap_or(target.since)) >= DEAD_AFTER;
+            for gateway in &target.gateways {
+                let heard = match target.words.get(gateway) {
+                    _ if silent => Heard::Silent,
+                    Some(Some(word)) => Heard::Says(*word),
+                    Some(None) => Heard::Absent,
+                    None => continue,
+                };
+                view.insert((*address, *gateway), heard);
+            }
+        }
+        view.into()
+    }
+}
+
+fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Word>) -> Message {
+    let words = gateways
+        .iter()
+        .map(|gateway| (*gateway, own.get(gateway).copied()));
+    Message::Answer {
+        nonce,
+        words: words.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const WELL: Word = Word {
+        reached: 2,
+        draining: false,
+    };
+
+    fn ip(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
+
+    fn local(wanted: &[(IpAddr, Gateway)], own: &[(Gateway, Word)]) -> Local {
+        let mut local = Local {
+            nodes: (1..=9).map(ip).collect(),
+            own: own.iter().copied().collect(),
+            ..Local::default()
+        };
+        for (address, gateway) in wanted {
+            local.wanted.entry(*address).or_default().insert(*gateway);
+        }
+        local
+    }
+
+    /// Nodes 1, which asks, and 2, which has a gateway.
+    struct Pair {
+        now: Instant,
+        asks: Table,
+        has: Table,
+    }
+
+    impl Pair {
+        fn new(own: &[(Gateway, Word)]) -> Self {
+            let now = Instant::now();
+            let mut pair = Self {
+                now,
+                asks: Table::default(),
+                has: Table::default(),
+            };
+            pair.asks.configure(now, &local(&[(ip(2), (7, 0))], &[]), || 1000);
+            pair.own(own);
+            pair
+        }
+
+        fn own(&mut self, own: &[(Gateway, Word)]) {
+            for (to, message) in self.has.configure(self.now, &local(&[], own), || 0) {
+                assert_eq!(to, ip(1));
+                self.asks.handle(self.now, ip(2), message);
+            }
+        }
+
+        fn pass(&mut self, ms: u32) {
+            for _ in 0..ms / 10 {
+                self.now += MS * 10;
+                for (to, question) in self.asks.poll(self.now) {
+                    assert_eq!(to, ip(2));
+                    if let Some(answer) = self.has.handle(self.now, ip(1), question) {
+                        self.asks.handle(self.now, ip(2), answer);
+                    }
+                }
+            }
+        }
+
+        fn heard(&self) -> Option<Heard> {
+            self.asks.view(self.now).get(&(ip(2), (7, 0))).copied()
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_asked_says_how_its_gateway_is() {
+        let mut pair = Pair::new(&[((7, 0), WELL), ((8, 0), WELL)]);
+        assert_eq!(pair.heard(), None, "nobody was asked yet");
+        pair.pass(50);
+        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        pair.pass(2000);
+        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+    }
+
+    #[test]
+    fn a_change_is_told_without_being_asked() {
+        let mut pair = Pair::new(&[((7, 0), WELL)]);
+        pair.pass(50);
+        let draining = Word {
+            draining: true,
+            ..WELL
+        };
+        pair.own(&[((7, 0), draining)]);
+        assert_eq!(pair.heard(), Some(Heard::Says(draining)));
+        pair.own(&[]);
+        assert_eq!(pair.heard(), Some(Heard::Absent));
+        pair.own(&[((9, 0), WELL)]);
+        assert_eq!(
+            pair.heard(),
+            Some(Heard::Absent),
+            "another gateway's word is no news"
+        );
+    }
+
+    #[test]
+    fn silence_is_noticed_in_time() {
+        let mut pair = Pair::new(&[((7, 0), WELL)]);
+        pair.pass(1000);
+        // The last answer is up to 100 ms old.
+        pair.now += MS * 210;
+        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        pair.now += MS * 100;
+        assert_eq!(pair.heard(), Some(Heard::Silent));
+        pair.pass(20);
+        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+    }
+
+    #[test]
+    fn who_never_answers_is_silent() {
+        let mut pair = Pair::new(&[]);
+        pair.has.nodes.clear();
+        pair.pass(200);
+        assert_eq!(pair.heard(), None);
+        pair.pass(200);
+        assert_eq!(pair.heard(), Some(Heard::Silent));
+    }
+
+    #[test]
+    fn strangers_and_guesses_count_for_nothing() {
+        let mut pair = Pair::new(&[((7, 0), WELL)]);
+        let word = |nonce| Message::Answer {
+            nonce,
+            words: vec![((7, 0), Some(WELL))],
+        };
+        for (from, nonce) in [(2, 999), (2, 1001), (3, 1000)] {
+            pair.asks.handle(pair.now, ip(from), word(nonce));
+            assert_eq!(pair.heard(), None);
+        }
+        let question = Message::Ask {
+            nonce: 1,
+            gateways: vec![(7, 0)],
+        };
+        assert_eq!(pair.has.handle(pair.now, ip(77), question), None);
+        let long = Message::Ask {
+            nonce: 1,
+            gateways: vec![(7, 0); MAX_GATEWAYS + 1],
+        };
+        assert_eq!(pair.has.handle(pair.now, ip(1), long), None);
+    }
+
+    #[test]
+    fn many_gateways_are_asked_for_in_several_packets() {
+        let now = Instant::now();
+        let wanted: Vec<_> = (0..200).map(|vni| (ip(2), (vni, 0))).collect();
+        let own: Vec<_> = (0..200).map(|vni| ((vni, 0), WELL)).collect();
+        let (mut asks, mut has) = (Table::default(), Table::default());
+        asks.configure(now, &local(&wanted, &[]), || u64::MAX);
+        has.configure(now, &local(&[], &own), || 0);
+        let questions = asks.poll(now);
+        assert_eq!(questions.len(), 9);
+        for (_, question) in questions {
+            assert!(serde_json::to_vec(&question).unwrap().len() < 1200);
+            let answer = has.handle(now, ip(1), question).unwrap();
+            assert!(serde_json::to_vec(&answer).unwrap().len() < 1200);
+            asks.handle(now, ip(2), answer);
+        }
+        assert_eq!(asks.view(now).len(), 200);
+        assert!(asks.poll(now + MS * 50).is_empty());
+    }
+}
