@@ -15,6 +15,7 @@ pub mod args;
 mod commands;
 mod connect;
 mod output;
+pub mod peer;
 pub mod token;
 
 use std::process::ExitCode;

@@ -47,6 +47,11 @@ pub fn tap(slice: &str, ordinal: u32) -> String {
     format!("wt-{}{ordinal}", hash(&[slice], 8))
 }
 
+/// WireGuard device of a host that is a peer of the slice without an agent.
+pub fn host_tunnel(slice: &str) -> String {
+    format!("wg-{}", hash(&[slice], 8))
+}
+
 /// nftables table (bridge family) of a slice on a node.
 pub fn filter_table(slice: &str) -> String {
     format!("weft_{}", hash(&[slice], 8))
@@ -126,6 +131,7 @@ mod tests {
             bridge(slice),
             vxlan(slice),
             uplink(slice),
+            host_tunnel(slice),
             tap(slice, crate::index::MAX_ORDINAL),
             pod_port(slice, uid),
             pod_interface(slice),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 #![expect(clippy::print_stdout, reason = "shown with a test that fails")]
 
+mod interop;
 mod lab;
 mod traffic;
 

@@ -35,7 +35,6 @@ use slice_runtime::handover::{self, ToGateway};
 use agent::{Agent, open_tap, serve};
 use capture::Capture;
 pub(crate) use capture::packet_socket;
-#[allow(unused_imports, reason = "the benchmark uses it")]
 pub(crate) use programs::wireguard_go;
 
 pub(crate) const MTU: u16 = 1370;
@@ -57,6 +56,8 @@ pub(crate) struct Lab {
     agents: Vec<Arc<Agent>>,
     /// Clusters that every gateway is told of and that do not exist.
     pub(crate) absent: AtomicU32,
+    /// Peers without an agent, whom every gateway is told of.
+    guests: Mutex<Vec<handover::Peer>>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -139,6 +140,7 @@ impl Lab {
             directory,
             agents: Vec::new(),
             absent: AtomicU32::new(0),
+            guests: Mutex::default(),
             _one: one,
         };
         lab.namespace("wan");
@@ -344,10 +346,30 @@ impl Lab {
         }
     }
 
-    fn config_of(&self, agent: &Agent) -> handover::Config {
+    /// From the next configuration on, every gateway has this peer.
+    pub(crate) fn invite(&self, guest: handover::Peer) {
+        self.guests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(guest);
+    }
+
+    /// The clusters, as a peer outside them must know them.
+    pub(crate) fn members(&self) -> Vec<handover::Peer> {
+        self.peers_of(None).into_values().collect()
+    }
+
+    pub(crate) fn vni(&self) -> u32 {
+        VNI
+    }
+
+    fn peers_of(&self, own: Option<char>) -> BTreeMap<char, handover::Peer> {
         let mut peers: BTreeMap<char, handover::Peer> = BTreeMap::new();
-        let own = cluster_of(&agent.name);
-        for other in self.agents.iter().filter(|other| cluster_of(&other.name) != own) {
+        for other in self
+            .agents
+            .iter()
+            .filter(|other| Some(cluster_of(&other.name)) != own)
+        {
             let cluster = cluster_of(&other.name);
             let peer = peers.entry(cluster).or_insert_with(|| handover::Peer {
                 cluster: cluster.to_string(),
@@ -364,6 +386,12 @@ impl Lab {
                 endpoints: vec![SocketAddr::new(endpoint.ip(), hello.udp_port)],
             });
         }
+        peers
+    }
+
+    fn config_of(&self, agent: &Agent) -> handover::Config {
+        let own = cluster_of(&agent.name);
+        let mut peers = self.peers_of(Some(own));
         for absent in 0..self.absent.load(Ordering::Relaxed) {
             let cluster = char::from_u32(0x4e00 + absent).expect("a character");
             let key: [u8; 32] = std::array::from_fn(|at| if at < 4 { absent.to_be_bytes()[at] } else { 9 });
@@ -400,7 +428,10 @@ impl Lab {
             vtep: vtep(own, ordinal),
             ranges: vec![range(own)],
             dscp: 10,
-            peers: peers.into_values().collect(),
+            peers: peers
+                .into_values()
+                .chain(self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone())
+                .collect(),
         }
     }
 

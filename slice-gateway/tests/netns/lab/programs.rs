@@ -10,7 +10,6 @@ const WIREGUARD: &str = "golang.zx2c4.com/wireguard";
 
 /// The program `wireguard-go`, of the version that `e2e/peers/go.mod` names; it is built (some seconds) where it is
 /// absent.
-#[allow(dead_code, reason = "the benchmark uses it")]
 pub(crate) fn wireguard_go() -> PathBuf {
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/peers");
     let manifest = std::fs::read_to_string(module.join("go.mod")).expect("read e2e/peers/go.mod");
