@@ -1,6 +1,6 @@
 //! What can be said on the command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use slice_crds::Cidr;
@@ -52,6 +52,9 @@ pub enum Command {
     /// Take pods out of a slice.
     #[command(subcommand)]
     Detach(Attach),
+    /// Hosts outside every cluster that are in a slice without an agent.
+    #[command(subcommand)]
+    Peer(Peer),
     /// Show objects.
     Get(Get),
     /// Tell how slices are, and what to do where one is not well. Exits with 1 where one is not.
@@ -130,6 +133,45 @@ pub struct Join {
 pub enum Create {
     /// A slice.
     Slice(CreateSlice),
+    /// A host outside every cluster, in a slice; `peer script` prints what to run there.
+    Peer(CreatePeer),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CreatePeer {
+    pub name: String,
+    /// The slice.
+    #[arg(long)]
+    pub slice: String,
+    /// Its WireGuard public key, as `wg pubkey` prints it.
+    #[arg(long, value_name = "KEY")]
+    pub public_key: String,
+    /// Address and port of its WireGuard, where it can be dialled.
+    #[arg(long = "endpoint", value_name = "ADDRESS:PORT")]
+    pub endpoints: Vec<SocketAddr>,
+    /// Seconds to wait until it has its address; 0 does not wait.
+    #[arg(long, default_value = "30", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Peer {
+    /// Print the commands that turn a stock Linux host into the peer: give them to `sh` there, as root.
+    Script(PeerScript),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PeerScript {
+    pub name: String,
+    /// The slice.
+    #[arg(long)]
+    pub slice: String,
+    /// File on that host with its private key, as `wg genkey` writes it.
+    #[arg(long, default_value = "/etc/weft/peer.key", value_name = "FILE")]
+    pub key: String,
+    /// UDP port of its WireGuard; the one of its first endpoint, or 51820, where absent.
+    #[arg(long)]
+    pub port: Option<u16>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -159,6 +201,16 @@ pub struct CreateSlice {
 pub enum Delete {
     /// A slice: its pods lose their interface and go on without.
     Slice(DeleteSlice),
+    /// A host outside every cluster: the slice does not hear it any more.
+    Peer(DeletePeer),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeletePeer {
+    pub name: String,
+    /// The slice.
+    #[arg(long)]
+    pub slice: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -267,6 +319,9 @@ mod tests {
             "slicectl --context a get slices -o yaml",
             "slicectl --context a status shop",
             "slicectl verify shop --contexts a,b",
+            "slicectl --context a create peer db1 --slice shop --public-key k --endpoint 192.0.2.9:51820",
+            "slicectl --context a peer script db1 --slice shop --key /etc/weft/shop.key",
+            "slicectl --context a delete peer db1 --slice shop",
             "slicectl completion bash",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

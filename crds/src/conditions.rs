@@ -23,6 +23,7 @@ pub mod reason {
     pub const SUBNET_TOO_SMALL: &str = "SubnetTooSmall";
     pub const SUBNET_OVERLAP: &str = "SubnetOverlap";
     pub const SUBNET_CHANGED: &str = "SubnetChanged";
+    pub const PEER_REFUSED: &str = "PeerRefused";
     pub const UNKNOWN_CLUSTER: &str = "UnknownCluster";
     pub const UNKNOWN_PROFILE: &str = "UnknownProfile";
     pub const NO_CLUSTERS: &str = "NoClusters";

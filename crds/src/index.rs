@@ -28,6 +28,9 @@ pub const MAC_PREFIX: [u8; 2] = [0x02, 0x5c];
 /// Clusters are numbered `1..=MAX_CLUSTER`; 198.18.0.0/15 has room for that many times 256 gateways.
 pub const MAX_CLUSTER: u32 = 510;
 
+/// The cluster number under which the hosts outside every cluster have their VTEPs; see [`vtep`].
+pub const OUTSIDE: u32 = MAX_CLUSTER + 1;
+
 /// Gateways of one slice in one cluster are numbered `0..=MAX_ORDINAL`.
 pub const MAX_ORDINAL: u32 = 253;
 
@@ -248,10 +251,10 @@ impl fmt::Display for IndexRange {
 /// (the benchmarking range of RFC 2544, which is on no real network). It is seen inside the tunnel only.
 ///
 /// # Panics
-/// Where `cluster` is above [`MAX_CLUSTER`] or `ordinal` above [`MAX_ORDINAL`].
+/// Where `cluster` is above [`OUTSIDE`] or `ordinal` above [`MAX_ORDINAL`].
 pub fn vtep(cluster: u32, ordinal: u32) -> Ipv4Addr {
     assert!(
-        cluster <= MAX_CLUSTER && ordinal <= MAX_ORDINAL,
+        cluster <= OUTSIDE && ordinal <= MAX_ORDINAL,
         "vtep of cluster {cluster}, gateway {ordinal}"
     );
     Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 0).to_bits() + cluster * 256 + ordinal + 1)
@@ -331,6 +334,7 @@ mod tests {
     fn vteps_stay_in_the_benchmarking_range() {
         assert_eq!(vtep(1, 0), Ipv4Addr::new(198, 18, 1, 1));
         assert_eq!(vtep(MAX_CLUSTER, MAX_ORDINAL), Ipv4Addr::new(198, 19, 254, 254));
+        assert_eq!(vtep(OUTSIDE, MAX_ORDINAL), Ipv4Addr::new(198, 19, 255, 254));
     }
 
     #[test]

@@ -103,3 +103,18 @@ fn names_leave_room_for_what_is_derived_from_them() {
     assert_eq!(errors(validate_cel(&cluster("paris"))), "");
     assert!(errors(validate_cel(&cluster("Paris.eu"))).contains("lower-case"));
 }
+
+#[test]
+fn hosts_have_keys_of_their_own() {
+    let peer = |name: &str, key: &str| json!({"name": name, "publicKey": key});
+    let (one, two) = (
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    );
+    let spec = |peers: Value| json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "peers": peers});
+    accepts(spec(json!([peer("db1", one), peer("db2", two)])));
+    rejects(
+        spec(json!([peer("db1", one), peer("db2", one)])),
+        "a publicKey of their own",
+    );
+}

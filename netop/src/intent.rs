@@ -392,8 +392,7 @@ fn subnets_overlap(a: &Subnets, b: &Subnets) -> bool {
 /// What a gateway of a slice works from.
 pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<handover::Config> {
     let vtep = |cluster: u32, ordinal: u32| {
-        (cluster <= index::MAX_CLUSTER && ordinal <= index::MAX_ORDINAL)
-            .then(|| index::vtep(cluster, ordinal))
+        (cluster <= index::OUTSIDE && ordinal <= index::MAX_ORDINAL).then(|| index::vtep(cluster, ordinal))
     };
     let ranges = |ranges: &[slice_crds::IndexRange]| {
         ranges

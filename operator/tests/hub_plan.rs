@@ -286,3 +286,68 @@ fn a_silent_member_is_unknown_and_keeps_its_slices() {
         ("Ready", "Unknown", "Silent")
     );
 }
+
+/// A slice with hosts outside the clusters.
+fn shop_with(peers: &[&str]) -> Value {
+    let mut spec = shop();
+    let peers = peers
+        .iter()
+        .map(|name| json!({"name": name, "publicKey": format!("key of {name}")}));
+    spec["peers"] = peers.collect();
+    spec
+}
+
+/// What the hosts of the one slice were given.
+fn given(world: &World) -> Vec<String> {
+    let plan = run(world);
+    let (_, _, status) = &plan.slice_status[0];
+    let peers = status.peers.iter();
+    peers
+        .map(|peer| {
+            format!(
+                "{} {} {} {:?}",
+                peer.name, peer.ordinal, peer.index, peer.addresses
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_host_is_told_to_every_member_as_a_cluster_of_one() {
+    two().slice("shop", shop_with(&["db1"])).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192 peers [b#2 8192+8192 with 0 gateways; db1#511 65534+1 with 1 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192 with 0 gateways; db1#511 65534+1 with 1 gateways] rules 0
+        slice shop Accepted=True Accepted: the configuration is in force
+    "#]]);
+}
+
+#[test]
+fn what_a_host_was_given_stays_given() {
+    let mut world = two().slice("shop", shop_with(&["db1", "db2"])).settled();
+    assert_eq!(
+        given(&world),
+        ["db1 0 65534 [10.80.255.254]", "db2 1 65533 [10.80.255.253]"]
+    );
+    let change = |world: &mut World, peers: &[&str]| {
+        let slice = Arc::make_mut(&mut world.slices[0]);
+        slice.spec = serde_json::from_value(shop_with(peers)).unwrap();
+    };
+    // A new one comes before the others, and the first one goes.
+    change(&mut world, &["db0", "db2"]);
+    let mut world = world.settled();
+    assert_eq!(
+        given(&world),
+        ["db0 0 65534 [10.80.255.254]", "db2 1 65533 [10.80.255.253]"]
+    );
+    change(&mut world, &["db2"]);
+    assert_eq!(given(&world), ["db2 1 65533 [10.80.255.253]"]);
+}
+
+#[test]
+fn a_host_with_the_name_of_a_cluster_is_refused_and_named() {
+    two().slice("shop", shop_with(&["b"])).check(expect![[r#"
+        tell a shop: vni 4097 mtu 1370 block 64 own 0+8192 peers [b#2 8192+8192 with 0 gateways] rules 0
+        tell b shop: vni 4097 mtu 1370 block 64 own 8192+8192 peers [a#1 0+8192 with 0 gateways] rules 0
+        slice shop Accepted=False PeerRefused: spec.peers names "b", which is a member cluster of the slice: give the host another name
+    "#]]);
+}

@@ -19,7 +19,10 @@ use crate::{
 };
 
 pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Outcome> {
-    let Create::Slice(slice) = create;
+    let slice = match create {
+        Create::Slice(slice) => slice,
+        Create::Peer(peer) => return super::peer::create(target, peer).await,
+    };
     let object = object(&slice, &target.namespace);
     if slice.dry_run {
         output::print(&serde_saphyr::to_string(&object)?)?;
@@ -79,6 +82,7 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
         },
         qos: None,
         broadcast: Default::default(),
+        peers: Vec::new(),
     };
     let mut object = SliceConfig::new(&slice.name, spec);
     object.metadata = ObjectMeta {
@@ -89,7 +93,10 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
 }
 
 pub(crate) async fn delete(target: &Target, delete: Delete) -> anyhow::Result<Outcome> {
-    let Delete::Slice(slice) = delete;
+    let slice = match delete {
+        Delete::Slice(slice) => slice,
+        Delete::Peer(peer) => return super::peer::delete(target, peer).await,
+    };
     let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
     let found = api.get_opt(&slice.name).await.context("look for the slice")?;
     let Some(found) = found else {

@@ -1,6 +1,9 @@
 //! What users write on the hub, in a project's namespace.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::{CustomResource, KubeSchema};
@@ -64,6 +67,30 @@ pub struct SliceConfigSpec {
     pub qos: Option<SliceQos>,
     #[serde(default)]
     pub broadcast: Broadcast,
+    /// Hosts outside every cluster that are in the slice without an agent: the kernel's VXLAN over WireGuard, set up
+    /// by the script that `slicectl peer script` prints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = Rule::new("self.all(p, self.exists_one(q, q.publicKey == p.publicKey))")
+        .message("elements of spec.peers have a publicKey of their own each: two hosts with one key could not be told apart"))]
+    pub peers: Vec<SlicePeer>,
+}
+
+/// A host outside every cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlicePeer {
+    /// Its name, which no member cluster may have.
+    #[schemars(length(max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Its WireGuard public key, as `wg pubkey` prints it.
+    #[schemars(length(max = 44), regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
+    pub public_key: String,
+    /// Where its WireGuard listens, best first. None where only it can dial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// Pods of namespaces that are in the slice.
@@ -169,8 +196,25 @@ pub struct SliceConfigStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub clusters: Vec<SliceCluster>,
+    /// What the hosts of `spec.peers` were given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub peers: Vec<SlicePeerStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
+}
+
+/// A host outside every cluster, as the slice knows it. What it was given stays its own while it is in `spec.peers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlicePeerStatus {
+    pub name: String,
+    /// Its attachment's index: its MAC and addresses follow from it.
+    pub index: u32,
+    /// Which of the outside hosts it is; see [`crate::index::vtep`].
+    pub ordinal: u32,
+    /// Its addresses in the slice.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A slice in one of its clusters.

@@ -14,7 +14,8 @@ pub use exchange::{
 };
 pub use hub::{
     Cluster, ClusterGateway, ClusterSpec, ClusterStatus, NamespaceRule, QosProfile, QosProfileSpec,
-    SliceCluster, SliceConfig, SliceConfigSpec, SliceConfigStatus, SliceGatewaySettings, SliceQos,
+    SliceCluster, SliceConfig, SliceConfigSpec, SliceConfigStatus, SliceGatewaySettings, SlicePeer,
+    SlicePeerStatus, SliceQos,
 };
 pub use member::{
     Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus, SliceGateway, SliceGatewaySpec, SliceGatewayStatus,

@@ -11,7 +11,7 @@ use kube::{ResourceExt, core::PartialObjectMeta};
 use slice_crds::{
     Cidr,
     conditions::{self, Verdict, reason},
-    labels,
+    index, labels,
     membership::{self, Membership, PodFacts, Rules},
     names,
     v1alpha1::{
@@ -265,7 +265,13 @@ pub fn slice_status(
         let mut tunnels = report.gateways.iter().flat_map(|gateway| &gateway.tunnels);
         tunnels.any(|tunnel| tunnel.up && tunnel.peer.starts_with(&prefix))
     };
-    let cut_off = slice.spec.peers.iter().find(|peer| !up(&peer.name));
+    // A host outside the clusters may be switched off.
+    let clusters = slice
+        .spec
+        .peers
+        .iter()
+        .filter(|peer| peer.number != index::OUTSIDE);
+    let cut_off = clusters.into_iter().find(|peer| !up(&peer.name));
     let ready = match (report.problems.first(), cut_off) {
         (Some(problem), _) => Verdict::no(conditions::READY, reason::DEGRADED, problem.clone()),
         (None, Some(peer)) => Verdict::no(

@@ -1,6 +1,7 @@
 //! The hub role: watches, one loop, and the writing of what [`plan`] wants.
 
 pub mod allocate;
+mod outside;
 pub mod plan;
 pub mod teardown;
 

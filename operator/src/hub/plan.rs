@@ -27,7 +27,7 @@ use slice_crds::{
     },
 };
 
-use super::allocate;
+use super::{allocate, outside};
 
 /// A member that has not reported for this long is not reachable: four missed heartbeats.
 pub const SILENCE: SignedDuration = SignedDuration::from_secs(60);
@@ -299,7 +299,14 @@ fn serve(
     let before = slice.status.clone().unwrap_or_default();
     let capacity = subnets.capacity();
     let block = index::block_size(capacity);
-    let ranges = ranges(slice, &before, &chosen, capacity, block, &mut trouble);
+    let outside = outside::place(slice, &before, &subnets, &chosen_names(&chosen));
+    for problem in outside.problems {
+        trouble.add(reason::PEER_REFUSED, problem);
+    }
+    let held: Vec<IndexRange> = (outside.placed.iter())
+        .map(|(_, place)| IndexRange::new(place.index, 1))
+        .collect();
+    let ranges = ranges(slice, &before, &chosen, (capacity, block, &held), &mut trouble);
     let served: Vec<(&Member, &[IndexRange])> = chosen
         .iter()
         .filter_map(|member| Some((*member, ranges.get(&member.name)?.as_slice())))
@@ -335,7 +342,14 @@ fn serve(
             cluster: member.name.clone(),
             cluster_number: member.number.unwrap_or_default(),
             ranges: own.to_vec(),
-            peers: peers(&name, member, &served),
+            peers: (peers(&name, member, &served).into_iter())
+                .chain(
+                    outside
+                        .placed
+                        .iter()
+                        .map(|(peer, place)| outside::as_cluster(peer, place)),
+                )
+                .collect(),
             namespaces: match &rules {
                 Some(rules) => rules_of(rules, &member.name),
                 None => told(world, member, &name)
@@ -358,6 +372,7 @@ fn serve(
         mtu: Some(mtu),
         conditions: verdicts(slice, &before.conditions, &served, trouble, now),
         clusters: slice_clusters(&name, &ranges, members),
+        peers: outside.placed.into_iter().map(|(_, place)| place).collect(),
         observed_at: Some(Time(now)),
     }
 }
@@ -442,6 +457,10 @@ fn chosen<'a>(slice: &SliceConfig, members: &'a [Member], trouble: &mut Trouble)
     named
 }
 
+fn chosen_names<'a>(chosen: &[&'a Member]) -> Vec<&'a str> {
+    chosen.iter().map(|member| member.name.as_str()).collect()
+}
+
 fn or_none(text: &str) -> &str {
     if text.is_empty() { "none" } else { text }
 }
@@ -469,8 +488,7 @@ fn ranges(
     slice: &SliceConfig,
     before: &SliceConfigStatus,
     chosen: &[&Member],
-    capacity: u64,
-    block: u32,
+    (capacity, block, held): (u64, u32, &[IndexRange]),
     trouble: &mut Trouble,
 ) -> BTreeMap<String, Vec<IndexRange>> {
     let mut ranges: BTreeMap<String, Vec<IndexRange>> = before
@@ -482,7 +500,7 @@ fn ranges(
     ranges.retain(|name, ranges| !ranges.is_empty() && chosen.iter().any(|member| member.name == *name));
     for member in chosen {
         let nodes = member.said().map_or(1, |said| said.nodes);
-        let taken: Vec<IndexRange> = ranges.values().flatten().copied().collect();
+        let taken: Vec<IndexRange> = ranges.values().flatten().chain(held).copied().collect();
         let own = ranges.get(&member.name).map(Vec::as_slice).unwrap_or_default();
         let wanted = member
             .slice(&slice.name_any())

@@ -1,0 +1,280 @@
+//! `create peer`, `delete peer` and `peer script`: hosts outside every cluster.
+
+use anyhow::{Context, bail};
+use kube::{Api, Client, ResourceExt, api::PostParams};
+use slice_crds::{
+    Subnets, conditions, index,
+    v1alpha1::{Cluster, SliceConfig, SlicePeer, SlicePeerStatus},
+};
+
+use super::wait_for;
+use crate::{
+    Outcome,
+    args::{CreatePeer, DeletePeer, Peer, PeerScript, Target},
+    connect, output,
+    peer::{Gateway, Host, Site, script},
+};
+
+/// Where a host's WireGuard listens unless somebody says otherwise.
+const PORT: u16 = 51820;
+
+pub(crate) async fn create(target: &Target, create: CreatePeer) -> anyhow::Result<Outcome> {
+    let api = slices(target).await?;
+    let peer = SlicePeer {
+        name: create.name.clone(),
+        public_key: create.public_key,
+        endpoints: create.endpoints,
+    };
+    change(&api, target, &create.slice, |peers| {
+        match peers.iter_mut().find(|other| other.name == peer.name) {
+            Some(other) => *other = peer.clone(),
+            None => peers.push(peer.clone()),
+        }
+        Ok(())
+    })
+    .await?;
+    println!("peer/{} is in slice {}", create.name, create.slice);
+    if create.timeout.is_zero() {
+        return Ok(Outcome::Good);
+    }
+    let name = create.name.clone();
+    let decided = move |slice: Option<&SliceConfig>| {
+        slice.is_some_and(|slice| given(slice, &name).is_some() || refused(slice).is_some())
+    };
+    let why = format!("it has no address yet; see `slicectl status {}`", create.slice);
+    wait_for(&api, &create.slice, create.timeout, &why, decided).await?;
+    let slice = api.get(&create.slice).await?;
+    let Some(given) = given(&slice, &create.name) else {
+        bail!("{}", refused(&slice).unwrap_or(why));
+    };
+    let addresses: Vec<_> = given.addresses.iter().map(ToString::to_string).collect();
+    println!("its addresses: {}", addresses.join(", "));
+    println!(
+        "on that host: slicectl peer script {} --slice {} | sudo sh",
+        create.name, create.slice
+    );
+    Ok(Outcome::Good)
+}
+
+pub(crate) async fn delete(target: &Target, delete: DeletePeer) -> anyhow::Result<Outcome> {
+    let api = slices(target).await?;
+    change(&api, target, &delete.slice, |peers| {
+        let before = peers.len();
+        peers.retain(|peer| peer.name != delete.name);
+        if peers.len() == before {
+            bail!("slice {} has no peer {}", delete.slice, delete.name);
+        }
+        Ok(())
+    })
+    .await?;
+    println!("peer/{} is no longer in slice {}", delete.name, delete.slice);
+    Ok(Outcome::Good)
+}
+
+pub(crate) async fn run(target: &Target, peer: Peer) -> anyhow::Result<Outcome> {
+    let Peer::Script(what) = peer;
+    let client = connect::client(target).await?;
+    let slice = get(
+        &Api::namespaced(client.clone(), &target.namespace),
+        target,
+        &what.slice,
+    )
+    .await?;
+    let clusters = clusters(client, target).await?;
+    output::print(&script(&host(&what, &slice, &clusters)?))?;
+    Ok(Outcome::Good)
+}
+
+/// Everything the host must know, from what the hub says of its slice.
+fn host(what: &PeerScript, slice: &SliceConfig, clusters: &[Cluster]) -> anyhow::Result<Host> {
+    let status = slice.status.clone().unwrap_or_default();
+    let (name, slice_name) = (&what.name, slice.name_any());
+    let Some(peer) = slice.spec.peers.iter().find(|peer| peer.name == *name) else {
+        bail!(
+            "slice {slice_name} has no peer {name}: add it with `slicectl create peer {name} --slice {slice_name} --public-key …`"
+        );
+    };
+    let (Some(given), Some(vni), Some(mtu)) = (given(slice, name), status.vni, status.mtu) else {
+        bail!("the hub has not given peer {name} an address yet; see `slicectl status {slice_name}`");
+    };
+    let number = |cluster: &str| {
+        let found = clusters.iter().find(|found| found.name_any() == cluster)?;
+        found.status.as_ref()?.number
+    };
+    let sites = status.clusters.iter().filter_map(|cluster| {
+        let number = number(&cluster.name)?;
+        let gateways = cluster.gateways.iter().filter_map(|gateway| {
+            Some(Gateway {
+                public_key: gateway.public_key.clone()?,
+                vtep: index::vtep(number, gateway.ordinal),
+                endpoints: gateway.endpoints.clone(),
+            })
+        });
+        Some(Site {
+            name: cluster.name.clone(),
+            ranges: cluster.ranges.clone(),
+            gateways: gateways.collect(),
+        })
+    });
+    let sites: Vec<Site> = sites.collect();
+    if sites.iter().all(|site| site.gateways.is_empty()) {
+        bail!("no gateway of slice {slice_name} has a key yet; see `slicectl status {slice_name}`");
+    }
+    let port = peer.endpoints.first().map_or(PORT, std::net::SocketAddr::port);
+    Ok(Host {
+        name: name.clone(),
+        slice: slice_name,
+        vni,
+        mtu,
+        subnets: Subnets::new(&slice.spec.subnets).context("the subnets of the slice")?,
+        index: given.index,
+        vtep: index::vtep(index::OUTSIDE, given.ordinal),
+        port: what.port.unwrap_or(port),
+        key: what.key.clone(),
+        sites,
+    })
+}
+
+fn given(slice: &SliceConfig, peer: &str) -> Option<SlicePeerStatus> {
+    let status = slice.status.as_ref()?;
+    status.peers.iter().find(|given| given.name == peer).cloned()
+}
+
+/// Why the hub does not follow the slice as it is written.
+fn refused(slice: &SliceConfig) -> Option<String> {
+    let conditions = &slice.status.as_ref()?.conditions;
+    let accepted = conditions.iter().find(|one| one.type_ == conditions::ACCEPTED)?;
+    let current = accepted.observed_generation == slice.metadata.generation;
+    (accepted.status == "False" && current).then(|| accepted.message.clone())
+}
+
+async fn slices(target: &Target) -> anyhow::Result<Api<SliceConfig>> {
+    Ok(Api::namespaced(connect::client(target).await?, &target.namespace))
+}
+
+async fn clusters(client: Client, target: &Target) -> anyhow::Result<Vec<Cluster>> {
+    let api: Api<Cluster> = Api::namespaced(client, &target.namespace);
+    Ok(api
+        .list(&Default::default())
+        .await
+        .context("list the clusters")?
+        .items)
+}
+
+async fn get(api: &Api<SliceConfig>, target: &Target, name: &str) -> anyhow::Result<SliceConfig> {
+    let found = api
+        .get_opt(name)
+        .await
+        .with_context(|| format!("read slice {name}"))?;
+    found.with_context(|| {
+        format!(
+            "there is no slice {name} in namespace {}; see `slicectl get slices`",
+            target.namespace
+        )
+    })
+}
+
+/// Changes the peers of a slice; when somebody else has changed the slice meanwhile, nothing is lost and nothing done.
+async fn change(
+    api: &Api<SliceConfig>,
+    target: &Target,
+    name: &str,
+    change: impl FnOnce(&mut Vec<SlicePeer>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut slice = get(api, target, name).await?;
+    change(&mut slice.spec.peers)?;
+    let params = PostParams {
+        field_manager: Some("slicectl".into()),
+        ..PostParams::default()
+    };
+    api.replace(name, &params, &slice)
+        .await
+        .with_context(|| format!("change the peers of slice {name}"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use slice_crds::IndexRange;
+
+    use super::*;
+
+    fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn what() -> PeerScript {
+        PeerScript {
+            name: "db1".into(),
+            slice: "shop".into(),
+            key: "/etc/weft/peer.key".into(),
+            port: None,
+        }
+    }
+
+    fn shop(status: serde_json::Value) -> SliceConfig {
+        from(json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig", "metadata": {"name": "shop"},
+            "spec": {
+                "subnets": ["10.80.0.0/16"], "clusters": ["a"],
+                "peers": [{"name": "db1", "publicKey": "K", "endpoints": ["192.0.2.9:4500"]}],
+            },
+            "status": status,
+        }))
+    }
+
+    #[test]
+    fn the_host_is_told_what_the_hub_knows() {
+        let slice = shop(json!({
+            "vni": 4097, "mtu": 1370, "conditions": [],
+            "peers": [{"name": "db1", "index": 65534, "ordinal": 0, "addresses": ["10.80.255.254"]}],
+            "clusters": [{
+                "name": "a", "ranges": [{"start": 0, "size": 64}],
+                "gateways": [
+                    {"ordinal": 0, "publicKey": "G0", "endpoints": ["192.0.2.1:30001"], "up": true},
+                    {"ordinal": 1, "up": false},
+                ],
+            }],
+        }));
+        let a = from(json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a"}, "spec": {},
+            "status": {"number": 3},
+        }));
+        let host = host(&what(), &slice, &[a]).unwrap();
+        assert_eq!((host.port, host.index), (4500, 65534));
+        assert_eq!(host.vtep.to_string(), "198.19.255.1");
+        assert_eq!(
+            host.sites,
+            [Site {
+                name: "a".into(),
+                ranges: vec![IndexRange::new(0, 64)],
+                gateways: vec![Gateway {
+                    public_key: "G0".into(),
+                    vtep: "198.18.3.1".parse().unwrap(),
+                    endpoints: vec!["192.0.2.1:30001".parse().unwrap()],
+                }],
+            }]
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = host(&what(), &shop(json!({"vni": 4097, "mtu": 1370})), &[]).unwrap_err();
+        assert!(
+            error.to_string().contains("no address") || error.to_string().contains("an address yet"),
+            "{error}"
+        );
+        let other = PeerScript {
+            name: "db2".into(),
+            ..what()
+        };
+        let error = host(&other, &shop(json!({})), &[]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("slicectl create peer db2 --slice shop"),
+            "{error}"
+        );
+    }
+}
