@@ -4,8 +4,8 @@
 use std::{
     fmt::Write as _,
     io::{Read, Write},
-    net::IpAddr,
     os::unix::net::UnixStream,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
@@ -16,44 +16,57 @@ use std::{
 use slice_gateway::proto::Key;
 
 use crate::{
-    lab::{Lab, eventually, within},
-    systems::System,
+    lab::{Lab, eventually, wireguard_go, within},
+    obtain,
+    systems::{self, Carries, System},
+    wire::Device,
 };
+
+/// MTU of a TUN device: what WireGuard leaves of 1500 bytes under IPv6.
+const MTU_L3: u16 = 1420;
+/// MTU of pods over VXLAN over it.
+const MTU_L2: u16 = 1370;
 
 /// A program that makes a TUN device of the name that it is given.
 pub(crate) struct Program {
-    path: String,
+    path: PathBuf,
     arguments: &'static [&'static str],
-    pub(crate) l3: &'static str,
-    pub(crate) l2: &'static str,
+    l2: &'static str,
     short: &'static str,
     network: u8,
     children: Mutex<Vec<Child>>,
     made: AtomicU8,
 }
 
+/// Two namespaces with a tunnel between them; their addresses are 10.N.0.1 and 10.N.0.2.
+struct Pair {
+    names: [String; 2],
+    network: u8,
+    wire: Vec<Device>,
+    pids: Vec<u32>,
+}
+
 impl Program {
-    pub(crate) fn wireguard_go(path: &str) -> Self {
-        Self::new(path, &["-f"], ("wireguard-go", "wireguard-go-vxlan"), "wg", 100)
+    pub(crate) fn wireguard_go() -> Self {
+        Self::new(wireguard_go(), &["-f"], "wireguard-go-vxlan", "wg", 100)
     }
 
     /// With one thread: with more it reorders, and is slower.
-    pub(crate) fn boringtun(path: &str) -> Self {
+    pub(crate) fn boringtun() -> Self {
         let arguments = &["-f", "--threads", "1", "--disable-drop-privileges"];
-        Self::new(path, arguments, ("boringtun", "boringtun-vxlan"), "bt", 110)
+        Self::new(obtain::boringtun(), arguments, "boringtun-vxlan", "bt", 110)
     }
 
     fn new(
-        path: &str,
+        path: PathBuf,
         arguments: &'static [&'static str],
-        (l3, l2): (&'static str, &'static str),
+        l2: &'static str,
         short: &'static str,
         network: u8,
     ) -> Self {
         Self {
-            path: path.into(),
+            path,
             arguments,
-            l3,
             l2,
             short,
             network,
@@ -63,76 +76,55 @@ impl Program {
     }
 
     /// The TUN device is the pod's interface.
-    pub(crate) fn layer3(&self, lab: &Lab) -> System {
-        let (names, network) = self.pair(lab);
+    pub(crate) fn layer3(&self, lab: &Lab, name: &'static str) -> System {
+        let pair = self.pair(lab);
+        let [from, to] = pair.names;
         System {
-            name: self.l3,
-            from: names[0].clone(),
-            to: names[1].clone(),
-            address: IpAddr::from([10, network, 0, 2]),
+            name,
+            what: "pod is the tunnel's end; no Ethernet",
+            carries: Carries::Packets,
+            from,
+            to,
+            address: [10, pair.network, 0, 2].into(),
+            wire: pair.wire,
+            pids: pair.pids,
         }
     }
 
     /// Pod, bridge, the kernel's VXLAN over the TUN device.
     pub(crate) fn layer2(&self, lab: &Lab) -> System {
-        let (names, network) = self.pair(lab);
-        let pods: Vec<String> = names
-            .iter()
-            .zip([1, 2])
-            .map(|(node, own)| {
-                let (pod, other) = (format!("{node}-pod"), 3 - own);
-                lab.namespace(&pod);
-                let peer = lab.at(&pod);
-                lab.ip_in(node, "link add seg0 type bridge mcast_snooping 0");
-                lab.ip_in(node, "link set seg0 up");
-                lab.ip_in(
-                    node,
-                    &format!(
-                        "link add vx mtu 1370 type vxlan id 9 dstport 4789 remote 10.{network}.0.{other}"
-                    ),
-                );
-                lab.ip_in(node, "link set vx master seg0 up");
-                lab.ip_in(
-                    node,
-                    &format!("link add p0 mtu 1370 type veth peer name slice0 netns {peer} mtu 1370"),
-                );
-                lab.ip_in(node, "link set p0 master seg0 up");
-                lab.ip_in(
-                    &pod,
-                    &format!("address add 10.{}.0.{own}/24 dev slice0", network + 1),
-                );
-                lab.ip_in(&pod, "link set slice0 up");
-                pod
-            })
-            .collect();
-        let address = IpAddr::from([10, network + 1, 0, 2]);
+        let pair = self.pair(lab);
+        let network = pair.network;
+        for (node, own) in pair.names.iter().zip([1, 2]) {
+            let kind = format!("type vxlan id 9 dstport 4789 remote 10.{network}.0.{}", 3 - own);
+            let address = [10, network + 1, 0, own].into();
+            systems::segment(lab, node, &kind, "vx", MTU_L2, address);
+        }
+        let [from, to] = pair.names.map(|node| format!("{node}-pod"));
         System {
             name: self.l2,
-            from: pods[0].clone(),
-            to: pods[1].clone(),
-            address,
+            what: "pod, bridge, the kernel's VXLAN over the tunnel",
+            carries: Carries::Frames,
+            from,
+            to,
+            address: [10, network + 1, 0, 2].into(),
+            wire: pair.wire,
+            pids: pair.pids,
         }
     }
 
-    /// Two namespaces with a tunnel between them; their addresses are 10.N.0.1 and 10.N.0.2.
-    fn pair(&self, lab: &Lab) -> ([String; 2], u8) {
+    fn pair(&self, lab: &Lab) -> Pair {
         let network = self.network + 2 * self.made.fetch_add(1, Ordering::Relaxed);
         let names = ["x", "y"].map(|side| format!("{}{network}{side}", self.short));
         let keys = [1, 2].map(|side| [network ^ side; 32]);
+        let (mut wire, mut pids) = (Vec::new(), Vec::new());
         for (place, name) in names.iter().enumerate() {
-            let (own, other) = (place + 1, 2 - place);
-            lab.namespace(name);
-            let wan = lab.at("wan");
-            lab.ip_in(
-                name,
-                &format!("link add wan type veth peer name {name} netns {wan}"),
-            );
-            lab.ip_in("wan", &format!("link set {name} master wan up"));
-            lab.ip_in(name, &format!("address add 198.51.{network}.{own}/24 dev wan"));
-            lab.ip_in(name, "link set wan up");
+            let (own, other) = (place as u8 + 1, 2 - place as u8);
+            let (devices, namespace) = systems::on_underlay(lab, name, name, [198, 51, network, own]);
+            wire.extend(devices);
             // The configuration sockets of all namespaces are in one directory.
             let device = format!("{name}{}", std::process::id());
-            let child = within(&lab.at(name), || {
+            let child = within(&namespace, || {
                 Command::new(&self.path)
                     .args(self.arguments)
                     .arg(&device)
@@ -140,34 +132,46 @@ impl Program {
                     .stdout(Stdio::null())
                     .stderr(Stdio::null())
                     .spawn()
-                    .unwrap_or_else(|error| panic!("start {}: {error}", self.path))
+                    .unwrap_or_else(|error| panic!("start {}: {error}", self.path.display()))
             });
+            pids.push(child.id());
             self.children.lock().unwrap().push(child);
-            let mut socket = eventually("the configuration socket", || {
-                UnixStream::connect(format!("/var/run/wireguard/{device}.sock")).ok()
-            });
-            let public = Key::from_random(keys[other - 1].into()).public();
+            let public = Key::from_random(keys[usize::from(other) - 1].into()).public();
+            // Without keepalives, so that only the first connection starts a handshake, when both ends are there: two
+            // that cross each other can take many seconds to sort out.
             let request = format!(
                 "set=1\nprivate_key={}\nlisten_port=51820\npublic_key={}\nendpoint=198.51.{network}.{other}:51820\n\
-                 persistent_keepalive_interval=5\nallowed_ip=0.0.0.0/0\n\n",
+                 allowed_ip=0.0.0.0/0\n\n",
                 hex(&keys[place]),
                 hex(&public)
             );
-            socket.write_all(request.as_bytes()).unwrap();
-            socket
-                .set_read_timeout(Some(std::time::Duration::from_secs(5)))
-                .unwrap();
-            let (mut answer, mut buffer) = (String::new(), [0; 100]);
-            while !answer.contains("\n\n") {
-                let length = socket.read(&mut buffer).unwrap();
-                answer += &String::from_utf8_lossy(&buffer[..length]);
-            }
-            assert!(answer.contains("errno=0"), "{answer}");
-            lab.ip_in(name, &format!("link set {device} mtu 1420 up"));
+            configure(&device, &request);
+            lab.ip_in(name, &format!("link set {device} mtu {MTU_L3} up"));
             lab.ip_in(name, &format!("address add 10.{network}.0.{own}/24 dev {device}"));
         }
-        (names, network)
+        Pair {
+            names,
+            network,
+            wire,
+            pids,
+        }
     }
+}
+
+fn configure(device: &str, request: &str) {
+    let mut socket = eventually("the configuration socket", || {
+        UnixStream::connect(format!("/var/run/wireguard/{device}.sock")).ok()
+    });
+    socket.write_all(request.as_bytes()).unwrap();
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+        .unwrap();
+    let (mut answer, mut buffer) = (String::new(), [0; 100]);
+    while !answer.contains("\n\n") {
+        let length = socket.read(&mut buffer).unwrap();
+        answer += &String::from_utf8_lossy(&buffer[..length]);
+    }
+    assert!(answer.contains("errno=0"), "{answer}");
 }
 
 impl Drop for Program {
