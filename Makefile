@@ -34,16 +34,17 @@ tools:
 	@command -v cargo >/dev/null || { echo 'no cargo: install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml and Debian'"'"'s is too old'; exit 1; }
 	@command -v cc >/dev/null || { echo 'no C compiler: apt-get install gcc libc6-dev (Rust links with it)'; exit 1; }
 
-.PHONY: weft-lab
-weft-lab: tools ## Build the lab's own program
-	$(call phase,build the lab,cargo build --profile lab $(PACKAGES) --bin weft-lab --bin weft-probe)
-
+# In one go: the lab's program alone would keep one core busy and the other waiting.
 .PHONY: build
 build: tools ## Build every program into target/lab
 	$(call phase,build,cargo build --profile lab $(PACKAGES) --bins)
 
+.PHONY: weft-lab
+weft-lab: tools
+	@test -x $(LAB) || $(MAKE) --no-print-directory build
+
 .PHONY: setup
-setup: weft-lab ## Once per machine: Debian packages, Kubernetes from source (12 min on 2 cores), images of the nodes
+setup: build ## Once per machine: Debian packages, Kubernetes from source (12 min on 2 cores), images of the nodes
 	$(call phase,setup,$(LAB) setup)
 
 .PHONY: lab-up
@@ -99,7 +100,7 @@ test: ## Everything, from a clean machine: setup, lints, unit, namespaces, end t
 
 .PHONY: demo
 demo: ## Two clusters, one slice, and who can talk to whom
-	@for step in setup build lab-up load; do $(MAKE) --no-print-directory $$step; done
+	@for step in setup lab-up load; do $(MAKE) --no-print-directory $$step; done
 	$(call phase,demo,$(LAB) demo)
 
 .PHONY: measure
