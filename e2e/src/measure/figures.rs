@@ -45,12 +45,25 @@ impl Figures {
     /// Adds the values' own row, and one of their 99th percentile.
     pub(super) fn add_times(&mut self, system: &str, test: &str, unit: &'static str, values: &[f64]) {
         self.add(system, test, unit, unit, values);
+        self.add_quantile(system, test, &format!("{unit}_p99"), unit, values, 0.99);
+    }
+
+    /// Adds a row of one value: what so large a share of the values does not exceed.
+    pub(super) fn add_quantile(
+        &mut self,
+        system: &str,
+        test: &str,
+        metric: &str,
+        unit: &'static str,
+        values: &[f64],
+        share: f64,
+    ) {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let Some(p99) = quantile(&sorted, 0.99) else {
+        let Some(value) = quantile(&sorted, share) else {
             return;
         };
-        self.add(system, test, &format!("{unit}_p99"), unit, &[p99]);
+        self.add(system, test, metric, unit, &[value]);
         if let Some(last) = self.0.last_mut() {
             last.n = sorted.len();
         }
@@ -67,12 +80,12 @@ impl Figures {
 
     pub(super) fn table(&self) -> String {
         let mut lines = vec![format!(
-            "{:<16} {:<20} {:<14} {:>10} {:>10} {:>10} {:<8} {:>5}",
+            "{:<22} {:<18} {:<13} {:>10} {:>10} {:>10} {:<8} {:>5}",
             "SYSTEM", "TEST", "METRIC", "MEDIAN", "MIN", "MAX", "UNIT", "N"
         )];
         for row in &self.0 {
             lines.push(format!(
-                "{:<16} {:<20} {:<14} {:>10} {:>10} {:>10} {:<8} {:>5}",
+                "{:<22} {:<18} {:<13} {:>10} {:>10} {:>10} {:<8} {:>5}",
                 row.system, row.test, row.metric, row.median, row.min, row.max, row.unit, row.n
             ));
         }

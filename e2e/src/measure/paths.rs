@@ -42,10 +42,11 @@ pub(super) async fn measure(
     let mut members = environment.members(SLICE, NAMESPACE).await?;
     let gateways = gateways(environment).await?;
     // In each cluster the pod on the gateway's node comes first; a second pod keeps it company there.
-    members.sort_by_key(|member| !gateways.contains(&node(member)));
+    let place = |member: &Member| format!("{}/{}", member.cluster.name, node(member));
+    members.sort_by_key(|member| !gateways.contains(&place(member)));
     let hub = environment.hub()?;
     let near = on(&members, &hub.name, 0)?;
-    let neighbour = PodSpec::new("neighbour", &environment.image).node(&node(near));
+    let neighbour = PodSpec::new("neighbour", &environment.image).node(node(near));
     hub.create_pod(NAMESPACE, &neighbour).await?;
     let neighbour = hub.member(NAMESPACE, "neighbour", SLICE).await?;
     let other = &environment.cluster(1)?.name;
@@ -152,14 +153,14 @@ impl Route<'_> {
 /// Memory and processor time of every process while one stream crosses the clusters.
 async fn load(environment: &Environment, route: &Route<'_>, figures: &mut Figures) -> Result<()> {
     let lab = environment.lab()?;
-    let before = processes::all(lab)?;
-    let stream = route.tcp(LOAD_SECONDS);
-    let gbps = stream.await?;
-    let after = processes::all(lab)?;
+    let (before, start) = (processes::all(lab)?, processes::busy()?);
+    let gbps = route.tcp(LOAD_SECONDS).await?;
+    let (after, busy) = (processes::all(lab)?, processes::busy()? - start);
     processes::report(figures, "load-between", &before, &after);
     // Slow start and the end are in the processes' time and not in the stream's: a few per cent, on the safe side.
     let kib = gbps * 1e9 / 8.0 / 1024.0 * LOAD_SECONDS.parse::<f64>().context("seconds")?;
-    for (program, seconds) in processes::spent(&before, &after) {
+    let spent = processes::spent(&before, &after);
+    for (program, seconds) in spent.into_iter().chain([("machine".to_owned(), busy)]) {
         figures.add(
             &program,
             "load-between",
@@ -210,12 +211,9 @@ async fn gateways(environment: &Environment) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn node(member: &Member) -> String {
-    format!(
-        "{}/{}",
-        member.cluster.name,
-        member.name.trim_start_matches("on-")
-    )
+/// Where [`Environment::members`] has put it.
+fn node(member: &Member) -> &str {
+    member.name.trim_start_matches("on-")
 }
 
 /// The pod of a cluster, in the order of the list.

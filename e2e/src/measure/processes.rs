@@ -111,11 +111,25 @@ pub(super) fn report(
     }
 }
 
+/// Seconds that all processors of this machine were busy, since it started (proc_stat(5)).
+pub(super) fn busy() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let fields = line.split_whitespace().skip(1).take(8);
+    // User, nice, system, then idle and waiting for disks, then interrupts and what the hypervisor took.
+    let busy = fields.enumerate().filter(|(index, _)| ![3, 4].contains(index));
+    let ticks: f64 = busy.filter_map(|(_, field)| field.parse::<f64>().ok()).sum();
+    Ok(ticks / 100.0)
+}
+
 /// Nothing happens for a minute.
 pub(super) async fn idle(environment: &Environment, figures: &mut Figures) -> Result<()> {
     let lab = environment.lab()?;
-    let before = all(lab).context("look at the lab's processes")?;
+    let (before, start) = (all(lab).context("look at the lab's processes")?, busy()?);
     tokio::time::sleep(IDLE).await;
     report(figures, "idle", &before, &all(lab)?);
+    // With everything else: what the lab's own control planes and kubelets take from whatever is measured on it.
+    let share = (busy()? - start) / IDLE.as_secs_f64() * 100.0;
+    figures.add("machine", "idle", "cpu_percent", "%", &[share]);
     Ok(())
 }
