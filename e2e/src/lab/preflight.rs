@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use nix::unistd::Uid;
 
 /// Programs that the lab and the tests in namespaces run, and the Debian package each comes from.
-pub const PROGRAMS: [(&str, &str); 10] = [
+pub const PROGRAMS: [(&str, &str); 11] = [
     ("etcd", "etcd-server"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -17,6 +17,7 @@ pub const PROGRAMS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("wg", "wireguard-tools"),
+    ("jq", "jq"),
 ];
 
 pub fn root() -> Result<()> {
