@@ -12,6 +12,7 @@
 
 mod attach;
 mod creation;
+pub mod failover;
 mod figures;
 mod paths;
 mod processes;

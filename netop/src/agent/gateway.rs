@@ -140,15 +140,17 @@ impl<K: Kernel> Agent<K> {
         silent.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Gateways on this node that frames can be sent to, and what they say. One that has said nothing to this agent
-    /// yet is as its object says.
+    /// Gateways on this node that frames can be sent to, and what they say. One that carried before this agent came,
+    /// and has said nothing to it yet, is as its object says; a new one reaches nobody before it says so.
     pub(super) fn carrying(&self) -> BTreeMap<(String, u32), Word> {
         let connected = self.gateways.iter().filter(|(_, gateway)| gateway.carries);
-        let connected = connected.map(|(key, gateway)| (key, gateway.report.as_ref()));
-        let adopted = self.adopted.iter().map(|key| (key, None));
-        let all = connected.chain(adopted);
-        all.map(|(key, report)| (key.clone(), report.map_or_else(|| self.last_word(key), word)))
-            .collect()
+        let connected = connected.map(|(key, gateway)| match &gateway.report {
+            Some(report) => (key.clone(), word(report)),
+            None if gateway.hello.has_tap => (key.clone(), self.last_word(key)),
+            None => (key.clone(), Word::default()),
+        });
+        let adopted = self.adopted.iter().map(|key| (key.clone(), self.last_word(key)));
+        connected.chain(adopted).collect()
     }
 
     fn last_word(&self, key: &(String, u32)) -> Word {

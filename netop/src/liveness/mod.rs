@@ -40,7 +40,7 @@ pub const MAX_GATEWAYS: usize = 24;
 pub type Gateway = (u32, u32);
 
 /// What a gateway's own node says of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Word {
     /// Peer clusters that it reaches.
     pub reached: u32,

@@ -1,0 +1,432 @@
+//! What traffic between clusters feels when something breaks, or is taken away as planned.
+//!
+//! Every round: a UDP conversation (a datagram each 5 ms) and a TCP connection between two clusters, one fault at a
+//! random moment, healed where it does not heal itself. An outage is the longest silence of the UDP conversation where
+//! a datagram was lost at all.
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join;
+use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Pod};
+use kube::{
+    ResourceExt,
+    api::{Api, DeleteParams, ListParams, Patch, PatchParams},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use slice_crds::{labels, names, v1alpha1::SliceGateway};
+
+use super::Figures;
+use crate::{
+    harness::{Cluster, Environment, is_ready, poll, weft::Member},
+    lab::{network, process},
+    progress::{Progress, say},
+};
+
+const SLICE: &str = "lasts";
+const NAMESPACE: &str = "weft-lasts";
+/// Milliseconds between two messages.
+const INTERVAL: &str = "5";
+/// Silences of so many milliseconds are listed.
+const GAP: &str = "50";
+/// How long a cut lasts.
+const CUT: Duration = Duration::from_millis(1500);
+/// Everything is as before, new keys told to all.
+const BACK: Duration = Duration::from_secs(90);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    /// The process of a gateway is killed; the new one has another key.
+    GatewayKill,
+    /// A node loses its network.
+    NodeCut,
+    /// Nothing passes between two nodes of different clusters.
+    PathCut,
+    /// The same in one direction.
+    OneWayCut,
+    /// A gateway is told to stop.
+    Drain,
+    /// All gateways of a cluster are replaced, one after the other.
+    RollingUpdate,
+}
+
+impl Fault {
+    pub const ALL: [Self; 6] = [
+        Self::GatewayKill,
+        Self::NodeCut,
+        Self::PathCut,
+        Self::OneWayCut,
+        Self::Drain,
+        Self::RollingUpdate,
+    ];
+
+    /// Nothing may be lost.
+    pub const fn is_planned(self) -> bool {
+        matches!(self, Self::Drain | Self::RollingUpdate)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::GatewayKill => "gateway-kill",
+            Self::NodeCut => "node-cut",
+            Self::PathCut => "path-cut",
+            Self::OneWayCut => "one-way-cut",
+            Self::Drain => "drain",
+            Self::RollingUpdate => "rolling-update",
+        }
+    }
+
+    /// Of conversations: until after everything is healed.
+    const fn seconds(self) -> &'static str {
+        match self {
+            Self::RollingUpdate => "30",
+            _ => "5",
+        }
+    }
+}
+
+/// What one round showed.
+#[derive(Debug, Clone)]
+pub struct Round {
+    pub fault: Fault,
+    /// Whom it struck, who talked, and the silences of their UDP conversation.
+    pub what: String,
+    pub outage_ms: f64,
+    pub lost: f64,
+    /// The longest silence of the TCP connection.
+    pub tcp_ms: f64,
+}
+
+/// Two pods in two clusters, and the gateways between them.
+pub struct Scene<'a> {
+    environment: &'a Environment,
+    members: Vec<Member>,
+    random: u64,
+}
+
+impl<'a> Scene<'a> {
+    /// Makes a slice with two gateways in each cluster and a pod on each node.
+    pub async fn open(environment: &'a Environment, seed: u64) -> Result<Self> {
+        environment.lab()?;
+        environment
+            .slice(
+                SLICE,
+                json!({"subnets": ["10.77.0.0/16"], "gateway": {"replicas": 2}}),
+            )
+            .await?;
+        let scene = Self {
+            environment,
+            members: environment.members(SLICE, NAMESPACE).await?,
+            random: seed | 1,
+        };
+        scene.steady().await?;
+        Ok(scene)
+    }
+
+    pub async fn close(self) -> Result<()> {
+        self.environment.remove_namespaces(NAMESPACE).await?;
+        self.environment.remove_slice(SLICE).await
+    }
+
+    /// One fault under two conversations; ends when everything is as before.
+    pub async fn round(&mut self, fault: Fault) -> Result<Round> {
+        let mut victims = self.gateways().await?;
+        let victim = victims.swap_remove(self.below(victims.len()));
+        let node = victim.node.clone();
+        // Who is on the node that is cut has no network at all: not what is measured.
+        let talks = |member: &&Member| fault != Fault::NodeCut || !member.name.ends_with(&format!("-{node}"));
+        let (near, far): (Vec<_>, Vec<_>) = self
+            .members
+            .iter()
+            .filter(talks)
+            .cloned()
+            .partition(|member| member.cluster.name == self.members[0].cluster.name);
+        let (from, to) = (&near[self.below(near.len())], &far[self.below(far.len())]);
+        let (from, to) = if self.below(2) == 0 {
+            (from, to)
+        } else {
+            (to, from)
+        };
+        let pause = Duration::from_millis(300 + self.below(200) as u64);
+        let peers = self.gateways().await?;
+        let others: Vec<Gateway> = peers
+            .into_iter()
+            .filter(|gateway| gateway.cluster.name != victim.cluster.name)
+            .collect();
+        let other = &others[self.below(others.len())];
+
+        let address = to.v4()?.to_string();
+        let start = async |over: &str| {
+            let stream = [
+                "stream",
+                &address,
+                "--over",
+                over,
+                "--interval",
+                INTERVAL,
+                "--gap",
+                GAP,
+                "--seconds",
+                fault.seconds(),
+            ];
+            from.cluster
+                .start_probe(&from.namespace, &from.name, &stream)
+                .await
+        };
+        let (udp, tcp) = (start("udp").await?, start("tcp").await?);
+        tokio::time::sleep(pause).await;
+        self.strike(fault, &victim, other).await?;
+        let ends = tokio::time::timeout(BACK, try_join(udp.finish(), tcp.finish()));
+        let (udp, tcp) = ends.await.context("the conversations do not end")??;
+        let (udp, tcp): (Value, Value) = (udp.json()?, tcp.json()?);
+        self.steady().await?;
+        ensure!(
+            tcp["broken"].is_null() && tcp["lost"] == 0,
+            "{}: the TCP connection from {from} to {to} broke: {tcp}",
+            fault.name()
+        );
+        let number =
+            |answer: &Value, key: &str| answer[key].as_f64().with_context(|| format!("{key} in {answer}"));
+        let lost = number(&udp, "lost")?;
+        let gap = number(&udp, "longest_gap_ms")?;
+        Ok(Round {
+            fault,
+            what: format!(
+                "{} of {} from {from} to {to}: {}",
+                fault.name(),
+                victim.name,
+                udp["gaps"]
+            ),
+            // A silence that is not listed is as long as what it lost.
+            outage_ms: if lost == 0.0 { 0.0 } else { gap.max(lost * 5.0) },
+            lost,
+            tcp_ms: number(&tcp, "longest_gap_ms")?,
+        })
+    }
+
+    async fn strike(&self, fault: Fault, victim: &Gateway, other: &Gateway) -> Result<()> {
+        match fault {
+            Fault::GatewayKill => {
+                kill(victim.process()?, Signal::SIGKILL).context("kill the gateway")?;
+                // A new pod, or the kubelet would let each death in a row wait longer.
+                victim.delete(0).await
+            }
+            Fault::Drain => victim.delete(60).await,
+            Fault::RollingUpdate => victim.replace_all().await,
+            Fault::NodeCut => {
+                let port = &self.machine(&victim.node)?.port;
+                cut(&[format!("iifname {port} drop"), format!("oifname {port} drop")]).await
+            }
+            Fault::PathCut | Fault::OneWayCut => {
+                let (one, two) = (self.address(&victim.node)?, self.address(&other.node)?);
+                let rule = |from: Ipv4Addr, to: Ipv4Addr| format!("ip saddr {from} ip daddr {to} drop");
+                let both = [rule(one, two), rule(two, one)];
+                cut(if fault == Fault::PathCut {
+                    &both
+                } else {
+                    &both[..1]
+                })
+                .await
+            }
+        }
+    }
+
+    fn machine(&self, node: &str) -> Result<&crate::lab::plan::Machine> {
+        Ok(self.environment.lab()?.plan().machine(node)?)
+    }
+
+    fn address(&self, node: &str) -> Result<Ipv4Addr> {
+        Ok(self.machine(node)?.ip4)
+    }
+
+    /// All gateways of the slice.
+    async fn gateways(&self) -> Result<Vec<Gateway>> {
+        let mut found = Vec::new();
+        for cluster in &self.environment.clusters {
+            for pod in list(cluster).await? {
+                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+                found.push(Gateway {
+                    cluster: cluster.clone(),
+                    name: pod.name_any(),
+                    uid: pod.uid().unwrap_or_default(),
+                    node: node.with_context(|| format!("{} is on no node", pod.name_any()))?,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Waits until every gateway is Ready and has a tunnel to every gateway of the others.
+    async fn steady(&self) -> Result<()> {
+        for cluster in &self.environment.clusters {
+            let gateways: Api<SliceGateway> =
+                Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
+            let far = 2 * (self.environment.clusters.len() - 1);
+            let what = format!("cluster {}: two gateways with {far} tunnels each", cluster.name);
+            poll(BACK, &what, async || {
+                let pods = list(cluster).await?;
+                let settled = pods.len() == 2
+                    && pods
+                        .iter()
+                        .all(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
+                let objects = gateways.list(&ListParams::default()).await?;
+                let up = objects.iter().filter(|gateway| gateway.spec.slice == SLICE);
+                let up: Vec<usize> = up
+                    .filter_map(|gateway| gateway.status.as_ref())
+                    .filter(|status| status.connected)
+                    .map(|status| status.tunnels.iter().filter(|tunnel| tunnel.up).count())
+                    .collect();
+                ensure!(settled && up == [far, far], "tunnels up: {up:?}");
+                Ok(Some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// A number below `end`; xorshift64*, so that a seed makes a run again.
+    fn below(&mut self, end: usize) -> usize {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end.max(1)
+    }
+}
+
+async fn list(cluster: &Cluster) -> Result<Vec<Pod>> {
+    let selector = format!(
+        "{}={},{}={SLICE}",
+        labels::COMPONENT,
+        labels::COMPONENT_GATEWAY,
+        labels::FOR_SLICE
+    );
+    let pods = cluster.pods(names::MEMBER_NAMESPACE);
+    Ok(pods.list(&ListParams::default().labels(&selector)).await?.items)
+}
+
+/// A gateway as it is now.
+struct Gateway {
+    cluster: Cluster,
+    name: String,
+    uid: String,
+    node: String,
+}
+
+impl Gateway {
+    /// Its process on this machine, by the control group of its pod.
+    fn process(&self) -> Result<Pid> {
+        let escaped = self.uid.replace('-', "_");
+        let ours = |pid: &i32| {
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let groups = read("cgroup");
+            read("comm").starts_with("slice-gateway")
+                && (groups.contains(&self.uid) || groups.contains(&escaped))
+        };
+        let entries = std::fs::read_dir("/proc").context("list processes")?.flatten();
+        let pid = entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(ours);
+        Ok(Pid::from_raw(
+            pid.with_context(|| format!("no process of {}", self.name))?,
+        ))
+    }
+
+    async fn delete(&self, grace: u32) -> Result<()> {
+        let pods = self.cluster.pods(names::MEMBER_NAMESPACE);
+        pods.delete(&self.name, &DeleteParams::default().grace_period(grace))
+            .await
+            .with_context(|| format!("delete {}", self.name))?;
+        Ok(())
+    }
+
+    /// As `kubectl rollout restart` does.
+    async fn replace_all(&self) -> Result<()> {
+        let sets: Api<StatefulSet> = Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE);
+        let annotation = json!({"kubectl.kubernetes.io/restartedAt": jiff::Timestamp::now().to_string()});
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": annotation}}}});
+        sets.patch(
+            &names::gateway_workload(SLICE),
+            &PatchParams::default(),
+            &Patch::Strategic(patch),
+        )
+        .await
+        .context("restart the gateways")?;
+        Ok(())
+    }
+}
+
+/// Drops what these rules match on the switch between all machines, for a while.
+async fn cut(rules: &[String]) -> Result<()> {
+    let nft = |script: String| process::run(network::command_in(network::SWITCH, "nft").arg(script));
+    let chain = "add table bridge cut; add chain bridge cut forward { type filter hook forward priority 0; }";
+    let rules = rules
+        .iter()
+        .map(|rule| format!("; add rule bridge cut forward {rule}"));
+    nft(format!("{chain}{}", rules.collect::<String>()))?;
+    tokio::time::sleep(CUT).await;
+    nft("delete table bridge cut".into()).map(drop)
+}
+
+/// `weft-lab failover`: so many rounds of each fault; prints a table and writes the rows to `out`.
+///
+/// # Errors
+/// Where a connection breaks, or a step fails.
+pub async fn run(faults: &[Fault], rounds: usize, seed: u64, out: &Path) -> Result<()> {
+    let progress = Progress::start();
+    let environment = Environment::open().await?;
+    let mut scene = Scene::open(&environment, seed).await?;
+    progress.done(format!("slice and pods are there, seed {seed}"));
+    let faults = if faults.is_empty() {
+        &Fault::ALL[..]
+    } else {
+        faults
+    };
+    let mut figures = Figures::default();
+    for fault in faults {
+        let mut seen = Vec::new();
+        for number in 1..=rounds {
+            let round = scene.round(*fault).await.with_context(|| fault.name())?;
+            say(format!(
+                "{number} of {rounds}: {}: UDP lost {} in {} ms, TCP silent for {} ms",
+                round.what, round.lost, round.outage_ms, round.tcp_ms
+            ));
+            seen.push(round);
+        }
+        add(&mut figures, *fault, &seen);
+        figures.write(out)?;
+        progress.done(format!("{} {}", seen.len(), fault.name()));
+    }
+    scene.close().await?;
+    say(figures.table());
+    progress.done(format!("written to {}", out.display()));
+    Ok(())
+}
+
+fn add(figures: &mut Figures, fault: Fault, rounds: &[Round]) {
+    let of = |value: fn(&Round) -> f64| -> Vec<f64> { rounds.iter().map(value).collect() };
+    let name = fault.name();
+    for (share, label) in [(0.5, "p50"), (0.99, "p99"), (1.0, "max")] {
+        figures.add_quantile(
+            "weft",
+            name,
+            &format!("outage_ms_{label}"),
+            "ms",
+            &of(|r| r.outage_ms),
+            share,
+        );
+        figures.add_quantile(
+            "weft",
+            name,
+            &format!("tcp_silence_ms_{label}"),
+            "ms",
+            &of(|r| r.tcp_ms),
+            share,
+        );
+    }
+    figures.add("weft", name, "lost", "datagrams", &of(|r| r.lost));
+}
