@@ -114,5 +114,5 @@ deny: tools ## Licences, versions and origins of dependencies, and advisories ab
 	$(call phase,advisories,cargo deny check advisories)
 
 .PHONY: bench
-bench: tools ## Measure the data path without a cluster
-	$(call phase,benchmarks,cargo bench --workspace --benches)
+bench: tools ## Measure the data path beside other carriers, as root, in 10 min (BENCH=--docs writes docs/ too)
+	$(call phase,benchmark of the data path,cargo bench -p slice-gateway --bench datapath -- $(BENCH))
