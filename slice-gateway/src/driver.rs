@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     io::{
         batch::{Batches, Counts},
+        patience::Patience,
         tap::{Level, MAX_HEADER, Tap},
         udp::{Received, Udp},
         vnet,
@@ -171,6 +172,7 @@ pub struct Driver {
     frame: Vec<u8>,
     /// The last turn that read from the TAP found a single frame there.
     alone: bool,
+    patience: Patience,
     next_publish: Instant,
     figures: Figures,
     drain: Option<Drain>,
@@ -194,6 +196,7 @@ impl Driver {
             received: Received::default(),
             frame: vec![0; HEADROOM + MAX_FRAME],
             alone: true,
+            patience: Patience::default(),
             next_publish: Instant::now(),
             figures: Figures::default(),
             drain: None,
@@ -248,7 +251,7 @@ impl Driver {
         now.duration_since(drain.busy) >= QUIET || now.duration_since(drain.since) >= DRAIN
     }
 
-    fn wait(&self) -> io::Result<Ready> {
+    fn wait(&mut self) -> io::Result<Ready> {
         let timeout = self
             .gateway
             .poll_timeout()
@@ -270,9 +273,13 @@ impl Driver {
         } else {
             &mut fds[..2]
         };
-        match poll(fds, timeout) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(error) => return Err(error.into()),
+        let begun = Instant::now();
+        if !look(fds, begun, self.patience.window()) {
+            match poll(fds, timeout) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.patience.after_sleep(begun.elapsed());
         }
         let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
         Ok(Ready {
@@ -386,6 +393,17 @@ impl Driver {
             let _ = self.shared.news.write(1);
         }
     }
+}
+
+/// Looks for so long whether there is something to do, and lets others run in between.
+fn look(fds: &mut [PollFd<'_>], begun: Instant, window: Duration) -> bool {
+    while begun.elapsed() < window {
+        if matches!(poll(fds, PollTimeout::ZERO), Ok(1..)) {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
 }
 
 struct Ready {
