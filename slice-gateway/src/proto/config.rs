@@ -182,7 +182,8 @@ pub fn encode_key(key: &[u8; 32]) -> String {
     BASE64_STANDARD.encode(key)
 }
 
-fn decode_key(text: &str) -> Option<[u8; 32]> {
+/// The public key that is written like this; `None` where it is none.
+pub fn decode_key(text: &str) -> Option<[u8; 32]> {
     BASE64_STANDARD.decode(text).ok()?.try_into().ok()
 }
 

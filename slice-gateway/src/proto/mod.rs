@@ -26,6 +26,7 @@ pub mod config;
 pub mod ecn;
 pub mod ethernet;
 pub mod flow;
+mod guard;
 pub mod ip;
 pub mod liveness;
 pub mod mtu;
@@ -70,6 +71,9 @@ pub const HEADROOM: usize = vxlan::HEADER;
 
 /// How often time matters: the grain of liveness, retries and rekeying.
 pub const TICK: Duration = Duration::from_millis(50);
+
+/// How often it is looked where the peers are, which decides whose handshakes go first in a flood.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that wait for [`Gateway::poll_event`]; the oldest goes first.
 const MAX_EVENTS: usize = 1024;
@@ -135,6 +139,8 @@ pub struct Gateway {
     /// Peers are asked to send nothing here.
     away: bool,
     next_tick: Instant,
+    /// When the peers' addresses are looked through again.
+    next_look: Instant,
     events: VecDeque<Event>,
     drops: Drops,
 }
@@ -143,7 +149,7 @@ impl Gateway {
     /// A gateway that carries nothing until it is configured.
     pub fn new(key: Key, seed: u64, now: Instant) -> Self {
         Self {
-            identity: Identity::new(key),
+            identity: Identity::new(key, seed, now),
             random: Random::new(seed),
             config: None,
             peers: Vec::new(),
@@ -152,6 +158,7 @@ impl Gateway {
             route: Vec::new(),
             away: false,
             next_tick: now + TICK,
+            next_look: now,
             events: VecDeque::new(),
             drops: Drops::default(),
         }
@@ -226,6 +233,7 @@ impl Gateway {
             self.adopt(slot, gateway);
         }
         self.config = Some(config);
+        self.next_look = now;
     }
 
     fn adopt(&mut self, slot: usize, gateway: &config::Gateway) {
@@ -365,7 +373,7 @@ impl Gateway {
 
     fn handshake(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut impl Output) {
         let mut reply = [0; MAX_HANDSHAKE];
-        let slot = match self.identity.identify(from.ip(), datagram, &mut reply) {
+        let slot = match self.identity.identify(now, from.ip(), datagram, &mut reply) {
             Ok(Handshake::Initiation(key)) => self.slots.get(&key).copied().ok_or(Reason::UnknownPeer),
             Ok(Handshake::Answer { receiver }) => Ok(tunnel::slot_of(receiver)),
             Err((reason, cookie)) => {
@@ -392,7 +400,11 @@ impl Gateway {
             return;
         }
         self.next_tick = now + TICK;
-        self.identity.tick();
+        if now >= self.next_look {
+            self.next_look = now + LOOK_EVERY;
+            let peers = self.peers.iter().flatten();
+            self.identity.know(now, peers.flat_map(|peer| peer.addresses()));
+        }
         let Some(own) = self.config.as_ref().map(|config| config.vtep) else {
             return;
         };

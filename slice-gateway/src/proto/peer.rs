@@ -1,7 +1,7 @@
 //! A gateway of another cluster: its tunnel, where it is, and whether it is there.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -142,6 +142,11 @@ impl Peer {
         }
     }
 
+    /// Where it may be.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoint.iter().chain(&self.configured).map(SocketAddr::ip)
+    }
+
     /// Something authentic has arrived from there.
     pub(super) fn on_heard(&mut self, now: Instant, from: SocketAddr) {
         self.liveness.on_heard(now);
@@ -233,7 +238,7 @@ impl Peer {
             };
             now.saturating_duration_since(session.established) < REKEY_AFTER + patience
         });
-        if self.up && fresh {
+        if self.up && fresh && !self.tunnel.wants_handshake() {
             self.dial = None;
             return;
         }

@@ -61,6 +61,8 @@ reasons! {
     BadHandshake = "bad_handshake",
     /// A handshake beyond the rate limit; its sender got a cookie to prove its address with.
     CookieSent = "cookie_sent",
+    /// A handshake message beyond what is looked at in a second: there is a flood of them.
+    HandshakeLimit = "handshake_limit",
     /// Not encrypted with the session's key.
     NotAuthentic = "not_authentic",
     /// Seen before, or older than the replay window.

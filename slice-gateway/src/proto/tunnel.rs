@@ -20,7 +20,10 @@ use boringtun::{
 };
 use zeroize::Zeroizing;
 
-use super::reason::Reason;
+use super::{
+    guard::{Guard, Look},
+    reason::Reason,
+};
 
 /// Bytes that encryption adds: type, receiver, counter, tag.
 pub(super) const OVERHEAD: usize = 32;
@@ -32,11 +35,10 @@ pub(super) const REKEY_AFTER: Duration = Duration::from_secs(110);
 /// Age at which a session is no longer used: before boringtun, whose clock is coarser, drops it at 180 s
 /// (REJECT_AFTER_TIME).
 const REJECT_AFTER: Duration = Duration::from_secs(178);
-/// Handshake messages a second that are looked at without a cookie. One costs about 0.2 ms.
-const HANDSHAKES_PER_SECOND: u64 = 200;
 
 const INITIATION: u32 = 1;
 const RESPONSE: u32 = 2;
+const COOKIE: u32 = 3;
 const DATA: u32 = 4;
 
 /// A Curve25519 key pair. It is made in the process, never written anywhere, and wiped when dropped.
@@ -64,9 +66,11 @@ impl Key {
 /// The own end of all tunnels: who may start a handshake with us, and how often.
 pub(super) struct Identity {
     key: Key,
-    limiter: RateLimiter,
-    /// For the tunnels, which check every message once more: it never limits.
-    unlimited: Arc<RateLimiter>,
+    guard: Guard,
+    /// Wants a cookie of everybody.
+    strict: RateLimiter,
+    /// Wants one of nobody; the tunnels check every message with it once more.
+    calm: Arc<RateLimiter>,
 }
 
 /// What a handshake message is about.
@@ -79,13 +83,13 @@ pub(super) enum Handshake {
 }
 
 impl Identity {
-    pub(super) fn new(key: Key) -> Self {
-        let limiter = RateLimiter::new(&key.public, HANDSHAKES_PER_SECOND);
-        let unlimited = Arc::new(RateLimiter::new(&key.public, u64::MAX));
+    /// `seed` is for what others must not predict.
+    pub(super) fn new(key: Key, seed: u64, now: Instant) -> Self {
         Self {
+            guard: Guard::new(seed, now),
+            strict: RateLimiter::new(&key.public, 0),
+            calm: Arc::new(RateLimiter::new(&key.public, u64::MAX)),
             key,
-            limiter,
-            unlimited,
         }
     }
 
@@ -93,37 +97,60 @@ impl Identity {
         self.key.public()
     }
 
-    /// Finds out who sent a handshake message. Under load a sender that cannot prove its address gets a cookie
-    /// instead, which is written to `reply`; its length comes with the refusal.
+    /// Takes the addresses where peers are, one for each.
+    pub(super) fn know(&mut self, now: Instant, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.guard.know(now, addresses);
+    }
+
+    /// Finds out who sent a handshake message, as far as [`super::guard`] allows the work. A sender that must prove
+    /// its address and does not gets a cookie instead, which is written to `reply`; its length comes with the refusal.
     pub(super) fn identify(
-        &self,
+        &mut self,
+        now: Instant,
         from: IpAddr,
         datagram: &[u8],
         reply: &mut [u8; MAX_HANDSHAKE],
     ) -> Result<Handshake, (Reason, usize)> {
-        match self.limiter.verify_packet(Some(from), datagram, reply) {
-            Ok(Packet::HandshakeInit(initiation)) => {
+        let proof = match (
+            datagram.len(),
+            datagram.first_chunk().map(|kind| u32::from_le_bytes(*kind)),
+        ) {
+            (148, Some(INITIATION)) | (92, Some(RESPONSE)) => datagram.last_chunk() != Some(&[0; 16]),
+            (64, Some(COOKIE)) => false,
+            _ => return Err((Reason::NotWireguard, 0)),
+        };
+        let look = self.guard.look(now, from, proof);
+        let limiter = match look {
+            Look::Refuse => return Err((Reason::HandshakeLimit, 0)),
+            Look::Calm => &self.calm,
+            Look::Prove => &self.strict,
+        };
+        let packet = match limiter.verify_packet(Some(from), datagram, reply) {
+            Ok(packet) => packet,
+            Err(TunnResult::WriteToNetwork(cookie)) => return Err((Reason::CookieSent, cookie.len())),
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => return Err((Reason::BadHandshake, 0)),
+            Err(_) => return Err((Reason::NotWireguard, 0)),
+        };
+        if let Packet::PacketCookieReply(cookie) = packet {
+            return Ok(Handshake::Answer {
+                receiver: cookie.receiver_idx,
+            });
+        }
+        if !self.guard.work(now, from, look) {
+            return Err((Reason::HandshakeLimit, 0));
+        }
+        match packet {
+            Packet::HandshakeInit(initiation) => {
                 match parse_handshake_anon(&self.key.secret, &self.key.public, &initiation) {
                     Ok(half) => Ok(Handshake::Initiation(half.peer_static_public)),
                     Err(_) => Err((Reason::BadHandshake, 0)),
                 }
             }
-            Ok(Packet::HandshakeResponse(response)) => Ok(Handshake::Answer {
+            Packet::HandshakeResponse(response) => Ok(Handshake::Answer {
                 receiver: response.receiver_idx,
             }),
-            Ok(Packet::PacketCookieReply(cookie)) => Ok(Handshake::Answer {
-                receiver: cookie.receiver_idx,
-            }),
-            Ok(Packet::PacketData(_)) => Err((Reason::NotWireguard, 0)),
-            Err(TunnResult::WriteToNetwork(cookie)) => Err((Reason::CookieSent, cookie.len())),
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Err((Reason::BadHandshake, 0)),
-            Err(_) => Err((Reason::NotWireguard, 0)),
+            Packet::PacketCookieReply(_) | Packet::PacketData(_) => Err((Reason::NotWireguard, 0)),
         }
-    }
-
-    /// To be called about ten times a second: begins a new second of the rate limit when one is over.
-    pub(super) fn tick(&self) {
-        self.limiter.reset_count();
     }
 }
 
@@ -147,6 +174,7 @@ pub(super) struct Tunnel {
     session: Option<Session>,
     /// A session that the peer began and has not used yet, so that it must not be used from here.
     offered: Option<Session>,
+    wants_handshake: bool,
     handshakes: u64,
 }
 
@@ -175,7 +203,7 @@ impl Tunnel {
             .ok()
             .filter(|slot| *slot < 1 << 24)
             .expect("fewer than 2²⁴ tunnels");
-        let limiter = Some(identity.unlimited.clone());
+        let limiter = Some(identity.calm.clone());
         let tunn = Tunn::new(
             identity.key.secret.clone(),
             PublicKey::from(peer),
@@ -188,6 +216,7 @@ impl Tunnel {
             tunn,
             session: None,
             offered: None,
+            wants_handshake: false,
             handshakes: 0,
         }
     }
@@ -195,6 +224,12 @@ impl Tunnel {
     /// The session in use.
     pub(super) fn session(&self) -> Option<Session> {
         self.session
+    }
+
+    /// A handshake is pending that nobody will answer. Unless another one completes within 90 s, boringtun gives up
+    /// and drops the sessions (REKEY_ATTEMPT_TIME).
+    pub(super) fn wants_handshake(&self) -> bool {
+        self.wants_handshake
     }
 
     /// Handshakes that were completed.
@@ -239,6 +274,7 @@ impl Tunnel {
         let confirmed = offered.is_some();
         if confirmed {
             self.session = offered;
+            self.wants_handshake = false;
             self.handshakes += 1;
         }
         Ok(Opened { length, confirmed })
@@ -275,6 +311,7 @@ impl Tunnel {
                     established: now,
                     initiator: true,
                 });
+                self.wants_handshake = false;
                 self.handshakes += 1;
             }
             _ => {}
@@ -298,13 +335,20 @@ impl Tunnel {
         }
     }
 
-    /// Runs the timers; to be called about ten times a second. A message of the returned length, if any, is written
+    /// Runs the timers; to be called about ten times a second. A keepalive of the returned length, if any, is written
     /// to `out`.
+    ///
+    /// A handshake that boringtun wants to begin, or to try again after exactly five seconds, is not sent: that would
+    /// be without jitter. It is a wish for one of ours; see [`Self::wants_handshake`].
     pub(super) fn tick(&mut self, now: Instant, out: &mut [u8; MAX_HANDSHAKE]) -> usize {
         let old = |session: &mut Session| now.saturating_duration_since(session.established) >= REJECT_AFTER;
         self.session.take_if(old);
         self.offered.take_if(old);
         match self.tunn.update_timers(out) {
+            TunnResult::WriteToNetwork(message) if word(message, 0) == INITIATION => {
+                self.wants_handshake = true;
+                0
+            }
             TunnResult::WriteToNetwork(message) => message.len(),
             TunnResult::Err(_) => {
                 (self.session, self.offered) = (None, None);
@@ -325,5 +369,93 @@ fn reason(error: &WireGuardError) -> Reason {
         // What is inside is not IP.
         WireGuardError::InvalidPacket => Reason::NotVxlan,
         _ => Reason::BadHandshake,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(seed: u8, now: Instant) -> Identity {
+        Identity::new(Key::from_random([seed; 32].into()), 1, now)
+    }
+
+    /// boringtun reads the machine's clock, so this one waits for real.
+    #[test]
+    fn an_unanswered_handshake_is_tried_again_with_jitter_only() {
+        let start = Instant::now();
+        let own = identity(1, start);
+        let mut tunnel = Tunnel::new(&own, identity(2, start).public(), 0);
+        let mut out = [0; MAX_HANDSHAKE];
+        tunnel.tick(start, &mut out);
+        assert_eq!(tunnel.initiate(&mut out), 148);
+        while !tunnel.wants_handshake() {
+            assert_eq!(
+                tunnel.tick(Instant::now(), &mut out),
+                0,
+                "boringtun's own is not sent"
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(8),
+                "boringtun wants to try again after 5 s"
+            );
+            std::thread::sleep(super::super::TICK);
+        }
+        assert!(start.elapsed() >= Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_strangers_handshake_is_answered_with_less_than_it_sent() {
+        let now = Instant::now();
+        let (mut own, stranger) = (identity(1, now), identity(2, now));
+        let mut tunnel = Tunnel::new(&stranger, own.public(), 0);
+        let from = IpAddr::from([198, 51, 100, 7]);
+        let (mut datagram, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
+        let (mut cookies, mut known) = (0, 0);
+        for _ in 0..1000 {
+            let length = tunnel.initiate(&mut datagram);
+            match own.identify(now, from, &datagram[..length], &mut reply) {
+                Ok(who) => {
+                    assert_eq!(who, Handshake::Initiation(stranger.public()));
+                    known += 1;
+                }
+                Err((Reason::CookieSent, answer)) => {
+                    assert!(answer < length, "{answer} bytes for {length}");
+                    cookies += 1;
+                }
+                Err((reason, answer)) => assert_eq!((reason, answer), (Reason::HandshakeLimit, 0)),
+            }
+        }
+        assert!(known <= 20 && cookies + known <= 1000, "{known} {cookies}");
+    }
+
+    #[test]
+    fn a_cookie_proves_an_address() {
+        let now = Instant::now();
+        let (mut own, stranger) = (identity(1, now), identity(2, now));
+        let mut tunnel = Tunnel::new(&stranger, own.public(), 0);
+        let from = |last| IpAddr::from([198, 51, 100, last]);
+        let (mut datagram, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
+        // Others have used up what is free.
+        let mut sender = 0;
+        let cookie = loop {
+            sender += 1;
+            let length = tunnel.initiate(&mut datagram);
+            match own.identify(now, from(sender), &datagram[..length], &mut reply) {
+                Err((Reason::CookieSent, cookie)) => break cookie,
+                result => assert!(result.is_ok() && sender < 250, "{result:?}"),
+            }
+        };
+        assert_eq!(
+            tunnel.handshake(now, &reply[..cookie].to_vec(), &mut reply),
+            Ok(0)
+        );
+        let length = tunnel.initiate(&mut datagram);
+        let mut identify = |last| own.identify(now, from(last), &datagram[..length], &mut reply);
+        assert_eq!(identify(sender), Ok(Handshake::Initiation(stranger.public())));
+        assert_eq!(
+            identify(sender + 1).map_err(|refused| refused.0),
+            Err(Reason::CookieSent)
+        );
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 #![expect(clippy::print_stdout, reason = "shown with a test that fails")]
 
+mod flood;
 mod interop;
 mod lab;
 mod traffic;
@@ -336,4 +337,48 @@ fn a_tap_that_was_removed_is_asked_for_again() {
     lab.ip_in("a-node", "link delete tap0");
     lab.remake_tap("a-gw0");
     within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("through the new device");
+}
+
+/// The gate is loose: this is an unoptimised build beside other tests. `make bench-flood` has the strict one.
+#[test]
+fn a_flow_survives_a_flood_of_handshakes() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let figures = flood::measure(&lab, 5, Duration::from_millis(400), 50_000);
+    println!(
+        "{figures:?}, {:.2} of the closed port's throughput",
+        figures.ratio()
+    );
+    assert!(
+        figures.rate > 25_000.0,
+        "the flood was only {} messages a second",
+        figures.rate
+    );
+    assert!(
+        figures.ratio() > 0.5,
+        "{:.2} of the closed port's throughput",
+        figures.ratio()
+    );
+    let [first, last] = figures.memory;
+    assert!(last < first + 2048, "memory grew from {first} to {last} KiB");
+    let metrics = lab.admin("a-gw0", "/metrics");
+    let count = |reason: &str| {
+        let line = metrics
+            .lines()
+            .find(|line| line.contains("drops_total{") && line.contains(reason));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    };
+    assert!(count("handshake_limit") > 10_000.0, "{metrics}");
+    assert!(
+        count("not_wireguard") > 1000.0 && count("bad_handshake") > 100.0,
+        "{metrics}"
+    );
+    assert_eq!(
+        lab.report("a-gw0")
+            .tunnels
+            .iter()
+            .filter(|tunnel| tunnel.up)
+            .count(),
+        1
+    );
+    within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("after the flood");
 }

@@ -359,6 +359,14 @@ impl Lab {
         self.peers_of(None).into_values().collect()
     }
 
+    /// A gateway as its peers know it.
+    pub(crate) fn member_gateway(&self, name: &str) -> handover::PeerGateway {
+        let all = self.members().into_iter().flat_map(|member| member.gateways);
+        all.into_iter()
+            .find(|gateway| gateway.name == name)
+            .expect("a gateway of the lab")
+    }
+
     pub(crate) fn vni(&self) -> u32 {
         VNI
     }
