@@ -88,8 +88,11 @@ pub(super) fn inspect(frame: &[u8], kinds: Kinds) -> Option<Segment> {
         ethernet::IPV4 => {
             let fixed: &[u8; ip::V4_HEADER] = packet.first_chunk()?;
             let whole = usize::from(u16::from_be_bytes([fixed[2], fixed[3]])) == packet.len();
+            // A super-frame gets a header with a right checksum, so that each of its pieces must have had one.
+            let right = Sum::default().with(fixed).finish() == [0, 0];
             // Without options, not a fragment, without padding behind it.
-            if fixed[0] != 0x45 || u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0 || !whole {
+            if fixed[0] != 0x45 || u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0 || !whole || !right
+            {
                 return None;
             }
             let identification = u16::from_be_bytes([fixed[4], fixed[5]]);

@@ -385,6 +385,14 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_header_checksum_is_not_hidden() {
+        let mut frames = flow(Kind::Tcp, false, 3000, 1000, 1, ACK);
+        frames[1][24] ^= 1;
+        let writes = merge(&frames, Kinds::TcpAndUdp);
+        assert_eq!(writes[1], (Meta::Plain, frames[1].clone(), 1));
+    }
+
+    #[test]
     fn what_the_device_does_not_take_is_not_merged() {
         let frames = flow(Kind::Udp, false, 3000, 1000, 1, 0);
         let metas: Vec<_> = merge(&frames, Kinds::Tcp).iter().map(|write| write.0).collect();
