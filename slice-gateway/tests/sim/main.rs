@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 
 mod drain;
+#[allow(dead_code, reason = "shared with the fuzz targets")]
 mod world;
 
 use std::{collections::BTreeMap, net::SocketAddr};

@@ -284,6 +284,21 @@ impl World {
         }
     }
 
+    /// A datagram reaches this gateway from nowhere in the network, at once. Returns how many bytes it sends there.
+    pub(crate) fn offer(&mut self, name: &str, from: SocketAddr, datagram: &[u8]) -> usize {
+        let (now, mut sent) = (self.now, 0);
+        self.turn(name, |gateway, out| {
+            gateway.handle_datagram(now, from, 0, datagram, out);
+            sent = out
+                .datagrams
+                .iter()
+                .filter(|(to, _)| *to == from)
+                .map(|(_, bytes)| bytes.len())
+                .sum();
+        });
+        sent
+    }
+
     /// A frame comes out of the slice at this gateway.
     pub(crate) fn inject(&mut self, name: &str, frame: &[u8]) {
         let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
@@ -306,23 +321,24 @@ impl World {
         counts
     }
 
+    /// Whether all tunnels of living gateways are up.
+    pub(crate) fn is_settled(&self) -> bool {
+        let all = self.nodes.iter().filter(|(_, node)| node.alive);
+        all.clone().all(|(name, node)| {
+            let others = all.clone().filter(|(_, other)| other.cluster != node.cluster);
+            let wanted: BTreeSet<&String> = others.map(|(name, _)| name).collect();
+            let stats = self.stats(name);
+            let up = stats.peers.iter().filter(|peer| peer.up);
+            up.map(|peer| &peer.name)
+                .collect::<BTreeSet<_>>()
+                .is_superset(&wanted)
+        })
+    }
+
     /// Runs until all tunnels of living gateways are up; panics after ten seconds.
     pub(crate) fn settle(&mut self) {
         for _ in 0..200 {
-            let all = self.nodes.iter().filter(|(_, node)| node.alive);
-            let up = all.clone().all(|(name, node)| {
-                let others = all.clone().filter(|(_, other)| other.cluster != node.cluster);
-                let wanted: BTreeSet<&String> = others.map(|(name, _)| name).collect();
-                let stats = self.stats(name);
-                let up: BTreeSet<&String> = stats
-                    .peers
-                    .iter()
-                    .filter(|peer| peer.up)
-                    .map(|peer| &peer.name)
-                    .collect();
-                up.is_superset(&wanted)
-            });
-            if up {
+            if self.is_settled() {
                 return;
             }
             self.run(MS * 50);
