@@ -69,7 +69,7 @@ reload: images ## Rebuild, load and restart only what changed
 
 .PHONY: crds
 crds: tools ## Write the CRDs' YAML
-	$(call phase,crds,cargo run -p slice-crds --bin crdgen)
+	$(call phase,crds,cargo run -p slice-crds --bin crdgen -- crds/yaml)
 
 .PHONY: check
 check: tools ## Formatting and lints
@@ -116,3 +116,20 @@ deny: tools ## Licences, versions and origins of dependencies, and advisories ab
 .PHONY: bench
 bench: tools ## Measure the data path beside other carriers, as root, in 10 min (BENCH=--docs writes docs/ too)
 	$(call phase,benchmark of the data path,cargo bench -p slice-gateway --bench datapath -- $(BENCH))
+
+.PHONY: bench-flood
+bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
+	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
+
+# Seconds that each fuzz target runs. What is found stays in slice-gateway/fuzz/artifacts.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := $(if $(T),$(T),$(basename $(notdir $(wildcard slice-gateway/fuzz/fuzz_targets/*.rs))))
+
+.PHONY: fuzz
+fuzz: tools ## Look for inputs that break a parser or the gateway (FUZZ_SECONDS=60 for each target, T=name runs one)
+	@command -v cargo-fuzz >/dev/null || { echo 'no cargo-fuzz: cargo install --locked cargo-fuzz'; exit 1; }
+	$(call phase,fuzz,(cd slice-gateway && for target in $(FUZZ_TARGETS); do \
+		mkdir -p $(CURDIR)/target/fuzz-corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target $(CURDIR)/target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 || exit 1; \
+	done))
