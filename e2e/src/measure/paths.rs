@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use futures::future::try_join;
+use futures::future::join;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde_json::Value;
@@ -140,9 +140,10 @@ impl Route<'_> {
         let (to, address) = (self.to, self.address.to_string());
         let receiving = to.cluster.start_probe(&to.namespace, &to.name, &receive).await?;
         let send = ["throughput", "send", &address];
-        let (received, _) = try_join(receiving.finish(), self.from.probe(&send))
-            .await
-            .with_context(|| format!("TCP {} → {}", self.from, self.to))?;
+        // Both to their end: where one fails, the other's words tell why.
+        let (received, sent) = join(receiving.finish(), self.from.probe(&send)).await;
+        let received = received.with_context(|| format!("receive at {to}"))?;
+        sent.with_context(|| format!("the receiver said {received:?}"))?;
         let answer: Value = received.json()?;
         answer["gbps"]
             .as_f64()

@@ -5,12 +5,14 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
@@ -68,7 +70,7 @@ impl Receive {
         ready()?;
         let received = Arc::new(AtomicU64::new(0));
         for _ in 0..self.streams {
-            let (stream, _) = listener.accept().context("accept")?;
+            let stream = accept(&listener)?;
             stream
                 .set_read_timeout(Some(PATIENCE))
                 .context("set a deadline")?;
@@ -83,6 +85,14 @@ impl Receive {
         print(&json!({"bytes": bytes, "seconds": seconds, "gbps": bytes as f64 * 8.0 / seconds / 1e9}))
         // The end of this process hangs up, which is what the senders wait for.
     }
+}
+
+fn accept(listener: &TcpListener) -> Result<TcpStream> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(PATIENCE).context("a timeout")?;
+    let come = poll(&mut fds, timeout).context("wait for a sender")?;
+    ensure!(come > 0, "no sender within {PATIENCE:?}");
+    Ok(listener.accept().context("accept")?.0)
 }
 
 fn count(mut stream: TcpStream, received: &AtomicU64) {
