@@ -22,6 +22,7 @@ use crate::{
     io::{
         batch::{Batches, Counts},
         patience::Patience,
+        sizes::Sizes,
         tap::{Level, MAX_HEADER, Tap},
         udp::{Received, Udp},
         vnet,
@@ -78,7 +79,10 @@ pub struct Figures {
     pub frames_read: u64,
     /// System calls that received datagrams.
     pub receive_calls: u64,
+    /// Datagrams that the kernel had put together.
+    pub received: Sizes,
     pub segmentation: bool,
+    pub coalescing: bool,
     pub receive_buffer: usize,
     /// What the TAP device leaves to us.
     pub offload: Level,
@@ -315,6 +319,7 @@ impl Driver {
         }
         let now = Instant::now();
         for (from, ecn, bytes, segment) in self.received.messages() {
+            self.figures.received.add(bytes.len().div_ceil(segment));
             for datagram in bytes.chunks(segment) {
                 self.gateway
                     .handle_datagram(now, from, ecn, datagram, &mut self.batches);
@@ -387,6 +392,7 @@ impl Driver {
         self.figures.offload = self.tap.as_ref().map_or(Level::None, Tap::level);
         self.figures.receive_buffer = self.batches.udp().receive_buffer();
         self.figures.segmentation = self.batches.udp().segmentation();
+        self.figures.coalescing = self.batches.udp().coalescing();
         let figures = Arc::new(self.figures.clone());
         *self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
         if news {

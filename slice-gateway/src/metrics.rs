@@ -1,15 +1,16 @@
 //! The figures of the data path as Prometheus metrics, made when they are asked for.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use prometheus::{
     GaugeVec, IntCounterVec, IntGaugeVec, Opts,
     core::{Collector, Desc},
-    proto::MetricFamily,
+    proto::{self, MetricFamily},
 };
 
 use crate::{
     driver::{Figures, Shared},
+    io::sizes::Sizes,
     proto::PeerStats,
 };
 
@@ -83,6 +84,51 @@ impl Families {
             family.with_label_values(&labels).set(value);
         }
         self.0.push(Box::new(family));
+    }
+}
+
+/// Batch sizes, counted elsewhere: the library's own histogram can only observe one by one.
+struct Histogram {
+    desc: Desc,
+    family: MetricFamily,
+}
+
+impl Histogram {
+    fn new((name, help): (&str, &str), slice: &str, sizes: &Sizes) -> Self {
+        let name = format!("weft_gateway_{name}");
+        let labels = vec!["slice".to_owned()];
+        let desc = Desc::new(name.clone(), help.into(), labels, HashMap::new()).expect("a valid metric");
+        let buckets = sizes.cumulative().map(|(bound, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound as f64);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(sizes.count());
+        histogram.set_sample_sum(sizes.sum() as f64);
+        let mut label = proto::LabelPair::default();
+        label.set_name("slice".into());
+        label.set_value(slice.into());
+        let mut metric = proto::Metric::from_label(vec![label]);
+        metric.set_histogram(histogram);
+        let mut family = MetricFamily::default();
+        family.set_name(name);
+        family.set_help(help.into());
+        family.set_field_type(proto::MetricType::HISTOGRAM);
+        family.set_metric(vec![metric]);
+        Self { desc, family }
+    }
+}
+
+impl Collector for Histogram {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        vec![self.family.clone()]
     }
 }
 
@@ -222,13 +268,40 @@ fn families(figures: &Figures) -> Families {
     ] {
         all.counter((name, help), PER_SLICE, std::iter::once((vec![slice], value)));
     }
-    let help = "1 while the kernel segments groups of datagrams (UDP_SEGMENT)";
-    let segmentation = f64::from(u8::from(figures.segmentation));
-    all.gauge(
-        ("udp_segmentation", help),
-        PER_SLICE,
-        std::iter::once((vec![slice], segmentation)),
-    );
+    for (name, help, state) in [
+        (
+            "udp_segmentation",
+            "1 while the kernel segments groups of datagrams (UDP_SEGMENT)",
+            figures.segmentation,
+        ),
+        (
+            "udp_coalescing",
+            "1 while the kernel joins datagrams that it receives (UDP_GRO)",
+            figures.coalescing,
+        ),
+    ] {
+        let state = f64::from(u8::from(state));
+        all.gauge((name, help), PER_SLICE, std::iter::once((vec![slice], state)));
+    }
+    for (name, help, sizes) in [
+        (
+            "udp_send_batch_datagrams",
+            "Datagrams handed to the kernel as one; small under load means more CPU per byte",
+            &counts.sent,
+        ),
+        (
+            "udp_receive_batch_datagrams",
+            "Datagrams that the kernel had joined before they were received",
+            &figures.received,
+        ),
+        (
+            "tap_write_batch_frames",
+            "Frames written to the TAP device as one",
+            &counts.written,
+        ),
+    ] {
+        all.0.push(Box::new(Histogram::new((name, help), slice, sizes)));
+    }
     let help = "Bytes that may wait to be received; small where the node agent has not enlarged it";
     let buffer = std::iter::once((vec![slice], figures.receive_buffer as f64));
     all.gauge(("udp_receive_buffer_bytes", help), PER_SLICE, buffer);
@@ -287,6 +360,9 @@ mod tests {
             ..Stats::default()
         };
         figures.stats.drops.add(Reason::FrameTooLong, 2);
+        for size in [1, 44, 44] {
+            figures.received.add(size);
+        }
         let families = families(&figures).collect();
         let text = TextEncoder::new().encode_to_string(&families).unwrap();
         for line in [
@@ -295,6 +371,9 @@ mod tests {
             r#"weft_gateway_drops_total{peer="paris/0",peer_cluster="paris",reason="spoofed_source",slice="shop"} 3"#,
             r#"weft_gateway_drops_total{peer="",peer_cluster="",reason="frame_too_long",slice="shop"} 2"#,
             r#"weft_gateway_tunnels{slice="shop",state="up"} 1"#,
+            r#"weft_gateway_udp_receive_batch_datagrams_bucket{slice="shop",le="32"} 1"#,
+            r#"weft_gateway_udp_receive_batch_datagrams_bucket{slice="shop",le="64"} 3"#,
+            r#"weft_gateway_udp_receive_batch_datagrams_sum{slice="shop"} 89"#,
         ] {
             assert!(
                 text.lines().any(|found| found == line),

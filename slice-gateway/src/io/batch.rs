@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     merge::{MAX_PIECES, Merger},
+    sizes::Sizes,
     tap::{MAX_HEADER, Tap},
     udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
     vnet,
@@ -62,6 +63,10 @@ pub struct Counts {
     pub write_calls: u64,
     /// Frames written to the TAP.
     pub frames: u64,
+    /// Datagrams handed over together.
+    pub sent: Sizes,
+    /// Frames written as one.
+    pub written: Sizes,
     pub drops: Drops,
 }
 
@@ -107,6 +112,7 @@ impl Batches {
         for batch in &mut self.batches[..self.used] {
             self.counts.send_calls += 1;
             self.counts.datagrams += batch.count as u64;
+            self.counts.sent.add(batch.count);
             self.counts.datagram_bytes += batch.filled as u64;
             let datagrams = &batch.bytes[..batch.filled];
             if let Err((error, bytes)) = self.udp.send(batch.to, datagrams, batch.segment) {
@@ -156,7 +162,10 @@ impl Batches {
             }
             self.counts.write_calls += 1;
             match tap.write(&pieces[..used]) {
-                Ok(()) => self.counts.frames += count,
+                Ok(()) => {
+                    self.counts.frames += count;
+                    self.counts.written.add(count as usize);
+                }
                 Err(error) => {
                     self.counts.drops.add(Reason::TapRefused, count);
                     tracing::debug!(%error, count, "frames not written");

@@ -38,6 +38,7 @@ pub struct Udp {
     /// An IPv6 socket takes IPv4 addresses in their mapped form.
     v6: bool,
     segmentation: bool,
+    coalescing: bool,
     dscp: u8,
 }
 
@@ -99,9 +100,10 @@ impl Udp {
         // coalesced datagrams: the ECN code point would be cut off. Nobody here wants the time.
         setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
         let segmentation = state.max_gso_segments() > 1;
+        let coalescing = state.gro_segments() > 1;
         tracing::info!(
             segmentation,
-            coalescing = state.gro_segments() > 1,
+            coalescing,
             receive_buffer = SockRef::from(&socket).recv_buffer_size()?,
             "UDP socket is open"
         );
@@ -110,6 +112,7 @@ impl Udp {
             state,
             v6: listen.is_ipv6(),
             segmentation,
+            coalescing,
             dscp: 0,
         })
     }
@@ -126,6 +129,11 @@ impl Udp {
     /// Whether datagrams are sent in groups.
     pub fn segmentation(&self) -> bool {
         self.segmentation
+    }
+
+    /// Whether datagrams are received in groups.
+    pub fn coalescing(&self) -> bool {
+        self.coalescing
     }
 
     /// Sets the code point of outgoing datagrams.
