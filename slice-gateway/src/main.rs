@@ -105,14 +105,16 @@ fn serve(args: &Args, shared: &Arc<Shared>, readiness: Readiness) -> anyhow::Res
         let serving = admin::serve(args.admin, registry, readiness, stop.clone());
         tokio::pin!(serving);
         tokio::select! {
-            result = &mut serving => result,
+            // A signal also ends the admin endpoints: which of the two is seen first must not matter.
+            biased;
             () = stop.cancelled() => {
-                // The admin endpoints go; the data path stays until nothing comes any more.
                 let served = serving.await;
+                // The data path stays until nothing comes any more.
                 shared.drain();
                 shared.stopping().cancelled().await;
                 served
             }
+            result = &mut serving => result,
             () = shared.stopping().cancelled() => {
                 stop.cancel();
                 serving.await
