@@ -392,6 +392,55 @@ fn an_idle_tunnel_costs_its_probes_only() {
     assert!((38..=42).contains(&rate), "{rate} datagrams a second");
 }
 
+/// When initiations leave, in milliseconds to the grain of a tick, while nothing arrives.
+fn initiations_in_silence(seed: u64) -> Vec<u32> {
+    let mut world = World::new(seed, &[1, 1]);
+    world.settle();
+    world.cut("a/0", "b/0");
+    world.cut("b/0", "a/0");
+    let (mut times, mut seen) = (Vec::new(), world.wire.len());
+    for ms in (0..80_000).step_by(50) {
+        world.run(MS * 50);
+        let new = world.wire[seen..].iter().filter(|datagram| datagram[0] == 1);
+        times.extend(new.map(|_| ms));
+        seen = world.wire.len();
+    }
+    times
+}
+
+#[test]
+fn those_that_lost_each_other_do_not_try_in_step() {
+    let mut gaps = Vec::new();
+    for seed in 60..64 {
+        let times = initiations_in_silence(seed);
+        // Two ends, each every 5 to 5.4 s once it has slowed down.
+        let late: Vec<u32> = times.into_iter().filter(|ms| *ms > 20_000).collect();
+        assert!(
+            (22..=26).contains(&late.len()),
+            "{} in a minute: {late:?}",
+            late.len()
+        );
+        gaps.extend(late.windows(3).map(|three| three[2] - three[0]));
+    }
+    assert!(gaps.iter().all(|gap| (4900..=5500).contains(gap)), "{gaps:?}");
+    gaps.sort_unstable();
+    gaps.dedup();
+    assert!(gaps.len() >= 5, "no jitter: {gaps:?}");
+}
+
+#[test]
+fn silence_of_the_slice_is_no_reason_for_a_new_key() {
+    let mut world = World::new(64, &[1, 1]);
+    world.settle();
+    let sent = frame(5, Mac::of_index(70), ODD, b"the last for a while");
+    world.inject("a/0", &sent);
+    world.run(MS * 90_000);
+    for name in ["a/0", "b/0"] {
+        let peer = &world.stats(name).peers[0];
+        assert!(peer.up && peer.handshakes == 1, "{name}: {peer:?}");
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_world() {
     let run = || {
