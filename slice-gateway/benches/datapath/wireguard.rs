@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
@@ -34,7 +34,8 @@ pub(crate) struct Program {
     l2: &'static str,
     short: &'static str,
     network: u8,
-    children: Mutex<Vec<Child>>,
+    /// Each with its configuration socket, which a killed program leaves behind.
+    children: Mutex<Vec<(Child, PathBuf)>>,
     made: AtomicU8,
 }
 
@@ -135,7 +136,8 @@ impl Program {
                     .unwrap_or_else(|error| panic!("start {}: {error}", self.path.display()))
             });
             pids.push(child.id());
-            self.children.lock().unwrap().push(child);
+            let socket = PathBuf::from(format!("/var/run/wireguard/{device}.sock"));
+            self.children.lock().unwrap().push((child, socket.clone()));
             let public = Key::from_random(keys[usize::from(other) - 1].into()).public();
             // Without keepalives, so that only the first connection starts a handshake, when both ends are there: two
             // that cross each other can take many seconds to sort out.
@@ -145,7 +147,7 @@ impl Program {
                 hex(&keys[place]),
                 hex(&public)
             );
-            configure(&device, &request);
+            configure(&socket, &request);
             lab.ip_in(name, &format!("link set {device} mtu {MTU_L3} up"));
             lab.ip_in(name, &format!("address add 10.{network}.0.{own}/24 dev {device}"));
         }
@@ -158,10 +160,8 @@ impl Program {
     }
 }
 
-fn configure(device: &str, request: &str) {
-    let mut socket = eventually("the configuration socket", || {
-        UnixStream::connect(format!("/var/run/wireguard/{device}.sock")).ok()
-    });
+fn configure(socket: &Path, request: &str) {
+    let mut socket = eventually("the configuration socket", || UnixStream::connect(socket).ok());
     socket.write_all(request.as_bytes()).unwrap();
     socket
         .set_read_timeout(Some(std::time::Duration::from_secs(5)))
@@ -176,9 +176,10 @@ fn configure(device: &str, request: &str) {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        for child in self.children.lock().unwrap().iter_mut() {
+        for (child, socket) in self.children.lock().unwrap().iter_mut() {
             let _ = child.kill();
             let _ = child.wait();
+            let _ = std::fs::remove_file(socket);
         }
     }
 }
