@@ -117,6 +117,10 @@ deny: tools ## Licences, versions and origins of dependencies, and advisories ab
 bench: tools ## Measure the data path beside other carriers, as root, in 10 min (BENCH=--docs writes docs/ too)
 	$(call phase,benchmark of the data path,cargo bench -p slice-gateway --bench datapath -- $(BENCH))
 
+.PHONY: bench-failover
+bench-failover: lab-up load ## Kill, cut off and drain gateways under traffic, ROUNDS of each kind; 80 min for 100
+	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100))
+
 .PHONY: bench-flood
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
