@@ -4,22 +4,9 @@
 //! that segments and a card that joins with no wire between them. On a plain wire every packet of 1500 bytes crosses
 //! by itself: the sender's kernel segments, and the receiver's GRO joins.
 
-use std::{net::UdpSocket, os::fd::AsRawFd, process::Command};
+use std::process::Command;
 
-use nix::libc;
-
-use crate::lab::within;
-
-/// linux/ethtool.h
-const ETHTOOL_STSO: u32 = 0x1f;
-const ETHTOOL_SGRO: u32 = 0x2c;
-
-/// `struct ethtool_value`.
-#[repr(C)]
-struct Value {
-    command: u32,
-    data: u32,
-}
+use crate::lab::{wire::offloads, within};
 
 /// An end of a wire.
 pub(crate) struct Device {
@@ -58,29 +45,7 @@ fn set_all(devices: &[Device], plain: bool) {
             assert!(done.unwrap().success(), "set gso_max_segs of {}", device.name);
         }
         within(&device.namespace, || {
-            set(&device.name, ETHTOOL_STSO, u32::from(!plain));
-            // A veth has it off unless somebody asks.
-            set(&device.name, ETHTOOL_SGRO, u32::from(plain && device.joins));
+            offloads(&device.name, !plain, plain && device.joins);
         });
     }
-}
-
-/// Sets an offload of an interface of the current namespace.
-fn set(interface: &str, command: u32, data: u32) {
-    let mut value = Value { command, data };
-    // SAFETY: all bytes zero is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // SAFETY: the descriptor is open; request and value outlive the call, which reads and writes within them.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    assert_eq!(
-        result,
-        0,
-        "change an offload of {interface}: {}",
-        std::io::Error::last_os_error()
-    );
 }

@@ -47,20 +47,10 @@ impl Figures {
 /// Measures a flow from a-pod0 to b-pod0 while a-gw0 is flooded with so many messages a second, and its closed port,
 /// in turns.
 pub(crate) fn measure(lab: &Lab, rounds: usize, turn: Duration, per_second: u32) -> Figures {
-    lab.namespace("flood");
-    let wan = lab.at("wan");
-    lab.ip_in(
+    lab.host(
         "flood",
-        &format!("link add wan type veth peer name flood netns {wan}"),
+        (0..SOURCES).map(|source| [192, 0, 2, 64 + source].into()),
     );
-    lab.ip_in("wan", "link set flood master wan addrgenmode none up");
-    for source in 0..SOURCES {
-        lab.ip_in(
-            "flood",
-            &format!("address add 192.0.2.{}/24 dev wan", 64 + source),
-        );
-    }
-    lab.ip_in("flood", "link set wan up");
     let gateway = lab.member_gateway("a/0");
     let key = decode_key(&gateway.public_key).unwrap();
     let messages = messages(&key);

@@ -40,15 +40,7 @@ struct Stock<'a> {
 
 impl<'a> Stock<'a> {
     fn new(lab: &'a Lab) -> Self {
-        lab.namespace("host");
-        let wan = lab.at("wan");
-        lab.ip_in(
-            "host",
-            &format!("link add wan type veth peer name host netns {wan}"),
-        );
-        lab.ip_in("wan", "link set host master wan addrgenmode none up");
-        lab.ip_in("host", &format!("address add {UNDERLAY}/24 dev wan"));
-        lab.ip_in("host", "link set wan up");
+        lab.host("host", [UNDERLAY]);
         let key = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(key.path(), encode_key(&[0x42; 32])).unwrap();
         lab.invite(handover::Peer {

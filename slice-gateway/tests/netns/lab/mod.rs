@@ -10,7 +10,7 @@
 mod agent;
 mod capture;
 mod programs;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -557,6 +557,21 @@ impl Lab {
         })
     }
 
+    /// A namespace of that name on the WAN, with these addresses.
+    pub(crate) fn host(&self, name: &str, addresses: impl IntoIterator<Item = Ipv4Addr>) {
+        self.namespace(name);
+        let wan = self.at("wan");
+        self.ip_in(
+            name,
+            &format!("link add wan type veth peer name {name} netns {wan}"),
+        );
+        self.ip_in("wan", &format!("link set {name} master wan addrgenmode none up"));
+        for address in addresses {
+            self.ip_in(name, &format!("address add {address}/24 dev wan"));
+        }
+        self.ip_in(name, "link set wan up");
+    }
+
     /// Makes every underlay interface send packets one by one, as a device without segmentation offload does, and
     /// join them again on receipt.
     pub(crate) fn plain_wire(&self) {
@@ -579,7 +594,7 @@ impl Lab {
             for device in underlay {
                 self.ip_in(short, &format!("link set dev {device} gso_max_segs 1"));
                 // A switch joins nothing.
-                within(&name, || wire::make_plain(device, short != "wan"));
+                within(&name, || wire::offloads(device, false, short != "wan"));
             }
         }
     }

@@ -14,11 +14,12 @@ struct Value {
     data: u32,
 }
 
-/// Keeps an interface of the current namespace from sending joined packets, and lets it join those that it receives. A veth joins
-/// only what comes from an end that cannot send joined ones (drivers/net/veth.c: veth_skb_is_eligible_for_gro).
-pub(super) fn make_plain(interface: &str, join: bool) {
-    set(interface, ETHTOOL_STSO, 0);
-    set(interface, ETHTOOL_SGRO, u32::from(join));
+/// Whether an interface of the current namespace sends joined packets, and whether it joins those that it receives. A
+/// veth joins only what comes from an end that cannot send joined ones (drivers/net/veth.c:
+/// veth_skb_is_eligible_for_gro), and has it off unless somebody asks.
+pub(crate) fn offloads(interface: &str, segments: bool, joins: bool) {
+    set(interface, ETHTOOL_STSO, segments.into());
+    set(interface, ETHTOOL_SGRO, joins.into());
 }
 
 fn set(interface: &str, command: u32, data: u32) {
