@@ -118,8 +118,8 @@ bench: tools ## Measure the data path beside other carriers, as root, in 10 min 
 	$(call phase,benchmark of the data path,cargo bench -p slice-gateway --bench datapath -- $(BENCH))
 
 .PHONY: bench-failover
-bench-failover: lab-up load ## Kill, cut off and drain gateways under traffic, ROUNDS of each kind; 80 min for 100
-	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100))
+bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kind; 80 min for 100 (FAILOVER=--docs writes docs/ too)
+	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100) $(FAILOVER))
 
 .PHONY: bench-flood
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths

@@ -10,10 +10,7 @@ use slice_e2e::lab::plan::Plan;
 use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
 use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
-use slice_e2e::measure::{
-    self, Part,
-    failover::{self, Fault},
-};
+use slice_e2e::measure::{self, Part, failover};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -79,19 +76,8 @@ enum Verb {
         #[arg(long, default_value = "target/bench/lab.json")]
         out: PathBuf,
     },
-    /// Kill, cut off and drain gateways under traffic; prints outages and writes JSON.
-    Failover {
-        /// Which; every kind when nothing is named.
-        faults: Vec<Fault>,
-        /// Of each kind.
-        #[arg(long, default_value_t = 100)]
-        rounds: usize,
-        /// Makes the same choices again.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        #[arg(long, default_value = "target/bench/failover.json")]
-        out: PathBuf,
-    },
+    /// Kill, cut off and drain gateways under traffic; prints outages, writes JSON and draws them.
+    Failover(failover::Options),
     /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
     Env,
     /// A shell on a machine.
@@ -182,12 +168,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
-        Verb::Failover {
-            faults,
-            rounds,
-            seed,
-            out,
-        } => up::runtime()?.block_on(failover::run(faults, *rounds, *seed, out)),
+        Verb::Failover(options) => up::runtime()?.block_on(failover::run(options)),
         Verb::Env => env(&dir),
         Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
         Verb::Exec { machine, command } => exec(&dir, machine, command),

@@ -12,8 +12,10 @@
 
 mod attach;
 mod creation;
+mod docs;
 pub mod failover;
 mod figures;
+mod machine;
 mod paths;
 mod processes;
 mod watch;

@@ -1,10 +1,6 @@
-//! What traffic between clusters feels when something breaks, or is taken away as planned.
-//!
-//! Every round: a UDP conversation (a datagram each 5 ms) and a TCP connection between two clusters, one fault at a
-//! random moment, healed where it does not heal itself. An outage is the longest silence of the UDP conversation where
-//! a datagram was lost at all.
+//! Two clusters with two gateways each, traffic between them, and what strikes a gateway.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join;
@@ -20,11 +16,10 @@ use nix::{
 use serde_json::{Value, json};
 use slice_crds::{labels, names, v1alpha1::SliceGateway};
 
-use super::Figures;
+use super::{Fault, Round};
 use crate::{
     harness::{Cluster, Environment, is_ready, poll, weft::Member},
     lab::{network, process},
-    progress::{Progress, say},
 };
 
 const SLICE: &str = "lasts";
@@ -37,69 +32,6 @@ const GAP: &str = "50";
 const CUT: Duration = Duration::from_millis(1500);
 /// Everything is as before, new keys told to all.
 const BACK: Duration = Duration::from_secs(90);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Fault {
-    /// The process of a gateway is killed; the new one has another key.
-    GatewayKill,
-    /// A node loses its network.
-    NodeCut,
-    /// Nothing passes between two nodes of different clusters.
-    PathCut,
-    /// The same in one direction.
-    OneWayCut,
-    /// A gateway is told to stop.
-    Drain,
-    /// All gateways of a cluster are replaced, one after the other.
-    RollingUpdate,
-}
-
-impl Fault {
-    pub const ALL: [Self; 6] = [
-        Self::GatewayKill,
-        Self::NodeCut,
-        Self::PathCut,
-        Self::OneWayCut,
-        Self::Drain,
-        Self::RollingUpdate,
-    ];
-
-    /// Nothing may be lost.
-    pub const fn is_planned(self) -> bool {
-        matches!(self, Self::Drain | Self::RollingUpdate)
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::GatewayKill => "gateway-kill",
-            Self::NodeCut => "node-cut",
-            Self::PathCut => "path-cut",
-            Self::OneWayCut => "one-way-cut",
-            Self::Drain => "drain",
-            Self::RollingUpdate => "rolling-update",
-        }
-    }
-
-    /// Of conversations: until after everything is healed.
-    const fn seconds(self) -> &'static str {
-        match self {
-            Self::RollingUpdate => "30",
-            _ => "5",
-        }
-    }
-}
-
-/// What one round showed.
-#[derive(Debug, Clone)]
-pub struct Round {
-    pub fault: Fault,
-    /// Whom it struck, who talked, and the silences of their UDP conversation.
-    pub what: String,
-    pub outage_ms: f64,
-    pub lost: f64,
-    /// The longest silence of the TCP connection.
-    pub tcp_ms: f64,
-}
 
 /// Two pods in two clusters, and the gateways between them.
 pub struct Scene<'a> {
@@ -195,6 +127,7 @@ impl<'a> Scene<'a> {
         let gap = number(&udp, "longest_gap_ms")?;
         Ok(Round {
             fault,
+            at: jiff::Timestamp::now().to_string(),
             what: format!(
                 "{} of {} from {from} to {to}: {}",
                 fault.name(),
@@ -370,63 +303,4 @@ async fn cut(rules: &[String]) -> Result<()> {
     nft(format!("{chain}{}", rules.collect::<String>()))?;
     tokio::time::sleep(CUT).await;
     nft("delete table bridge cut".into()).map(drop)
-}
-
-/// `weft-lab failover`: so many rounds of each fault; prints a table and writes the rows to `out`.
-///
-/// # Errors
-/// Where a connection breaks, or a step fails.
-pub async fn run(faults: &[Fault], rounds: usize, seed: u64, out: &Path) -> Result<()> {
-    let progress = Progress::start();
-    let environment = Environment::open().await?;
-    let mut scene = Scene::open(&environment, seed).await?;
-    progress.done(format!("slice and pods are there, seed {seed}"));
-    let faults = if faults.is_empty() {
-        &Fault::ALL[..]
-    } else {
-        faults
-    };
-    let mut figures = Figures::default();
-    for fault in faults {
-        let mut seen = Vec::new();
-        for number in 1..=rounds {
-            let round = scene.round(*fault).await.with_context(|| fault.name())?;
-            say(format!(
-                "{number} of {rounds}: {}: UDP lost {} in {} ms, TCP silent for {} ms",
-                round.what, round.lost, round.outage_ms, round.tcp_ms
-            ));
-            seen.push(round);
-        }
-        add(&mut figures, *fault, &seen);
-        figures.write(out)?;
-        progress.done(format!("{} {}", seen.len(), fault.name()));
-    }
-    scene.close().await?;
-    say(figures.table());
-    progress.done(format!("written to {}", out.display()));
-    Ok(())
-}
-
-fn add(figures: &mut Figures, fault: Fault, rounds: &[Round]) {
-    let of = |value: fn(&Round) -> f64| -> Vec<f64> { rounds.iter().map(value).collect() };
-    let name = fault.name();
-    for (share, label) in [(0.5, "p50"), (0.99, "p99"), (1.0, "max")] {
-        figures.add_quantile(
-            "weft",
-            name,
-            &format!("outage_ms_{label}"),
-            "ms",
-            &of(|r| r.outage_ms),
-            share,
-        );
-        figures.add_quantile(
-            "weft",
-            name,
-            &format!("tcp_silence_ms_{label}"),
-            "ms",
-            &of(|r| r.tcp_ms),
-            share,
-        );
-    }
-    figures.add("weft", name, "lost", "datagrams", &of(|r| r.lost));
 }
