@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::{ResourceExt, api::Api};
-use serde_json::{Value, json};
+use serde_json::json;
 use slice_crds::{conditions, labels, names, v1alpha1::Slice};
 use tokio::task::block_in_place;
 
 use slice_e2e::{
-    harness::{Cluster, Environment, PodSpec, is_ready, poll, weft::Member},
+    harness::{Cluster, Environment, Pace, PodSpec, Streams, is_ready, poll, weft::Member},
     lab::running::Part,
+    probe::Conversation,
     progress::say,
 };
 
@@ -22,38 +23,27 @@ const BACK: Duration = Duration::from_secs(60);
 /// The longest that any restart may stop traffic: a single gateway, its new key told through both operators.
 const OUTAGE_MS: f64 = 15_000.0;
 
-/// Two conversations across the clusters.
-struct Streams<'a> {
+/// Who talks to whom.
+struct Ends<'a> {
     from: &'a Member,
     to: &'a Member,
-    seconds: &'a str,
 }
 
-impl Streams<'_> {
-    /// Runs both while `disturb` does what it does; returns what UDP and TCP say.
-    async fn under(&self, disturb: impl AsyncFnOnce() -> Result<()>) -> Result<(Value, Value)> {
-        let address = self.to.v4()?.to_string();
-        let start = async |over: &str| {
-            let stream = [
-                "stream",
-                &address,
-                "--over",
-                over,
-                "--interval",
-                "10",
-                "--seconds",
-                self.seconds,
-            ];
-            self.from
-                .cluster
-                .start_probe(&self.from.namespace, &self.from.name, &stream)
-                .await
+impl Ends<'_> {
+    /// Both conversations while `disturb` does what it does.
+    async fn under(
+        &self,
+        seconds: u64,
+        disturb: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<(Conversation, Conversation)> {
+        let pace = Pace {
+            interval: Duration::from_millis(10),
+            gap: Duration::from_millis(100),
+            lasts: Duration::from_secs(seconds),
         };
-        let (udp, tcp) = (start("udp").await?, start("tcp").await?);
+        let streams = Streams::start(self.from, self.to, pace).await?;
         disturb().await?;
-        let end = tokio::time::timeout(BACK, async { tokio::join!(udp.finish(), tcp.finish()) });
-        let (udp, tcp) = end.await.context("the conversations do not end")?;
-        Ok((udp?.json()?, tcp?.json()?))
+        streams.finish().await
     }
 }
 
@@ -78,10 +68,10 @@ async fn restart(cluster: &Cluster, namespace: &str, component: &str) -> Result<
     .await
 }
 
-fn row(what: &str, udp: &Value, tcp: &Value) {
+fn row(what: &str, udp: &Conversation, tcp: &Conversation) {
     say(format!(
-        "{what:<28} UDP lost {:>4} of {:<5} longest gap {:>8} ms   TCP longest gap {:>8} ms  broken {}",
-        udp["lost"], udp["sent"], udp["longest_gap_ms"], tcp["longest_gap_ms"], tcp["broken"]
+        "{what:<28} UDP lost {:>4} of {:<5} longest gap {:>8} ms   TCP longest gap {:>8} ms  broken {:?}",
+        udp.lost, udp.sent, udp.longest_gap_ms, tcp.longest_gap_ms, tcp.broken
     ));
 }
 
@@ -98,11 +88,7 @@ async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> R
     // From the member that is not the hub: commands in pods run through their own cluster's API server.
     let (from, to) = (&members[members.len() - 1], &members[0]);
     let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
-    let streams = Streams {
-        from,
-        to,
-        seconds: "20",
-    };
+    let ends = Ends { from, to };
 
     let untouched: [(&str, &Cluster, &str, &str); 5] = [
         ("netop of both ends", hub, names::MEMBER_NAMESPACE, "netop"),
@@ -117,34 +103,31 @@ async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> R
         ("dns", member, names::MEMBER_NAMESPACE, "dns"),
     ];
     for (what, cluster, at, component) in untouched {
-        let (udp, tcp) = streams
-            .under(async || restart(cluster, at, component).await)
+        let (udp, tcp) = ends
+            .under(20, async || restart(cluster, at, component).await)
             .await?;
         row(what, &udp, &tcp);
-        ensure!(udp["lost"] == 0 && tcp["broken"].is_null(), "{what}: {udp} {tcp}");
+        ensure!(udp.lost == 0 && tcp.broken.is_none(), "{what}: {udp:?} {tcp:?}");
     }
-    let (udp, tcp) = streams
-        .under(async || block_in_place(|| lab.restart_apiserver(&hub.name)))
+    let (udp, tcp) = ends
+        .under(20, async || block_in_place(|| lab.restart_apiserver(&hub.name)))
         .await?;
     row("API server of the hub", &udp, &tcp);
     ensure!(
-        udp["lost"] == 0 && tcp["broken"].is_null(),
-        "API server: {udp} {tcp}"
+        udp.lost == 0 && tcp.broken.is_none(),
+        "API server: {udp:?} {tcp:?}"
     );
 
-    let patient = Streams {
-        from,
-        to,
-        seconds: "30",
-    };
-    let (udp, tcp) = patient
-        .under(async || restart(member, names::MEMBER_NAMESPACE, "gateway").await)
+    let (udp, tcp) = ends
+        .under(30, async || {
+            restart(member, names::MEMBER_NAMESPACE, "gateway").await
+        })
         .await?;
     row("the only gateway", &udp, &tcp);
-    let gap = udp["longest_gap_ms"].as_f64().context("a gap")?;
+    let gap = udp.longest_gap_ms;
     ensure!(
-        gap > 0.0 && gap < OUTAGE_MS && tcp["broken"].is_null(),
-        "gateway: {udp} {tcp}"
+        gap > 0.0 && gap < OUTAGE_MS && tcp.broken.is_none(),
+        "gateway: {udp:?} {tcp:?}"
     );
 
     for pod in &members {

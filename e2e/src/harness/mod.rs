@@ -12,6 +12,7 @@
 
 mod cluster;
 mod pod;
+mod streams;
 pub mod weft;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use crate::lab::running::Running;
 
 pub use cluster::{Cluster, connect, is_ready, poll};
 pub use pod::{Output, PodSpec, Session};
+pub use streams::{Pace, Streams};
 
 /// Which clusters, which images.
 pub struct Environment {

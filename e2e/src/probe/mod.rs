@@ -29,6 +29,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::progress::say;
+pub use stream::{Conversation, Gap};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

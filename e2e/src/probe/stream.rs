@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::{count, echo, milliseconds, print, ready};
 
@@ -44,11 +43,24 @@ const SIZE: usize = 64;
 /// When which answer came.
 type Arrivals = BTreeMap<u32, Instant>;
 
-#[derive(Debug, PartialEq, Serialize)]
-struct Gap {
+/// How a conversation went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Conversation {
+    pub sent: u32,
+    pub received: usize,
+    pub lost: usize,
+    /// Of the silences that are listed.
+    pub longest_gap_ms: f64,
+    pub gaps: Vec<Gap>,
+    /// Why it ended before its time.
+    pub broken: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gap {
     /// Since the start.
-    at_ms: f64,
-    ms: f64,
+    pub at_ms: f64,
+    pub ms: f64,
 }
 
 impl Stream {
@@ -61,14 +73,15 @@ impl Stream {
         };
         let ended = Instant::now();
         let gaps = gaps(started, ended, &arrivals, Duration::from_millis(self.gap.max(1)));
-        let longest = gaps.iter().map(|gap| gap.ms).fold(0.0, f64::max);
-        let lost = usize::try_from(sent)
-            .unwrap_or_default()
-            .saturating_sub(arrivals.len());
-        print(
-            &json!({"sent": sent, "received": arrivals.len(), "lost": lost, "longest_gap_ms": longest,
-            "gaps": gaps, "broken": broken}),
-        )
+        let received = arrivals.len();
+        print(&Conversation {
+            sent,
+            received,
+            lost: usize::try_from(sent).unwrap_or_default().saturating_sub(received),
+            longest_gap_ms: gaps.iter().map(|gap| gap.ms).fold(0.0, f64::max),
+            gaps,
+            broken,
+        })
     }
 
     fn over_udp(&self, remote: SocketAddr) -> Result<(u32, Arrivals, Option<String>)> {

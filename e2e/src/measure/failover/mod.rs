@@ -16,7 +16,7 @@ mod plot;
 mod record;
 mod scene;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -75,11 +75,11 @@ impl Fault {
         }
     }
 
-    /// Of conversations: until after everything is healed.
-    const fn seconds(self) -> &'static str {
+    /// How long conversations last: until after everything is healed.
+    const fn lasts(self) -> Duration {
         match self {
-            Self::RollingUpdate => "30",
-            _ => "5",
+            Self::RollingUpdate => Duration::from_secs(30),
+            _ => Duration::from_secs(5),
         }
     }
 }

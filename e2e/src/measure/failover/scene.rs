@@ -3,7 +3,6 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use futures::future::try_join;
 use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Pod};
 use kube::{
     ResourceExt,
@@ -13,21 +12,21 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use slice_crds::{labels, names, v1alpha1::SliceGateway};
 
 use super::{Fault, Round};
 use crate::{
-    harness::{Cluster, Environment, is_ready, poll, weft::Member},
+    harness::{Cluster, Environment, Pace, Streams, is_ready, poll, weft::Member},
     lab::{network, process},
 };
 
 const SLICE: &str = "lasts";
 const NAMESPACE: &str = "weft-lasts";
-/// Milliseconds between two messages.
-const INTERVAL: &str = "5";
-/// Silences of so many milliseconds are listed.
-const GAP: &str = "50";
+/// Between two messages.
+const INTERVAL: Duration = Duration::from_millis(5);
+/// Silences so long are listed.
+const GAP: Duration = Duration::from_millis(50);
 /// How long a cut lasts.
 const CUT: Duration = Duration::from_millis(1500);
 /// Everything is as before, new keys told to all.
@@ -91,40 +90,22 @@ impl<'a> Scene<'a> {
             .collect();
         let other = &others[self.below(others.len())];
 
-        let address = to.v4()?.to_string();
-        let start = async |over: &str| {
-            let stream = [
-                "stream",
-                &address,
-                "--over",
-                over,
-                "--interval",
-                INTERVAL,
-                "--gap",
-                GAP,
-                "--seconds",
-                fault.seconds(),
-            ];
-            from.cluster
-                .start_probe(&from.namespace, &from.name, &stream)
-                .await
+        let pace = Pace {
+            interval: INTERVAL,
+            gap: GAP,
+            lasts: fault.lasts(),
         };
-        let (udp, tcp) = (start("udp").await?, start("tcp").await?);
+        let streams = Streams::start(from, to, pace).await?;
         tokio::time::sleep(pause).await;
         self.strike(fault, &victim, other).await?;
-        let ends = tokio::time::timeout(BACK, try_join(udp.finish(), tcp.finish()));
-        let (udp, tcp) = ends.await.context("the conversations do not end")??;
-        let (udp, tcp): (Value, Value) = (udp.json()?, tcp.json()?);
+        let (udp, tcp) = streams.finish().await?;
         self.steady().await?;
         ensure!(
-            tcp["broken"].is_null() && tcp["lost"] == 0,
-            "{}: the TCP connection from {from} to {to} broke: {tcp}",
+            tcp.broken.is_none() && tcp.lost == 0,
+            "{}: the TCP connection from {from} to {to} broke: {tcp:?}",
             fault.name()
         );
-        let number =
-            |answer: &Value, key: &str| answer[key].as_f64().with_context(|| format!("{key} in {answer}"));
-        let lost = number(&udp, "lost")?;
-        let gap = number(&udp, "longest_gap_ms")?;
+        let lost = udp.lost as f64;
         Ok(Round {
             fault,
             at: jiff::Timestamp::now().to_string(),
@@ -132,12 +113,15 @@ impl<'a> Scene<'a> {
                 "{} of {} from {from} to {to}: {}",
                 fault.name(),
                 victim.name,
-                udp["gaps"]
+                json!(udp.gaps)
             ),
             // A silence that is not listed is as long as what it lost.
-            outage_ms: if lost == 0.0 { 0.0 } else { gap.max(lost * 5.0) },
+            outage_ms: match udp.lost {
+                0 => 0.0,
+                _ => udp.longest_gap_ms.max(lost * INTERVAL.as_secs_f64() * 1e3),
+            },
             lost,
-            tcp_ms: number(&tcp, "longest_gap_ms")?,
+            tcp_ms: tcp.longest_gap_ms,
         })
     }
 
