@@ -14,14 +14,20 @@ pub const ASK_EVERY: Duration = Duration::from_millis(100);
 pub const DEAD_AFTER: Duration = Duration::from_millis(310);
 /// How long somebody who asked is told of changes.
 const INTEREST: Duration = Duration::from_secs(1);
+/// Questions that are due so soon are asked with those that are due now: it is one wake-up for all nodes.
+const TOGETHER: Duration = Duration::from_millis(25);
 
-/// The state of one agent.
+/// The state of one agent. Look at [`Table::view`] after every other call, and poll when [`Table::poll_at`] says.
 #[derive(Debug, Default)]
 pub struct Table {
     targets: BTreeMap<IpAddr, Target>,
     askers: BTreeMap<IpAddr, BTreeMap<u64, Asker>>,
     nodes: BTreeSet<IpAddr>,
     own: BTreeMap<Gateway, Word>,
+    /// As last looked at.
+    view: View,
+    /// Since then something was heard that is not in it, or is to be left out.
+    changed: bool,
 }
 
 /// A node that is asked.
@@ -32,7 +38,16 @@ struct Target {
     since: Instant,
     next: Instant,
     heard: Option<Instant>,
+    /// It was noticed that it does not answer.
+    silent: bool,
     words: BTreeMap<Gateway, Option<Word>>,
+}
+
+impl Target {
+    /// From when on it is taken to be silent, unless it answers.
+    fn silent_at(&self) -> Instant {
+        self.heard.unwrap_or(self.since) + DEAD_AFTER
+    }
 }
 
 /// A node that asked.
@@ -52,8 +67,10 @@ impl Table {
         mut nonce: impl FnMut() -> u64,
     ) -> Vec<(IpAddr, Message)> {
         self.nodes.clone_from(&local.nodes);
+        let targets = self.targets.len();
         self.targets
             .retain(|address, _| local.wanted.contains_key(address));
+        self.changed |= self.targets.len() != targets;
         for (address, gateways) in &local.wanted {
             let target = self.targets.entry(*address).or_insert_with(|| Target {
                 nonce: nonce(),
@@ -61,6 +78,7 @@ impl Table {
                 since: now,
                 next: now,
                 heard: None,
+                silent: false,
                 words: BTreeMap::new(),
             });
             if target.gateways != *gateways {
@@ -68,8 +86,10 @@ impl Table {
                 target.words.retain(|gateway, _| gateways.contains(gateway));
                 // What is new is asked for at once.
                 target.next = now;
+                self.changed = true;
             }
         }
+        self.forget_askers(now);
         let before = std::mem::replace(&mut self.own, local.own.clone());
         let changed = |gateway: &Gateway| before.get(gateway) != self.own.get(gateway);
         let mut told = Vec::new();
@@ -112,9 +132,10 @@ impl Table {
                     return None;
                 }
                 target.heard = Some(now);
+                self.changed |= std::mem::take(&mut target.silent);
                 for (gateway, word) in words {
                     if target.gateways.contains(&gateway) {
-                        target.words.insert(gateway, word);
+                        self.changed |= target.words.insert(gateway, word) != Some(word);
                     }
                 }
                 None
@@ -122,15 +143,13 @@ impl Table {
         }
     }
 
-    /// The questions that are due.
+    /// The questions that are due; notices silence.
     pub fn poll(&mut self, now: Instant) -> Vec<(IpAddr, Message)> {
-        self.askers.retain(|_, askers| {
-            askers.retain(|_, asker| now.saturating_duration_since(asker.last) < INTEREST);
-            !askers.is_empty()
-        });
+        self.forget_askers(now);
+        self.notice_silence(now);
         let mut asked = Vec::new();
         for (address, target) in &mut self.targets {
-            if target.next > now {
+            if target.next > now + TOGETHER {
                 continue;
             }
             target.next = now + ASK_EVERY;
@@ -146,14 +165,31 @@ impl Table {
         asked
     }
 
-    /// What is heard.
-    pub fn view(&self, now: Instant) -> View {
+    /// When something is due next: a question, or a silence; never, where nobody is asked.
+    pub fn poll_at(&self) -> Option<Instant> {
+        let silences = self.targets.values().filter(|target| !target.silent);
+        let questions = self.targets.values().map(|target| target.next);
+        silences.map(Target::silent_at).chain(questions).min()
+    }
+
+    /// What is heard: the same object as before, where nothing changed.
+    pub fn view(&mut self, now: Instant) -> View {
+        self.notice_silence(now);
+        if std::mem::take(&mut self.changed) {
+            let seen = self.look();
+            if *self.view != seen {
+                self.view = seen.into();
+            }
+        }
+        self.view.clone()
+    }
+
+    fn look(&self) -> BTreeMap<(IpAddr, Gateway), Heard> {
         let mut view = BTreeMap::new();
         for (address, target) in &self.targets {
-            let silent = now.saturating_duration_since(target.heard.unwrap_or(target.since)) >= DEAD_AFTER;
             for gateway in &target.gateways {
                 let heard = match target.words.get(gateway) {
-                    _ if silent => Heard::Silent,
+                    _ if target.silent => Heard::Silent,
                     Some(Some(word)) => Heard::Says(*word),
                     Some(None) => Heard::Absent,
                     None => continue,
@@ -161,7 +197,24 @@ impl Table {
                 view.insert((*address, *gateway), heard);
             }
         }
-        view.into()
+        view
+    }
+
+    fn notice_silence(&mut self, now: Instant) {
+        for target in self.targets.values_mut() {
+            if !target.silent && target.silent_at() <= now {
+                target.silent = true;
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Those who have not asked for long are not told of changes any more.
+    fn forget_askers(&mut self, now: Instant) {
+        self.askers.retain(|_, askers| {
+            askers.retain(|_, asker| now.saturating_duration_since(asker.last) < INTEREST);
+            !askers.is_empty()
+        });
     }
 }
 
@@ -177,6 +230,8 @@ fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Word>) -> Me
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -240,9 +295,52 @@ mod tests {
             }
         }
 
-        fn heard(&self) -> Option<Heard> {
+        fn heard(&mut self) -> Option<Heard> {
             self.asks.view(self.now).get(&(ip(2), (7, 0))).copied()
         }
+    }
+
+    #[test]
+    fn polling_when_it_is_due_misses_nothing_and_the_view_is_made_anew_only_where_it_changes() {
+        let mut pair = Pair::new(&[((7, 0), WELL)]);
+        let start = pair.now;
+        let (mut seen, mut changes, mut polls) = (pair.asks.view(start), Vec::new(), 0);
+        // It answers for a second, is silent for a second, and answers again.
+        while pair.now < start + MS * 3000 {
+            pair.now = pair.asks.poll_at().expect("somebody is asked");
+            polls += 1;
+            let at = (pair.now - start).as_millis();
+            for (_, question) in pair.asks.poll(pair.now) {
+                if let Some(answer) = pair.has.handle(pair.now, ip(1), question)
+                    && !(1000..2000).contains(&at)
+                {
+                    pair.asks.handle(pair.now, ip(2), answer);
+                }
+            }
+            let view = pair.asks.view(pair.now);
+            if !Arc::ptr_eq(&view, &seen) {
+                changes.push((at, view[&(ip(2), (7, 0))]));
+                seen = view;
+            }
+        }
+        let (says, silent) = (Heard::Says(WELL), Heard::Silent);
+        assert_eq!(changes, [(0, says), (1210, silent), (2000, says)]);
+        assert!(polls <= 32, "{polls} wake-ups in 3 s");
+        pair.asks.configure(pair.now, &local(&[], &[]), || 0);
+        assert!(pair.asks.view(pair.now).is_empty());
+        assert_eq!(pair.asks.poll_at(), None);
+    }
+
+    #[test]
+    fn all_nodes_are_asked_at_once() {
+        let now = Instant::now();
+        let mut asks = Table::default();
+        asks.configure(now, &local(&[(ip(2), (7, 0))], &[]), || 0);
+        asks.poll(now);
+        let both = local(&[(ip(2), (7, 0)), (ip(3), (7, 1))], &[]);
+        asks.configure(now + MS * 80, &both, || 0);
+        assert_eq!(asks.poll(now + MS * 80).len(), 2);
+        assert_eq!(asks.poll_at(), Some(now + MS * 180));
     }
 
     #[test]

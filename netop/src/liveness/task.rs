@@ -6,29 +6,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    net::UdpSocket,
-    sync::watch,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{net::UdpSocket, sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Local, Message, PORT, Table, View};
 
-/// The grain of questions and of silence.
-const TICK: Duration = Duration::from_millis(25);
+/// Until the next try, where the node's address cannot be bound yet.
+const RETRY: Duration = Duration::from_millis(100);
 /// Longest datagram that is read; none of ours is longer.
 const MAX_DATAGRAM: usize = 2048;
 
-/// Talks with the other agents until `stop`; what it hears goes to `view`.
+/// Talks with the other agents until `stop`; what it hears goes to `view`. Sleeps while nothing is due and nobody says
+/// anything.
 pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, stop: CancellationToken) {
     let mut table = Table::default();
     let mut socket: Option<UdpSocket> = None;
-    let mut tick = interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut bound = None;
     let mut refused = String::new();
     let mut buffer = [0; MAX_DATAGRAM];
     loop {
+        let address = local.borrow().address;
+        let retry = (bound != address).then(|| Instant::now() + RETRY);
+        let due = table.poll_at().into_iter().chain(retry).min();
         let messages = tokio::select! {
             () = stop.cancelled() => return,
             changed = local.changed() => {
@@ -38,7 +37,7 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
                 let told = local.borrow_and_update().clone();
                 table.configure(Instant::now(), &told, rand_u64)
             }
-            _ = tick.tick() => table.poll(Instant::now()),
+            () = wait(due) => table.poll(Instant::now()),
             (from, length) = receive(socket.as_ref(), &mut buffer) => {
                 let message = serde_json::from_slice::<Message>(&buffer[..length]);
                 let answer = message.ok().and_then(|message| table.handle(Instant::now(), from.ip(), message));
@@ -46,9 +45,9 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
             }
         };
         let address = local.borrow().address;
-        if !is_bound(socket.as_ref(), address) {
-            socket = match bind(address).await {
-                Ok(socket) => socket,
+        if bound != address {
+            (socket, bound) = match bind(address).await {
+                Ok(socket) => (socket, address),
                 Err(error) => {
                     let text = error.to_string();
                     if text != refused {
@@ -60,7 +59,7 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
                         );
                         refused = text;
                     }
-                    None
+                    (None, None)
                 }
             };
         }
@@ -80,6 +79,13 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
     }
 }
 
+async fn wait(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> (SocketAddr, usize) {
     let Some(socket) = socket else {
         return std::future::pending().await;
@@ -90,11 +96,6 @@ async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> (SocketAddr, 
             return (from, length);
         }
     }
-}
-
-fn is_bound(socket: Option<&UdpSocket>, address: Option<IpAddr>) -> bool {
-    let bound = socket.and_then(|socket| socket.local_addr().ok());
-    bound.map(|bound| bound.ip()) == address
 }
 
 async fn bind(address: Option<IpAddr>) -> io::Result<Option<UdpSocket>> {
@@ -108,4 +109,60 @@ fn rand_u64() -> u64 {
     // Keyed by the operating system's randomness, with another key for each call; nobody outside knows any.
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::liveness::{Heard, Word};
+
+    /// An agent on an address of its own, and what it hears.
+    fn agent(local: Local) -> (watch::Sender<Local>, watch::Receiver<View>, CancellationToken) {
+        let (told, to_tell) = watch::channel(Local::default());
+        let (view, heard) = watch::channel(View::default());
+        let stop = CancellationToken::new();
+        tokio::spawn(run(to_tell, view, stop.clone()));
+        told.send_replace(local);
+        (told, heard, stop)
+    }
+
+    async fn hears(view: &mut watch::Receiver<View>, expected: Heard) {
+        let holds = |view: &View| view.values().copied().eq([expected]);
+        let found = tokio::time::timeout(Duration::from_secs(5), view.wait_for(holds)).await;
+        found.expect("in time").expect("the agent runs");
+    }
+
+    #[tokio::test]
+    async fn an_agent_hears_another_and_notices_when_it_goes_and_comes() {
+        // Of their own, also when tests run beside each other.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let [asks, has] = [1, 2].map(|last| IpAddr::from([127, high, low, last]));
+        let nodes = [asks, has].into();
+        let word = Word {
+            reached: 1,
+            draining: false,
+        };
+        let owner = Local {
+            address: Some(has),
+            nodes,
+            own: [((7, 0), word)].into(),
+            ..Local::default()
+        };
+        let (_told, mut view, _stop) = agent(Local {
+            address: Some(asks),
+            nodes: owner.nodes.clone(),
+            wanted: [(has, [(7, 0)].into())].into(),
+            ..Local::default()
+        });
+        hears(&mut view, Heard::Silent).await;
+        let (told, _, stop) = agent(owner.clone());
+        hears(&mut view, Heard::Says(word)).await;
+        told.send_replace(Local {
+            own: [].into(),
+            ..owner
+        });
+        hears(&mut view, Heard::Absent).await;
+        stop.cancel();
+        hears(&mut view, Heard::Silent).await;
+    }
 }
