@@ -55,6 +55,13 @@ pub enum Command {
     /// Hosts outside every cluster that are in a slice without an agent.
     #[command(subcommand)]
     Peer(Peer),
+    /// Have every gateway of a slice make itself a new key, without a frame lost.
+    #[command(subcommand)]
+    Renew(Keys),
+    /// Have every gateway of a slice make itself a new key and wipe the one that it has, at once: nothing passes between
+    /// the clusters until the new ones are known, about two seconds.
+    #[command(subcommand)]
+    Revoke(Keys),
     /// Show objects.
     Get(Get),
     /// Tell how slices are, and what to do where one is not well. Exits with 1 where one is not.
@@ -189,10 +196,27 @@ pub struct CreateSlice {
     /// Gateways per cluster.
     #[arg(long, default_value_t = 2)]
     pub gateways: u32,
+    /// Age at which a gateway makes itself a new key, at least 1m.
+    #[arg(long, default_value = "24h", value_name = "DURATION")]
+    pub rotation: kube::core::Duration,
     /// Print the object and change nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Seconds to wait until it is ready; 0 does not wait.
+    #[arg(long, default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// The keys of a slice's gateways.
+    Keys(ChangeKeys),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ChangeKeys {
+    pub slice: String,
+    /// Seconds to wait until every gateway has a new key and none has a former one; 0 does not wait.
     #[arg(long, default_value = "60", value_parser = seconds)]
     pub timeout: Duration,
 }
@@ -322,6 +346,8 @@ mod tests {
             "slicectl --context a create peer db1 --slice shop --public-key k --endpoint 192.0.2.9:51820",
             "slicectl --context a peer script db1 --slice shop --key /etc/weft/shop.key",
             "slicectl --context a delete peer db1 --slice shop",
+            "slicectl --context a renew keys shop",
+            "slicectl --context a revoke keys shop --timeout 0",
             "slicectl completion bash",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

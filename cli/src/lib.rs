@@ -72,6 +72,8 @@ async fn run(name: &'static str, args: Args) -> anyhow::Result<Outcome> {
         Command::Attach(what) => commands::attach::attach(&target, what).await,
         Command::Detach(what) => commands::attach::detach(&target, what).await,
         Command::Peer(what) => commands::peer::run(&target, what).await,
+        Command::Renew(args::Keys::Keys(what)) => commands::keys::renew(&target, what).await,
+        Command::Revoke(args::Keys::Keys(what)) => commands::keys::revoke(&target, what).await,
         Command::Get(what) => commands::get::run(&target, what).await,
         Command::Status(what) => commands::status::run(&target, what).await,
         Command::Verify(what) => commands::verify::run(&target, what).await,

@@ -13,6 +13,8 @@ pub const ACCEPTED: &str = "Accepted";
 pub const REACHABLE: &str = "Reachable";
 /// Every label that names a slice can be followed.
 pub const LABELS_VALID: &str = "LabelsValid";
+/// No gateway's key is older than the slice wants, or a renewal of it is under way.
+pub const KEYS_CURRENT: &str = "KeysCurrent";
 
 /// Reasons: one word that programs may match on.
 pub mod reason {
@@ -37,6 +39,8 @@ pub mod reason {
     pub const LABELS_FOLLOWED: &str = "LabelsFollowed";
     pub const DEGRADED: &str = "Degraded";
     pub const TUNNELS_DOWN: &str = "TunnelsDown";
+    pub const KEYS_RENEWED: &str = "KeysRenewed";
+    pub const RENEWAL_WAITS: &str = "RenewalWaits";
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
     pub const HUB_UNREACHABLE: &str = "HubUnreachable";
 }

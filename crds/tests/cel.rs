@@ -54,6 +54,15 @@ fn subnets_are_one_per_family_and_of_a_size_that_works() {
 }
 
 #[test]
+fn keys_live_from_a_minute_to_a_year() {
+    let spec = |rotation: &str| json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "gateway": {"rotation": rotation}});
+    accepts(spec("1m"));
+    accepts(spec("8760h"));
+    rejects(spec("59s"), "a duration from 1m to 8760h");
+    rejects(spec("8761h"), "a duration from 1m to 8760h");
+}
+
+#[test]
 fn exclusive_fields_exclude_each_other() {
     let clusters = "spec.clusters or spec.clusterSelector, one of the two";
     rejects(json!({"subnets": ["10.80.0.0/16"]}), clusters);

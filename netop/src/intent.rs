@@ -412,6 +412,7 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
                 Some(handover::PeerGateway {
                     name: format!("{}/{}", peer.name, gateway.ordinal),
                     public_key: gateway.public_key.clone(),
+                    former_key: gateway.former_key.clone(),
                     vtep: vtep(peer.number, gateway.ordinal)?,
                     endpoints: gateway.endpoints.clone(),
                 })
@@ -427,6 +428,9 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
         vtep: vtep(spec.cluster_number, ordinal)?,
         ranges: ranges(&spec.ranges),
         dscp: spec.dscp,
+        rotation_secs: spec.gateway.keys.rotation_seconds,
+        renewal: spec.gateway.keys.renewal.clone(),
+        revocation: spec.gateway.keys.revocation.clone(),
         peers: peers.collect(),
     })
 }
@@ -454,6 +458,7 @@ mod tests {
             gateways: vec![PeerGateway {
                 ordinal: 0,
                 public_key: String::new(),
+                former_key: None,
                 endpoints: vec![],
             }],
         };

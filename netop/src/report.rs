@@ -201,8 +201,12 @@ impl Writer {
             return;
         }
         last.at = Some(now);
+        let keys = report.keys.clone();
         let status = SliceGatewayStatus {
-            public_key: report.public_key.clone(),
+            public_key: keys.as_ref().map(|keys| keys.public_key.clone()),
+            former_key: keys.as_ref().and_then(|keys| keys.former_key.clone()),
+            revocation: keys.and_then(|keys| keys.revocation),
+            renewal_waits_for: report.renewal_waits_for.clone(),
             node: Some(report.node.clone()),
             connected: report.connected,
             tunnels: report.tunnels.clone(),

@@ -10,7 +10,7 @@ use slice_crds::{
     labels,
     v1alpha1::{SliceNodePhase, TunnelStatus},
 };
-use slice_runtime::handover::{Hello, Report, Tunnel};
+use slice_runtime::handover::{Hello, Keys, Report, Tunnel};
 
 use crate::{
     intent::{PodDecision, Wanted},
@@ -53,7 +53,9 @@ pub struct BlockReport {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GatewayReport {
-    pub public_key: Option<String>,
+    /// Absent until the gateway has called.
+    pub keys: Option<Keys>,
+    pub renewal_waits_for: Option<String>,
     pub node: String,
     pub connected: bool,
     pub tunnels: Vec<TunnelStatus>,
@@ -80,7 +82,8 @@ impl GatewayReport {
                 .map(|tunnel| (tunnel.peer.as_str(), tunnel.up, tunnel.endpoint))
                 .collect()
         }
-        (&self.public_key, &self.node, self.connected) == (&other.public_key, &other.node, other.connected)
+        (&self.keys, &self.renewal_waits_for) == (&other.keys, &other.renewal_waits_for)
+            && (&self.node, self.connected) == (&other.node, other.connected)
             && state(self) == state(other)
     }
 }
@@ -97,8 +100,15 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
         }),
         rtt_micros: tunnel.rtt_micros,
     };
+    let first = || Keys {
+        public_key: hello.public_key.clone(),
+        former_key: None,
+        revocation: None,
+    };
+    let said = report.and_then(|report| report.keys.clone());
     GatewayReport {
-        public_key: Some(hello.public_key.clone()),
+        keys: Some(said.unwrap_or_else(first)),
+        renewal_waits_for: report.and_then(|report| report.renewal_waits_for.clone()),
         node: node.to_owned(),
         connected: true,
         tunnels: report

@@ -402,7 +402,11 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     assert_eq!(tap.interface, names::tap("shop", 0));
     let reports = node.reports();
     let said = &reports.gateways["weft-gateway-shop-0"];
-    assert!(said.connected && said.node == "n1" && said.public_key.as_deref() == Some("key-0"));
+    assert!(
+        said.connected
+            && said.node == "n1"
+            && said.keys.as_ref().is_some_and(|keys| keys.public_key == "key-0")
+    );
     assert_eq!(
         reports.gateways.len(),
         1,

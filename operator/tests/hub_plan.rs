@@ -180,6 +180,88 @@ fn two_clusters_share_a_slice() {
     "#]]);
 }
 
+/// What a member with one gateway reports of its keys.
+fn gateway(keys: Value) -> Value {
+    let mut gateway = json!({"ordinal": 0, "up": true, "endpoints": ["192.0.2.1:30001"]});
+    gateway
+        .as_object_mut()
+        .unwrap()
+        .extend(keys.as_object().unwrap().clone());
+    json!({"slices": [{"name": "shop", "attachments": 0, "gateways": [gateway]}]})
+}
+
+/// Keys that member a is told to trust.
+fn trusted(slice: Value, keys: Value) -> Vec<(String, Option<String>)> {
+    let world = world().cluster("a").report("a", json!({})).cluster("b");
+    let plan = run(&world.report("b", gateway(keys)).slice("shop", slice));
+    let mut peers = plan.member_slices[0].spec.slice.peers.iter();
+    let gateways = peers.next().unwrap().gateways.iter();
+    gateways
+        .map(|gateway| (gateway.public_key.clone(), gateway.former_key.clone()))
+        .collect()
+}
+
+#[test]
+fn a_gateway_that_changes_its_key_is_known_by_both() {
+    let both = trusted(shop(), json!({"publicKey": "K2", "formerKey": "K1"}));
+    assert_eq!(both, [("K2".into(), Some("K1".into()))]);
+}
+
+#[test]
+fn a_key_from_before_a_revocation_is_told_to_nobody() {
+    let revoked =
+        |at: &str| json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"], "gateway": {"revokedAt": at}});
+    let (first, second) = ("2026-11-21T10:00:00Z", "2026-11-21T11:00:00Z");
+    let told = |keys| trusted(revoked(second), keys);
+    assert_eq!(told(json!({"publicKey": "K1"})), []);
+    assert_eq!(told(json!({"publicKey": "K1", "revocation": first})), []);
+    let after = json!({"publicKey": "K2", "revocation": second});
+    assert_eq!(told(after.clone()), [("K2".into(), None)]);
+    assert_eq!(
+        trusted(shop(), after).len(),
+        1,
+        "a revocation that is written no longer"
+    );
+}
+
+#[test]
+fn a_renewal_that_waits_names_whom_it_waits_for() {
+    let said = |keys| {
+        let world = world().cluster("a").report("a", json!({})).cluster("b");
+        let plan = run(&world.report("b", gateway(keys)).slice("shop", shop()));
+        let mut conditions = plan.slice_status[0].2.conditions.iter();
+        let keys = conditions.find(|one| one.type_ == "KeysCurrent").unwrap();
+        format!("{} {}: {}", keys.status, keys.reason, keys.message)
+    };
+    let waits = said(json!({"publicKey": "K2", "formerKey": "K1", "renewalWaitsFor": "db1/0"}));
+    let expected =
+        "False RenewalWaits: gateway b/0 is to change its key, but db1 only knows the one before: ";
+    assert!(waits.starts_with(expected), "{waits}");
+    assert!(
+        waits.contains("`slicectl peer script db1 --slice shop`"),
+        "{waits}"
+    );
+    assert!(said(json!({"publicKey": "K2"})).starts_with("True KeysRenewed: "));
+}
+
+#[test]
+fn gateways_are_told_when_to_change_their_keys() {
+    let spec = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"], "gateway": {
+        "rotation": "1h30m", "renewedAt": "2026-11-21T10:00:00Z", "revokedAt": "2026-11-21T11:00:00Z",
+    }});
+    for (spec, expected) in [
+        (
+            spec,
+            json!({"rotationSeconds": 5400, "renewal": "2026-11-21T10:00:00Z", "revocation": "2026-11-21T11:00:00Z"}),
+        ),
+        (shop(), json!({"rotationSeconds": 86400})),
+    ] {
+        let plan = run(&two().slice("shop", spec));
+        let keys = &plan.member_slices[0].spec.slice.gateway.keys;
+        assert_eq!(serde_json::to_value(keys).unwrap(), expected);
+    }
+}
+
 #[test]
 fn what_was_given_stays_given() {
     let before = two().slice("shop", shop()).settled();

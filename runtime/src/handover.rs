@@ -5,7 +5,7 @@
 //!     ── Hello {ordinal, public key, port} ──────────►   who speaks: one connection per gateway
 //!     ◄───────────────── Config {slice, peers, …} ────   whole, after Hello and on every change
 //!     ◄───────────────── Tap {interface} + fd ────────   after the first Config, unless Hello said has_tap
-//!     ── Report {tunnels, drops} ─────────────────────►   on change, and every second
+//!     ── Report {keys, tunnels} ──────────────────────►   on change, and every second
 //! ```
 //!
 //! Transport: a unix stream socket. A message is a length (u32, big endian, at most [`MAX_MESSAGE`]) and that many
@@ -84,6 +84,15 @@ pub struct Config {
     pub ranges: Vec<Range>,
     /// Code point on outgoing datagrams, 0 to 63.
     pub dscp: u8,
+    /// Seconds after which the gateway makes a new key; `None` for never.
+    #[serde(default)]
+    pub rotation_secs: Option<u64>,
+    /// When it changes, the gateway makes a new key, and keeps the one it has until every peer has moved.
+    #[serde(default)]
+    pub renewal: Option<String>,
+    /// When it changes, the gateway makes a new key and gives up those it has at once.
+    #[serde(default)]
+    pub revocation: Option<String>,
     pub peers: Vec<Peer>,
 }
 
@@ -110,6 +119,9 @@ pub struct PeerGateway {
     /// `<cluster>/<ordinal>`, unique within the configuration.
     pub name: String,
     pub public_key: String,
+    /// The key that it had before, while it still answers to that one.
+    #[serde(default)]
+    pub former_key: Option<String>,
     pub vtep: Ipv4Addr,
     /// Where to dial, best first; empty when the far side dials.
     pub endpoints: Vec<SocketAddr>,
@@ -127,11 +139,26 @@ pub struct Tap {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Report {
+    /// Absent until the first configuration has come.
+    pub keys: Option<Keys>,
+    /// The peer that is only reached by the former key while a new one is due.
+    pub renewal_waits_for: Option<String>,
     pub tunnels: Vec<Tunnel>,
     /// Peer clusters that frames can be sent to now, of those that have a gateway.
     pub reached: u32,
     /// It is about to stop: frames should go another way.
     pub draining: bool,
+}
+
+/// The keys that a gateway answers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keys {
+    pub public_key: String,
+    /// The one before, until nobody needs it.
+    pub former_key: Option<String>,
+    /// [`Config::revocation`] as it was when the key was made.
+    pub revocation: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,6 +311,7 @@ mod tests {
             .map(|n| PeerGateway {
                 name: format!("paris/{n}"),
                 public_key: "x".repeat(44),
+                former_key: None,
                 vtep: Ipv4Addr::LOCALHOST,
                 endpoints: vec![],
             })
@@ -297,6 +325,9 @@ mod tests {
             vtep: Ipv4Addr::LOCALHOST,
             ranges: vec![],
             dscp: 0,
+            rotation_secs: None,
+            renewal: None,
+            revocation: None,
             peers: vec![Peer {
                 cluster: "paris".into(),
                 ranges: vec![],

@@ -15,7 +15,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slice_runtime::{
     admin::Pending,
-    handover::{self, FromGateway, Hello, Report, ToGateway, Tunnel},
+    handover::{self, FromGateway, Hello, Keys, Report, ToGateway, Tunnel},
     version::VERSION,
 };
 
@@ -38,7 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Caller {
     pub socket: PathBuf,
     pub ordinal: u32,
-    pub public_key: [u8; 32],
     pub udp_port: u16,
     /// A copy of the UDP socket's descriptor, for the agent to give it larger buffers.
     pub udp: OwnedFd,
@@ -118,7 +117,7 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
     let had_tap = shared.has_tap();
     let hello = Hello {
         ordinal: caller.ordinal,
-        public_key: config::encode_key(&caller.public_key),
+        public_key: config::encode_key(&shared.figures().stats.keys.current),
         udp_port: caller.udp_port,
         version: VERSION.to_owned(),
         has_tap: had_tap,
@@ -204,7 +203,14 @@ fn report(shared: &Shared) -> Report {
             .map(|age| age.as_millis().try_into().unwrap_or(u64::MAX)),
         rtt_micros: peer.rtt.map(|rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX)),
     });
+    let keys = &figures.stats.keys;
     Report {
+        keys: figures.configured.then(|| Keys {
+            public_key: config::encode_key(&keys.current),
+            former_key: keys.former.as_ref().map(config::encode_key),
+            revocation: keys.revocation.clone(),
+        }),
+        renewal_waits_for: figures.stats.renewal_waits_for.clone(),
         tunnels: tunnels.collect(),
         reached: figures.stats.reach.reached.try_into().unwrap_or(u32::MAX),
         draining: shared.is_draining(),

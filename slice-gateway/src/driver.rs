@@ -19,6 +19,7 @@ use nix::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    entropy,
     io::{
         batch::{Batches, Counts},
         patience::Patience,
@@ -27,7 +28,7 @@ use crate::{
         udp::{Received, Udp},
         vnet,
     },
-    proto::{Config, Event, Gateway, HEADROOM, Stats},
+    proto::{Config, Event, Gateway, HEADROOM, Key, Stats, config::encode_key},
 };
 
 /// Frames that are read from the TAP in a turn, before the network gets its turn.
@@ -191,8 +192,9 @@ struct Drain {
 }
 
 impl Driver {
+    /// Publishes the gateway's keys at once.
     pub fn new(gateway: Gateway, udp: Udp, shared: Arc<Shared>) -> Self {
-        Self {
+        let mut this = Self {
             gateway,
             batches: Batches::new(udp),
             tap: None,
@@ -204,7 +206,9 @@ impl Driver {
             next_publish: Instant::now(),
             figures: Figures::default(),
             drain: None,
-        }
+        };
+        this.publish();
+        this
     }
 
     /// Runs until [`Shared::stop`], or until [`Shared::drain`] is through.
@@ -232,12 +236,22 @@ impl Driver {
             let draining = self.shared.is_draining();
             self.gateway.set_away(draining || self.tap.is_none());
             self.gateway.handle_timeout(now, &mut self.batches);
+            if self.gateway.wants_key(now) {
+                self.renew(now);
+            }
             self.batches.flush_datagrams();
             self.batches.flush_frames(self.tap.as_mut());
             self.publish();
             if draining && self.is_drained(now) {
                 return Ok(());
             }
+        }
+    }
+
+    fn renew(&mut self, now: Instant) {
+        match entropy::bytes() {
+            Ok(secret) => self.gateway.renew(now, Key::from_random(secret)),
+            Err(error) => tracing::error!(%error, "no new key was made, carrying on with the one there is"),
         }
     }
 
@@ -380,6 +394,11 @@ impl Driver {
                 Event::Down { peer } => tracing::info!(peer, "tunnel is down"),
                 Event::Wants { peer, frames: true } => tracing::info!(peer, "peer wants frames"),
                 Event::Wants { peer, frames: false } => tracing::info!(peer, "peer wants no frames"),
+                Event::Keys => {
+                    let keys = self.gateway.keys();
+                    let former = keys.former.as_ref().map(encode_key);
+                    tracing::info!(key = encode_key(&keys.current), former, "keys");
+                }
             }
         }
         let now = Instant::now();

@@ -16,11 +16,12 @@
 //! is the only one who tells a gateway anything; the process has no Kubernetes credential and no capability.
 //!
 //! Deliberately not here: an async runtime in the data path, MAC learning, a file on disk. The private key is made at
-//! start and ends with the process.
+//! start, and again as often as the slice says, and ends with the process.
 
 pub mod args;
 pub mod control;
 pub mod driver;
+pub mod entropy;
 pub mod io;
 pub mod metrics;
 pub mod proto;

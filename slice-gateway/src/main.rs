@@ -8,6 +8,7 @@ use slice_gateway::{
     args::Args,
     control::{self, Caller, Waiting},
     driver::{Driver, Shared},
+    entropy,
     io::udp::Udp,
     metrics::Metrics,
     proto::{Gateway, Key},
@@ -18,7 +19,6 @@ use slice_runtime::{
     telemetry::{self, LogArgs},
     version::VERSION,
 };
-use zeroize::Zeroizing;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -42,18 +42,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ..args.log.clone()
     })?;
     let ordinal = args.ordinal()?;
-    let key = Key::from_random(random()?);
+    let key = Key::from_random(entropy::bytes().context("read random bytes")?);
     let udp = Udp::bind(args.listen).with_context(|| format!("listen on UDP {}", args.listen))?;
     let udp_port = udp.local_address().context("read the own UDP address")?.port();
     tracing::info!(version = VERSION, ordinal, socket = %args.socket.display(), udp_port, admin = %args.admin, "gateway starts");
 
     let shared = Shared::new().context("make event descriptors")?;
-    let seed = u64::from_ne_bytes(*random()?);
+    let seed = u64::from_ne_bytes(*entropy::bytes().context("read random bytes")?);
     let gateway = Gateway::new(key, seed, Instant::now());
     let caller = Caller {
         socket: args.socket.clone(),
         ordinal,
-        public_key: gateway.public_key(),
         udp_port,
         udp: udp
             .as_fd()
@@ -146,10 +145,4 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
     }
-}
-
-fn random<const N: usize>() -> anyhow::Result<Zeroizing<[u8; N]>> {
-    let mut bytes = Zeroizing::new([0; N]);
-    getrandom::fill(&mut *bytes).map_err(|error| anyhow::anyhow!("read random bytes: {error}"))?;
-    Ok(bytes)
 }

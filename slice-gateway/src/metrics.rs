@@ -209,6 +209,26 @@ fn families(figures: &Figures) -> Families {
         PER_PEER,
         some(|peer| peer.rtt.map(|rtt| rtt.as_secs_f64())),
     );
+    let keys = &figures.stats.keys;
+    for (name, help, value) in [
+        (
+            "key_age_seconds",
+            "Age of the key in use; replaced before spec.gateway.rotation is over",
+            figures.stats.key_age.as_secs_f64(),
+        ),
+        (
+            "keys",
+            "Keys that are answered to: 2 from a renewal until no peer needs the former one",
+            f64::from(1 + u8::from(keys.former.is_some())),
+        ),
+        (
+            "renewal_waits",
+            "1 while a key is due to be replaced and a peer only knows the former one",
+            f64::from(u8::from(figures.stats.renewal_waits_for.is_some())),
+        ),
+    ] {
+        all.gauge((name, help), PER_SLICE, std::iter::once((vec![slice], value)));
+    }
     let mut drops: Vec<(Vec<&str>, u64)> = Vec::new();
     for (reason, count) in figures.stats.drops.iter().chain(figures.counts.drops.iter()) {
         drops.push((vec![slice, "", "", reason.label()], count));

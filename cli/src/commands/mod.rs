@@ -4,6 +4,7 @@ pub(crate) mod attach;
 pub(crate) mod get;
 pub(crate) mod install;
 pub(crate) mod join;
+pub(crate) mod keys;
 pub(crate) mod peer;
 pub(crate) mod slice;
 pub(crate) mod status;

@@ -78,7 +78,8 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
         attach: Default::default(),
         gateway: SliceGatewaySettings {
             replicas: slice.gateways,
-            exposure: None,
+            rotation: slice.rotation,
+            ..SliceGatewaySettings::default()
         },
         qos: None,
         broadcast: Default::default(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +116,7 @@ pub struct NamespaceRule {
 }
 
 /// The gateways of a slice in each of its clusters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SliceGatewaySettings {
     /// Gateways per cluster; all of them carry traffic.
@@ -126,11 +126,30 @@ pub struct SliceGatewaySettings {
     /// In place of what the Cluster says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposure: Option<Exposure>,
+    /// Age at which a gateway makes itself a new key, such as `24h` or `1h30m`; the one before is wiped when every peer
+    /// has moved to the new one. A gateway that starts makes a new key in any case.
+    #[serde(default = "SliceGatewaySettings::default_rotation")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('8760h')")
+        .message("spec.gateway.rotation takes a duration from 1m to 8760h, such as 24h"))]
+    #[schemars(length(max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$"))]
+    pub rotation: Duration,
+    /// A change has every gateway of the slice make itself a new key now, without a frame lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed_at: Option<Time>,
+    /// A change has every gateway of the slice make itself a new key and wipe the one that it has, at once: nothing
+    /// passes between the clusters until the new keys are known, about two seconds. Keys that were made before are
+    /// trusted no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Time>,
 }
 
 impl SliceGatewaySettings {
     const fn default_replicas() -> u32 {
         2
+    }
+
+    fn default_rotation() -> Duration {
+        std::time::Duration::from_hours(24).into()
     }
 }
 
@@ -139,6 +158,9 @@ impl Default for SliceGatewaySettings {
         Self {
             replicas: Self::default_replicas(),
             exposure: None,
+            rotation: Self::default_rotation(),
+            renewed_at: None,
+            revoked_at: None,
         }
     }
 }

@@ -185,6 +185,15 @@ pub struct SliceGatewayStatus {
     /// Curve25519 public key, base 64. The private key never leaves the gateway process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// The key before that one, while the gateway still answers to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_key: Option<String>,
+    /// [`super::shared::KeyPolicy::revocation`] under which the key was made: where the slice has another one, it is not trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<String>,
+    /// The peer that keeps the next key from being made, because it only knows the former one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_waits_for: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Whether the gateway talks to its node agent.

@@ -23,6 +23,6 @@ pub use member::{
     SliceStatus,
 };
 pub use shared::{
-    AttachMode, Broadcast, Exposure, GatewayPlacement, PeerCluster, PeerGateway, ServiceEndpoint,
+    AttachMode, Broadcast, Exposure, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway, ServiceEndpoint,
     ServicePort, TunnelStatus,
 };

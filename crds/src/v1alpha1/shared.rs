@@ -76,6 +76,23 @@ pub struct GatewayPlacement {
     pub advertise: Vec<IpAddr>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    #[serde(default)]
+    pub keys: KeyPolicy,
+}
+
+/// When gateways make themselves new keys: resolved from SliceConfig.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyPolicy {
+    /// See [`super::hub::SliceGatewaySettings::rotation`]; `None` for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_seconds: Option<u64>,
+    /// See [`super::hub::SliceGatewaySettings::renewed_at`]; only ever compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<String>,
+    /// See [`super::hub::SliceGatewaySettings::revoked_at`]; only ever compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<String>,
 }
 
 /// Another member cluster of the slice.
@@ -99,6 +116,9 @@ pub struct PeerGateway {
     pub ordinal: u32,
     /// Curve25519 public key, base 64, as `wg` prints it.
     pub public_key: String,
+    /// The key before that one, while the gateway still answers to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_key: Option<String>,
     /// Where it listens, best first. Empty when it can only dial out.
     pub endpoints: Vec<SocketAddr>,
 }

@@ -8,6 +8,7 @@ use slice_crds::{
     labels,
     v1alpha1::SliceNodePhase,
 };
+use slice_runtime::handover::Keys;
 
 use super::{Agent, Chain};
 use crate::{
@@ -95,10 +96,13 @@ impl<K: Kernel> Agent<K> {
                 && !self.adopted.contains(key)
             {
                 let report = GatewayReport {
-                    public_key: last.public_key.clone(),
+                    keys: last.public_key.clone().map(|public_key| Keys {
+                        public_key,
+                        former_key: last.former_key.clone(),
+                        revocation: last.revocation.clone(),
+                    }),
                     node: self.node.clone(),
-                    connected: false,
-                    tunnels: vec![],
+                    ..GatewayReport::default()
                 };
                 reports.gateways.insert(name, report);
             }

@@ -362,6 +362,7 @@ pub fn peer(world: &mut World, name: &str, cluster: &str, number: u32) {
     let gateway = PeerGateway {
         ordinal: 0,
         public_key: "far".into(),
+        former_key: None,
         endpoints: vec![],
     };
     let peer = PeerCluster {

@@ -190,6 +190,9 @@ fn gateways(slice: &str, seen: &Seen<'_>) -> Vec<GatewayReport> {
             GatewayReport {
                 ordinal: gateway.spec.ordinal,
                 public_key: status.public_key,
+                former_key: status.former_key,
+                revocation: status.revocation,
+                renewal_waits_for: status.renewal_waits_for,
                 endpoints: gateway.spec.endpoints.clone(),
                 node: status.node,
                 up: status.connected,

@@ -1,9 +1,12 @@
 //! The hub role: watches, one loop, and the writing of what [`plan`] wants.
 
 pub mod allocate;
+mod gateways;
+mod member;
 mod outside;
 pub mod plan;
 pub mod teardown;
+mod verdict;
 
 use std::{
     collections::BTreeMap,

@@ -91,6 +91,7 @@ pub(super) fn as_cluster(peer: &SlicePeer, place: &SlicePeerStatus) -> PeerClust
         gateways: vec![PeerGateway {
             ordinal: place.ordinal,
             public_key: peer.public_key.clone(),
+            former_key: None,
             endpoints: peer.endpoints.clone(),
         }],
     }

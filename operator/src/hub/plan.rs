@@ -9,7 +9,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
@@ -21,13 +21,16 @@ use slice_crds::{
     conditions::{self, Verdict, reason},
     index, labels, names,
     v1alpha1::{
-        Cluster, ClusterStatus, GatewayPlacement, MemberReport, MemberReportSpec, MemberService,
-        MemberServiceSpec, MemberSlice, MemberSliceSpec, NamespaceRule, PeerCluster, PeerGateway, QosProfile,
-        SliceCluster, SliceConfig, SliceConfigStatus, SliceReport, SliceSpec,
+        Cluster, ClusterStatus, MemberReport, MemberService, MemberServiceSpec, MemberSlice, MemberSliceSpec,
+        NamespaceRule, QosProfile, SliceCluster, SliceConfig, SliceConfigStatus, SliceSpec,
     },
 };
 
-use super::{allocate, outside};
+use super::{
+    allocate, gateways,
+    member::{Member, members},
+    outside, verdict,
+};
 
 /// A member that has not reported for this long is not reachable: four missed heartbeats.
 pub const SILENCE: SignedDuration = SignedDuration::from_secs(60);
@@ -65,26 +68,6 @@ pub struct Plan {
     pub cluster_status: Vec<(String, String, ClusterStatus)>,
 }
 
-/// A cluster that may be served, and what it last said.
-struct Member {
-    object: Arc<Cluster>,
-    name: String,
-    namespace: String,
-    number: Option<u32>,
-    report: Option<Arc<MemberReport>>,
-    fresh: bool,
-}
-
-impl Member {
-    fn said(&self) -> Option<&MemberReportSpec> {
-        self.report.as_ref().map(|report| &report.spec)
-    }
-
-    fn slice(&self, name: &str) -> Option<&SliceReport> {
-        self.said()?.slices.iter().find(|slice| slice.name == name)
-    }
-}
-
 /// One look at the world, whole.
 pub fn plan(world: &World, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
@@ -118,7 +101,7 @@ pub fn plan(world: &World, now: Timestamp) -> Plan {
 }
 
 /// Oldest first, so that who came first keeps what it has.
-fn in_order<K: ResourceExt>(objects: &[Arc<K>]) -> Vec<&K> {
+pub(super) fn in_order<K: ResourceExt>(objects: &[Arc<K>]) -> Vec<&K> {
     let mut sorted: Vec<&K> = objects.iter().map(AsRef::as_ref).collect();
     sorted.sort_by_key(|object| {
         (
@@ -128,135 +111,6 @@ fn in_order<K: ResourceExt>(objects: &[Arc<K>]) -> Vec<&K> {
         )
     });
     sorted
-}
-
-fn members(world: &World, now: Timestamp, plan: &mut Plan) -> Vec<Member> {
-    let given = |cluster: &Cluster| cluster.status.as_ref().and_then(|status| status.number);
-    let mut numbers: BTreeSet<u32> = world
-        .clusters
-        .iter()
-        .filter_map(|cluster| given(cluster))
-        .collect();
-    let mut members: Vec<Member> = Vec::new();
-    for cluster in in_order(&world.clusters) {
-        let (name, project) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
-        let before = cluster.status.clone().unwrap_or_default();
-        if let Some(first) = members.iter().find(|member| member.name == name) {
-            let verdict = Verdict::no(
-                conditions::READY,
-                reason::NAME_TAKEN,
-                format!(
-                    "a cluster named \"{name}\" is registered already, in namespace {}: choose another name",
-                    first.object.namespace().unwrap_or_default()
-                ),
-            );
-            let conditions =
-                conditions::conditions(&before.conditions, [verdict], cluster.metadata.generation, now);
-            plan.cluster_status.push((
-                project,
-                name,
-                ClusterStatus {
-                    conditions,
-                    ..ClusterStatus::default()
-                },
-            ));
-            continue;
-        }
-        let namespace = names::member_namespace(&name);
-        let number = given(cluster).or_else(|| allocate::cluster_number(&numbers));
-        numbers.extend(number);
-        let report = world.reports.get(&namespace).cloned();
-        let fresh = report
-            .as_ref()
-            .is_some_and(|report| now.duration_since(report.spec.observed_at.0) < SILENCE);
-        let member = Member {
-            object: Arc::new(cluster.clone()),
-            name,
-            namespace,
-            number,
-            report,
-            fresh,
-        };
-        plan.members.insert(member.name.clone(), member.namespace.clone());
-        plan.cluster_status.push((
-            project,
-            member.name.clone(),
-            cluster_status(&member, &before, now),
-        ));
-        members.push(member);
-    }
-    members
-}
-
-fn cluster_status(member: &Member, before: &ClusterStatus, now: Timestamp) -> ClusterStatus {
-    let said = member.said();
-    let reachable = match (said, member.fresh) {
-        (None, _) => Verdict::no(
-            conditions::REACHABLE,
-            reason::NOT_REGISTERED,
-            format!(
-                "nothing has been heard from it yet: run `slicectl token issue {0}` here and `slicectl join --token …` in cluster {0}",
-                member.name
-            ),
-        ),
-        (Some(_), true) => Verdict::yes(conditions::REACHABLE, reason::REPORTING, "it reports"),
-        (Some(said), false) => Verdict::unknown(
-            conditions::REACHABLE,
-            reason::SILENT,
-            format!(
-                "nothing heard since {}: its pods go on talking; see `kubectl -n weft-system logs deploy/weft-operator` there, and whether it reaches this API server",
-                said.observed_at.0
-            ),
-        ),
-    };
-    let labels = match said.map(|said| said.warnings.as_slice()).unwrap_or_default() {
-        [] => Verdict::yes(
-            conditions::LABELS_VALID,
-            reason::LABELS_FOLLOWED,
-            "every label can be followed",
-        ),
-        [first, rest @ ..] => Verdict::no(
-            conditions::LABELS_VALID,
-            reason::MALFORMED_LABEL,
-            match rest.len() {
-                0 => format!("{}: {}", first.object, first.message),
-                more => format!("{}: {} (and {more} more)", first.object, first.message),
-            },
-        ),
-    };
-    let ready = match (&reachable, member.number) {
-        (_, None) => Verdict::no(
-            conditions::READY,
-            reason::EXHAUSTED,
-            format!(
-                "this hub has {} clusters, which is as many as it can number: remove one",
-                index::MAX_CLUSTER
-            ),
-        ),
-        (
-            Verdict {
-                status: Some(true), ..
-            },
-            _,
-        ) => Verdict::yes(conditions::READY, reason::READY, "joined"),
-        (reachable, _) => Verdict {
-            type_: conditions::READY,
-            ..reachable.clone()
-        },
-    };
-    let generation = member.object.metadata.generation;
-    ClusterStatus {
-        number: member.number,
-        namespace: Some(member.namespace.clone()),
-        kubernetes_version: said.map(|said| said.kubernetes_version.clone()),
-        weft_version: said.map(|said| said.weft_version.clone()),
-        nodes: said.map_or(0, |said| said.nodes),
-        pod_cidrs: said.map(|said| said.pod_cidrs.clone()).unwrap_or_default(),
-        service_cidrs: said.map(|said| said.service_cidrs.clone()).unwrap_or_default(),
-        node_cidrs: said.map(|said| said.node_cidrs.clone()).unwrap_or_default(),
-        conditions: conditions::conditions(&before.conditions, [ready, reachable, labels], generation, now),
-        observed_at: said.map(|said| said.observed_at.clone()),
-    }
 }
 
 /// A slice that takes no part; what it had been given stays its own.
@@ -334,6 +188,7 @@ fn serve(
     };
 
     for (member, own) in &served {
+        let gateway = gateways::placement(slice, &member.object);
         let spec = SliceSpec {
             vni,
             subnets: slice.spec.subnets.clone(),
@@ -342,7 +197,7 @@ fn serve(
             cluster: member.name.clone(),
             cluster_number: member.number.unwrap_or_default(),
             ranges: own.to_vec(),
-            peers: (peers(&name, member, &served).into_iter())
+            peers: (gateways::peers(&name, gateway.keys.revocation.as_deref(), member, &served).into_iter())
                 .chain(
                     outside
                         .placed
@@ -357,7 +212,7 @@ fn serve(
                     .unwrap_or_default(),
             },
             attach: slice.spec.attach,
-            gateway: placement(slice, &member.object),
+            gateway,
             broadcast: slice.spec.broadcast,
             dscp,
         };
@@ -370,7 +225,7 @@ fn serve(
     SliceConfigStatus {
         vni: Some(vni),
         mtu: Some(mtu),
-        conditions: verdicts(slice, &before.conditions, &served, trouble, now),
+        conditions: verdict::verdicts(slice, &before.conditions, &served, trouble, now),
         clusters: slice_clusters(&name, &ranges, members),
         peers: outside.placed.into_iter().map(|(_, place)| place).collect(),
         observed_at: Some(Time(now)),
@@ -379,7 +234,7 @@ fn serve(
 
 /// What keeps a slice from being what its user wrote; the first is its reason.
 #[derive(Default)]
-struct Trouble(Vec<(&'static str, String)>);
+pub(super) struct Trouble(pub(super) Vec<(&'static str, String)>);
 
 impl Trouble {
     fn add(&mut self, reason: &'static str, message: impl Into<String>) {
@@ -599,45 +454,6 @@ fn told<'a>(world: &'a World, member: &Member, slice: &str) -> Option<&'a SliceS
     world.told.iter().find(is).map(|object| &object.spec.slice)
 }
 
-fn placement(slice: &SliceConfig, cluster: &Cluster) -> GatewayPlacement {
-    let gateway = &cluster.spec.gateway;
-    GatewayPlacement {
-        replicas: slice.spec.gateway.replicas,
-        exposure: slice.spec.gateway.exposure.unwrap_or(gateway.exposure),
-        advertise: gateway.advertise.clone(),
-        node_selector: gateway.node_selector.clone(),
-    }
-}
-
-/// Every other served cluster, with the gateways that have a key.
-fn peers(slice: &str, member: &Member, served: &[(&Member, &[IndexRange])]) -> Vec<PeerCluster> {
-    served
-        .iter()
-        .filter(|(peer, _)| peer.name != member.name)
-        .map(|(peer, ranges)| {
-            let gateways = peer
-                .slice(slice)
-                .map(|slice| slice.gateways.as_slice())
-                .unwrap_or_default();
-            PeerCluster {
-                name: peer.name.clone(),
-                number: peer.number.unwrap_or_default(),
-                ranges: ranges.to_vec(),
-                gateways: gateways
-                    .iter()
-                    .filter_map(|gateway| {
-                        Some(PeerGateway {
-                            ordinal: gateway.ordinal,
-                            public_key: gateway.public_key.clone()?,
-                            endpoints: gateway.endpoints.clone(),
-                        })
-                    })
-                    .collect(),
-            }
-        })
-        .collect()
-}
-
 /// The services that the other served clusters export into the slice, as copies for this member.
 fn services_for(
     slice: &str,
@@ -705,80 +521,4 @@ fn slice_clusters(
             }
         })
         .collect()
-}
-
-fn verdicts(
-    slice: &SliceConfig,
-    before: &[Condition],
-    served: &[(&Member, &[IndexRange])],
-    trouble: Trouble,
-    now: Timestamp,
-) -> Vec<Condition> {
-    let accepted = match trouble.0.as_slice() {
-        [] => Verdict::yes(
-            conditions::ACCEPTED,
-            reason::ACCEPTED,
-            "the configuration is in force",
-        ),
-        [(reason, _), ..] => {
-            let all: Vec<_> = trouble.0.iter().map(|(_, message)| message.as_str()).collect();
-            Verdict::no(conditions::ACCEPTED, reason, all.join(". "))
-        }
-    };
-    let ready = match accepted.status {
-        Some(true) => ready(&slice.name_any(), served),
-        _ => Verdict {
-            type_: conditions::READY,
-            ..accepted.clone()
-        },
-    };
-    conditions::conditions(before, [accepted, ready], slice.metadata.generation, now)
-}
-
-fn ready(slice: &str, served: &[(&Member, &[IndexRange])]) -> Verdict {
-    for (member, _) in served {
-        let at = &member.name;
-        if !member.fresh {
-            return Verdict::unknown(
-                conditions::READY,
-                reason::SILENT,
-                format!(
-                    "cluster {at} does not report: its pods go on talking; see `kubectl describe cluster {at}`"
-                ),
-            );
-        }
-        let Some(report) = member.slice(slice) else {
-            return Verdict::no(
-                conditions::READY,
-                reason::PENDING,
-                format!("cluster {at} has not set the slice up yet"),
-            );
-        };
-        if let Some(problem) = report.problems.first() {
-            return Verdict::no(
-                conditions::READY,
-                reason::DEGRADED,
-                format!("cluster {at}: {problem}"),
-            );
-        }
-        for (peer, _) in served.iter().filter(|(peer, _)| peer.name != *at) {
-            let prefix = format!("{}/", peer.name);
-            let mut tunnels = report.gateways.iter().flat_map(|gateway| &gateway.tunnels);
-            if !tunnels.any(|tunnel| tunnel.up && tunnel.peer.starts_with(&prefix)) {
-                return Verdict::no(
-                    conditions::READY,
-                    reason::TUNNELS_DOWN,
-                    format!(
-                        "no tunnel from cluster {at} to cluster {} is up: see `slicectl status {slice}`; UDP between their gateways' endpoints must pass",
-                        peer.name
-                    ),
-                );
-            }
-        }
-    }
-    Verdict::yes(
-        conditions::READY,
-        reason::READY,
-        "every cluster is set up and reaches every other",
-    )
 }

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -28,10 +29,22 @@ pub struct Config {
     pub vni: u32,
     pub vtep: Ipv4Addr,
     pub dscp: u8,
+    pub keys: KeyPolicy,
     pub segment: Segment,
     /// Peer clusters; [`Owner::Peer`] is a place in this list.
     pub clusters: Vec<String>,
     pub gateways: Vec<Gateway>,
+}
+
+/// When the gateway makes itself a new key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPolicy {
+    /// Age of a key at which the next one is made, at least [`MIN_ROTATION`].
+    pub rotation: Option<Duration>,
+    /// A change asks for a new key.
+    pub renewal: Option<String>,
+    /// A change asks for a new key in place of all that there are.
+    pub revocation: Option<String>,
 }
 
 /// A gateway of a peer cluster.
@@ -40,10 +53,14 @@ pub struct Gateway {
     pub name: String,
     /// A place in [`Config::clusters`].
     pub cluster: u16,
-    pub public_key: [u8; 32],
+    /// What it answers to, newest first: one, or two while it changes from one to the other.
+    pub public_keys: Vec<[u8; 32]>,
     pub vtep: Ipv4Addr,
     pub endpoints: Vec<SocketAddr>,
 }
+
+/// Shortest age at which a key is replaced: others must hear of the new one in between.
+pub const MIN_ROTATION: Duration = Duration::from_secs(60);
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -54,6 +71,8 @@ pub enum Error {
     Mtu(u16, String),
     #[error("DSCP {0} of slice {1} is above 63")]
     Dscp(u8, String),
+    #[error("key rotation of slice {1} after {0} s: at least {min} s are needed", min = MIN_ROTATION.as_secs())]
+    Rotation(u64, String),
     #[error("the own ranges of slice {1}: {0}")]
     Ranges(route::Error, String),
     #[error("slice {1} has {0} peer clusters, at most 65535 are possible")]
@@ -86,6 +105,10 @@ impl Config {
         if received.dscp > 63 {
             return Err(Error::Dscp(received.dscp, slice()));
         }
+        let rotation = received.rotation_secs.map(Duration::from_secs);
+        if let Some(rotation) = rotation.filter(|rotation| *rotation < MIN_ROTATION) {
+            return Err(Error::Rotation(rotation.as_secs(), slice()));
+        }
         if received.peers.len() > usize::from(u16::MAX) {
             return Err(Error::TooManyClusters(received.peers.len(), slice()));
         }
@@ -106,6 +129,11 @@ impl Config {
             vni: received.vni,
             vtep: received.vtep,
             dscp: received.dscp,
+            keys: KeyPolicy {
+                rotation,
+                renewal: received.renewal.clone(),
+                revocation: received.revocation.clone(),
+            },
             segment,
             clusters: Vec::new(),
             gateways: Vec::new(),
@@ -140,16 +168,25 @@ impl Config {
                 }
             }
             for gateway in &peer.gateways {
-                let Some(public_key) = decode_key(&gateway.public_key) else {
-                    let what = format!("public key \"{}\" is not 32 bytes in base 64", gateway.public_key);
-                    problem(&gateway.name, what);
+                let texts = std::iter::once(&gateway.public_key).chain(&gateway.former_key);
+                let mut public_keys = Vec::new();
+                for text in texts {
+                    match decode_key(text) {
+                        Some(key) => public_keys.push(key),
+                        None => problem(
+                            &gateway.name,
+                            format!("public key \"{text}\" is not 32 bytes in base 64"),
+                        ),
+                    }
+                }
+                if public_keys.is_empty() {
                     continue;
-                };
+                }
                 if gateway.vtep == self.vtep {
                     problem(&gateway.name, format!("its VTEP {} is our own", gateway.vtep));
                     continue;
                 }
-                if let Some(other) = keys.get(&public_key) {
+                if let Some(other) = public_keys.iter().find_map(|key| keys.get(key)) {
                     problem(
                         &gateway.name,
                         format!("has the public key of {other}; keys must be unique"),
@@ -163,11 +200,12 @@ impl Config {
                     );
                     continue;
                 }
-                keys.insert(public_key, &gateway.name);
+                public_keys.dedup();
+                keys.extend(public_keys.iter().map(|key| (*key, &gateway.name)));
                 self.gateways.push(Gateway {
                     name: gateway.name.clone(),
                     cluster,
-                    public_key,
+                    public_keys,
                     vtep: gateway.vtep,
                     endpoints: gateway.endpoints.clone(),
                 });
@@ -197,6 +235,7 @@ mod tests {
         handover::PeerGateway {
             name: name.into(),
             public_key: encode_key(&[key; 32]),
+            former_key: None,
             vtep: Ipv4Addr::new(198, 18, 2, 1),
             endpoints: vec![],
         }
@@ -217,6 +256,9 @@ mod tests {
             vtep: Ipv4Addr::new(198, 18, 1, 1),
             ranges: vec![Range { start: 0, size: 64 }],
             dscp: 0,
+            rotation_secs: Some(3600),
+            renewal: None,
+            revocation: None,
             peers: vec![
                 peer("paris", 64, vec![gateway("paris/0", 1), gateway("paris/1", 2)]),
                 peer("lima", 128, vec![gateway("lima/0", 3)]),
@@ -257,6 +299,18 @@ mod tests {
     }
 
     #[test]
+    fn a_former_key_comes_after_the_new_one_and_may_be_unreadable() {
+        let keys = |former: &str| {
+            let mut received = config();
+            received.peers[0].gateways[0].former_key = Some(former.into());
+            Config::new(&received).unwrap().0.gateways[0].public_keys.clone()
+        };
+        assert_eq!(keys(&encode_key(&[9; 32])), [[1; 32], [9; 32]]);
+        assert_eq!(keys(&encode_key(&[1; 32])), [[1; 32]]);
+        assert_eq!(keys("x"), [[1; 32]]);
+    }
+
+    #[test]
     fn errors_of_the_gateway_itself_name_value_and_slice() {
         check(
             |config| config.vni = 0,
@@ -269,6 +323,10 @@ mod tests {
         check(
             |config| config.dscp = 64,
             Err("DSCP 64 of slice shop is above 63"),
+        );
+        check(
+            |config| config.rotation_secs = Some(59),
+            Err("key rotation of slice shop after 59 s: at least 60 s are needed"),
         );
         let unaligned = "the own ranges of slice shop: range 1+64 is not a power of two long, \
                          or does not start at a multiple of its length";
@@ -284,6 +342,10 @@ mod tests {
         check(
             |config| config.peers[1].gateways[0].public_key = encode_key(&[1; 32]),
             Ok(&["peer lima/0: has the public key of paris/0; keys must be unique"]),
+        );
+        check(
+            |config| config.peers[1].gateways[0].former_key = Some(encode_key(&[2; 32])),
+            Ok(&["peer lima/0: has the public key of paris/1; keys must be unique"]),
         );
         check(
             |config| config.peers[0].gateways[1].name = "paris/0".into(),

@@ -13,7 +13,8 @@
 //!    process the proof that a peer lives may be waiting there.
 //! 2. [`Gateway::handle_frame`] for what arrived from the slice.
 //! 3. [`Gateway::handle_timeout`] when [`Gateway::poll_timeout`] has come.
-//! 4. [`Gateway::poll_event`] until there is none.
+//! 4. [`Gateway::renew`] with a new key where [`Gateway::wants_key`].
+//! 5. [`Gateway::poll_event`] until there is none.
 //!
 //! Deliberately not here: MAC learning (the index says where a MAC is), a second hop (what came from the WAN stays),
 //! and any decision about who the peers are.
@@ -28,6 +29,7 @@ pub mod ethernet;
 pub mod flow;
 mod guard;
 pub mod ip;
+mod keyring;
 pub mod liveness;
 pub mod mtu;
 pub mod nd;
@@ -35,6 +37,7 @@ mod peer;
 pub mod probe;
 mod random;
 pub mod reason;
+mod renewal;
 pub mod route;
 pub mod segment;
 mod stats;
@@ -50,14 +53,16 @@ use std::{
 use self::{
     admit::Outbound,
     ethernet::Header,
+    keyring::{Keyring, Serial},
     peer::Peer,
     probe::Message,
     segment::{Checksum, Segments},
-    tunnel::{Handshake, Identity, MAX_HANDSHAKE},
+    tunnel::{Handshake, MAX_HANDSHAKE},
     vxlan::Inner,
 };
 pub use self::{
     config::Config,
+    keyring::Keys,
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
@@ -122,19 +127,24 @@ pub enum Event {
     Down { peer: String },
     /// The peer wants frames, or wants them no longer, because it is about to stop or cannot deliver them.
     Wants { peer: String, frames: bool },
+    /// [`Gateway::keys`] has changed: others must hear of it.
+    Keys,
 }
 
 /// One end of all tunnels of a slice. See the module's documentation.
 pub struct Gateway {
-    identity: Identity,
+    keyring: Keyring,
     random: Random,
     config: Option<Config>,
-    /// By slot, which is part of the session numbers that a peer uses.
-    peers: Vec<Option<Box<Peer>>>,
-    slots: BTreeMap<[u8; 32], usize>,
-    /// The slots of each peer cluster.
+    /// In the order of the configuration's gateways.
+    peers: Vec<Peer>,
+    /// Whose tunnel it is, by the slot that is part of the session numbers that a peer uses.
+    slots: Vec<Option<usize>>,
+    /// The slot of the tunnel between a key of ours and a peer's.
+    tunnels: BTreeMap<(Serial, [u8; 32]), usize>,
+    /// The peers in each peer cluster.
     clusters: Vec<Vec<usize>>,
-    /// The tunnels of the frame in hand; kept for its memory.
+    /// The peers that get the frame in hand; kept for its memory.
     route: Vec<usize>,
     /// Peers are asked to send nothing here.
     away: bool,
@@ -148,12 +158,14 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway that carries nothing until it is configured.
     pub fn new(key: Key, seed: u64, now: Instant) -> Self {
+        let mut random = Random::new(seed);
         Self {
-            identity: Identity::new(key, seed, now),
-            random: Random::new(seed),
+            keyring: Keyring::new(key, seed, now, &mut random),
+            random,
             config: None,
             peers: Vec::new(),
-            slots: BTreeMap::new(),
+            slots: Vec::new(),
+            tunnels: BTreeMap::new(),
             clusters: Vec::new(),
             route: Vec::new(),
             away: false,
@@ -162,10 +174,6 @@ impl Gateway {
             events: VecDeque::new(),
             drops: Drops::default(),
         }
-    }
-
-    pub fn public_key(&self) -> [u8; 32] {
-        self.identity.public()
     }
 
     pub fn config(&self) -> Option<&Config> {
@@ -180,65 +188,42 @@ impl Gateway {
 
     /// How many peer clusters frames can be sent to, of those that have a gateway.
     pub fn reach(&self) -> Reach {
-        let takes = |slot: &usize| self.peers[*slot].as_ref().is_some_and(|peer| peer.takes_frames());
-        let clusters = self.clusters.iter().filter(|slots| !slots.is_empty());
+        let takes = |peer: &usize| self.peers[*peer].takes_frames();
+        let clusters = self.clusters.iter().filter(|peers| !peers.is_empty());
         Reach {
-            reached: clusters.clone().filter(|slots| slots.iter().any(takes)).count(),
+            reached: clusters.clone().filter(|peers| peers.iter().any(takes)).count(),
             clusters: clusters.count(),
         }
     }
 
-    /// Replaces the configuration. A peer that keeps its public key keeps its session.
+    /// Replaces the configuration. A peer that keeps a public key keeps the sessions with it.
     pub fn reconfigure(&mut self, now: Instant, config: Config) {
+        let keys = self.keys();
+        self.keyring.follow(&config.keys);
+        if keys != self.keys() {
+            self.push(Event::Keys);
+        }
         let own = (config.vtep, config.vni);
-        let mut old: BTreeMap<[u8; 32], usize> = std::mem::take(&mut self.slots);
+        let old = std::mem::take(&mut self.peers).into_iter();
+        let mut old: BTreeMap<String, Peer> = old.map(|peer| (peer.name.clone(), peer)).collect();
         self.clusters = vec![Vec::new(); config.clusters.len()];
-        let mut new = Vec::new();
         for gateway in &config.gateways {
-            match old.remove(&gateway.public_key) {
-                Some(slot) => {
-                    let peer = self.peers[slot].as_mut().expect("a slot in use");
-                    peer.name.clone_from(&gateway.name);
+            let peer = match old.remove(&gateway.name) {
+                Some(mut peer) => {
                     peer.configure(own, gateway);
-                    self.adopt(slot, gateway);
+                    peer
                 }
-                None => new.push(gateway),
-            }
+                None => Peer::new(own, gateway),
+            };
+            self.clusters[usize::from(gateway.cluster)].push(self.peers.len());
+            self.peers.push(peer);
         }
-        for (_, slot) in old {
-            if let Some(peer) = self.peers[slot].take()
-                && peer.up
-            {
-                self.push(Event::Down { peer: peer.name });
-            }
-        }
-        for gateway in new {
-            let slot = self
-                .peers
-                .iter()
-                .position(Option::is_none)
-                .unwrap_or(self.peers.len());
-            let peer = Box::new(Peer::new(
-                &self.identity,
-                own,
-                gateway,
-                slot,
-                now,
-                &mut self.random,
-            ));
-            match self.peers.get_mut(slot) {
-                Some(free) => *free = Some(peer),
-                None => self.peers.push(Some(peer)),
-            }
-            self.adopt(slot, gateway);
+        for gone in old.into_values().filter(|peer| peer.up) {
+            self.push(Event::Down { peer: gone.name });
         }
         self.config = Some(config);
+        self.weave(now);
         self.next_look = now;
-    }
-
-    fn adopt(&mut self, slot: usize, gateway: &config::Gateway) {
-        self.slots.insert(gateway.public_key, slot);
-        self.clusters[usize::from(gateway.cluster)].push(slot);
     }
 
     /// Takes a frame from the slice: `buffer` is [`HEADROOM`] free bytes and the frame, which may be a super-frame.
@@ -305,17 +290,17 @@ impl Gateway {
         Ok(())
     }
 
-    /// Chooses the tunnels of a frame into `self.route`.
+    /// Chooses the peers that get a frame into `self.route`.
     fn route(&mut self, verdict: Outbound, flow: u64) -> Result<(), Reason> {
         self.route.clear();
         if let Outbound::Unicast(cluster) = verdict {
-            let slot = self.pick(cluster.into(), flow).ok_or(Reason::NoTunnel)?;
-            self.route.push(slot);
+            let peer = self.pick(cluster.into(), flow).ok_or(Reason::NoTunnel)?;
+            self.route.push(peer);
             return Ok(());
         }
         for cluster in 0..self.clusters.len() {
             match self.pick(cluster, flow) {
-                Some(slot) => self.route.push(slot),
+                Some(peer) => self.route.push(peer),
                 // A cluster that has no gateway yet has no attachment either.
                 None if self.clusters[cluster].is_empty() => {}
                 None => self.drops.add(Reason::NoTunnel, 1),
@@ -324,28 +309,28 @@ impl Gateway {
         Ok(())
     }
 
-    /// Sends one frame through the chosen tunnels.
+    /// Sends one frame to the chosen peers.
     fn carry(&mut self, buffer: &mut [u8], length: usize, mark: Mark, out: &mut impl Output) {
-        for slot in &self.route {
-            let peer = self.peers[*slot].as_mut().expect("a slot of a cluster is in use");
+        for peer in &self.route {
+            let peer = &mut self.peers[*peer];
             let room = buffer.first_chunk_mut().expect("the caller's headroom");
             peer.template.write(room, length, mark.flow, mark.ecn);
             peer.carry(length, buffer, mark.ecn, out);
         }
     }
 
-    /// The tunnel of a flow: of the healthy ones whose peer wants frames the one that the flow wants most, or, where
-    /// there is none, of those that are healthy, or of those that at least have a session.
+    /// The peer of a flow: of the healthy ones that want frames the one that the flow wants most, or, where there is
+    /// none, of those that are healthy, or of those that at least have a session.
     fn pick(&self, cluster: usize, flow: u64) -> Option<usize> {
-        let rank = |slot: &usize| {
-            let peer = self.peers[*slot].as_ref()?;
-            peer.tunnel.session()?;
+        let rank = |peer: &usize| {
+            let peer = &self.peers[*peer];
+            peer.session()?;
             Some((peer.takes_frames(), peer.up, flow::score(flow, peer.flow_key)))
         };
         let ranked = self.clusters[cluster]
             .iter()
-            .filter_map(|slot| Some((rank(slot)?, *slot)));
-        ranked.max().map(|(_, slot)| slot)
+            .filter_map(|peer| Some((rank(peer)?, *peer)));
+        ranked.max().map(|(_, peer)| peer)
     }
 
     /// Takes a datagram from the internet, which came with this ECN code point.
@@ -363,19 +348,23 @@ impl Gateway {
         let Some(config) = &self.config else {
             return self.drops.add(Reason::NotConfigured, 1);
         };
-        let Some(Some(peer)) = self.peers.get_mut(tunnel::slot_of(receiver)) else {
+        let slot = tunnel::slot_of(receiver);
+        let Some(Some(peer)) = self.slots.get(slot) else {
             return self.drops.add(Reason::UnknownSession, 1);
         };
-        if let Err(reason) = inbound(config, peer, now, (from, ecn), datagram, out) {
+        let peer = &mut self.peers[*peer];
+        if let Err(reason) = inbound(config, peer, slot, now, (from, ecn), datagram, out) {
             peer.drops.add(reason, 1);
         }
     }
 
     fn handshake(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut impl Output) {
         let mut reply = [0; MAX_HANDSHAKE];
-        let slot = match self.identity.identify(now, from.ip(), datagram, &mut reply) {
-            Ok(Handshake::Initiation(key)) => self.slots.get(&key).copied().ok_or(Reason::UnknownPeer),
-            Ok(Handshake::Answer { receiver }) => Ok(tunnel::slot_of(receiver)),
+        let slot = match self.keyring.identify(now, from.ip(), datagram, &mut reply) {
+            Ok((own, Handshake::Initiation(key))) => {
+                self.tunnels.get(&(own, key)).copied().ok_or(Reason::UnknownPeer)
+            }
+            Ok((_, Handshake::Answer { receiver })) => Ok(tunnel::slot_of(receiver)),
             Err((reason, cookie)) => {
                 peer::write(out, from, &reply[..cookie]);
                 Err(reason)
@@ -385,10 +374,11 @@ impl Gateway {
             Ok(slot) => slot,
             Err(reason) => return self.drops.add(reason, 1),
         };
-        let Some(Some(peer)) = self.peers.get_mut(slot) else {
+        let Some(Some(peer)) = self.slots.get(slot) else {
             return self.drops.add(Reason::UnknownSession, 1);
         };
-        match peer.handshake(now, from, datagram, out) {
+        let peer = &mut self.peers[*peer];
+        match peer.handshake(slot, now, from, datagram, out) {
             Ok(()) => {}
             Err(reason) => peer.drops.add(reason, 1),
         }
@@ -402,16 +392,14 @@ impl Gateway {
         self.next_tick = now + TICK;
         if now >= self.next_look {
             self.next_look = now + LOOK_EVERY;
-            let peers = self.peers.iter().flatten();
-            self.identity.know(now, peers.flat_map(|peer| peer.addresses()));
+            let peers = self.peers.iter();
+            self.keyring.know(now, peers.flat_map(|peer| peer.addresses()));
         }
         let Some(own) = self.config.as_ref().map(|config| config.vtep) else {
             return;
         };
-        for slot in 0..self.peers.len() {
-            let Some(peer) = &mut self.peers[slot] else {
-                continue;
-            };
+        for place in 0..self.peers.len() {
+            let peer = &mut self.peers[place];
             let was_up = peer.up;
             peer.tick(now, (own, self.away), &mut self.random, out);
             let (up, away, name) = (peer.up, peer.liveness.is_away(), peer.name.clone());
@@ -428,6 +416,7 @@ impl Gateway {
                 });
             }
         }
+        self.retire(now);
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -453,10 +442,13 @@ impl Gateway {
 
     /// Everything that is counted.
     pub fn stats(&self, now: Instant) -> Stats {
-        let peers = self.peers.iter().flatten();
+        let peers = self.peers.iter();
         Stats {
             drops: self.drops,
             reach: self.reach(),
+            keys: self.keys(),
+            key_age: self.keyring.age(now),
+            renewal_waits_for: self.renewal_waits_for(now).map(|peer| peer.name.clone()),
             peers: peers
                 .map(|peer| PeerStats::new(peer, now, &self.config))
                 .collect(),
@@ -492,30 +484,27 @@ fn answer<const N: usize>(out: &mut impl Output, write: impl FnOnce(&mut [u8; N]
 fn inbound(
     config: &Config,
     peer: &mut Peer,
+    slot: usize,
     now: Instant,
     (from, ecn): (SocketAddr, u8),
     datagram: &[u8],
     out: &mut impl Output,
 ) -> Result<(), Reason> {
     let room = out.frame(datagram.len()).ok_or(Reason::ReceiveBufferFull)?;
-    let opened = peer.tunnel.open(datagram, room)?;
-    peer.on_heard(now, from);
-    if opened.confirmed {
-        peer.on_session(now);
-    }
-    let packet = &room[..opened.length];
+    let length = peer.open(slot, now, from, datagram, room)?;
+    let packet = &room[..length];
     if packet.is_empty() {
         return Ok(());
     }
     match vxlan::parse(packet, peer.vtep, config.vtep, config.vni)? {
         Inner::Frame(frame) => {
             config.segment.inbound(frame, peer.cluster)?;
-            let length = frame.len();
+            let bytes = frame.len();
             // A mark on the datagram stands for one on the packet in it.
             let outer = if ecn == ecn::CE { ecn::CE } else { packet[1] & 3 };
-            ecn::decapsulate(&mut room[HEADROOM..opened.length], outer)?;
-            peer.received.add(length);
-            out.deliver(HEADROOM, opened.length);
+            ecn::decapsulate(&mut room[HEADROOM..length], outer)?;
+            peer.received.add(bytes);
+            out.deliver(HEADROOM, length);
             Ok(())
         }
         Inner::Icmp(icmp) => {

@@ -1,4 +1,8 @@
-//! A gateway of another cluster: its tunnel, where it is, and whether it is there.
+//! A gateway of another cluster: its tunnels, where it is, and whether it is there.
+//!
+//! There is one tunnel for each key of ours with each key of the peer's: one in all, and more only while one of the two
+//! changes from one key to the next. Frames and probes take the newest that has a session; where the peer is and
+//! whether it lives does not depend on the tunnel.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -7,11 +11,12 @@ use std::{
 
 use super::{
     Destination, Output, config, ecn, flow, ip,
+    keyring::Serial,
     liveness::Liveness,
     probe::{self, Word},
     random::Random,
     reason::{Drops, Reason},
-    tunnel::{Identity, MAX_HANDSHAKE, OVERHEAD, REKEY_AFTER, Tunnel},
+    tunnel::{Identity, MAX_HANDSHAKE, OVERHEAD, REKEY_AFTER, Session, Tunnel},
     vxlan::Template,
 };
 
@@ -25,6 +30,9 @@ const JITTER: Duration = Duration::from_millis(333);
 const FIRST_DIAL: Duration = Duration::from_millis(250);
 /// How much later than the initiator the responder of a session replaces it, should the initiator not.
 const RESPONDER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long after the last data in it a tunnel may still be what the peer sends through: it probes more often.
+const IN_USE: Duration = Duration::from_secs(1);
 
 /// Bytes and frames carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +54,8 @@ pub(super) struct Peer {
     pub(super) cluster: u16,
     pub(super) vtep: Ipv4Addr,
     pub(super) template: Template,
-    pub(super) tunnel: Tunnel,
+    /// The newest first.
+    links: Vec<Link>,
     pub(super) liveness: Liveness,
     /// Among the tunnels to a cluster; see [`flow::score`].
     pub(super) flow_key: u64,
@@ -57,10 +66,23 @@ pub(super) struct Peer {
     /// Where the last authentic datagram came from.
     pub(super) endpoint: Option<SocketAddr>,
     configured: Vec<SocketAddr>,
-    dial: Option<Dial>,
+    /// Handshakes completed.
+    pub(super) handshakes: u64,
     pub(super) sent: Carried,
     pub(super) received: Carried,
     pub(super) drops: Drops,
+}
+
+/// The tunnel between one of our keys and one of the peer's.
+pub(super) struct Link {
+    pub(super) own: Serial,
+    pub(super) key: [u8; 32],
+    /// Part of the session numbers that the peer uses.
+    pub(super) slot: usize,
+    tunnel: Tunnel,
+    dial: Option<Dial>,
+    /// When data last came through.
+    heard: Option<Instant>,
 }
 
 /// A handshake that is wanted.
@@ -70,37 +92,50 @@ struct Dial {
     attempt: u32,
 }
 
-impl Peer {
+impl Link {
+    /// A tunnel whose first handshake is due within a moment.
     pub(super) fn new(
-        identity: &Identity,
-        own: (Ipv4Addr, u32),
-        gateway: &config::Gateway,
+        (own, identity): (Serial, &Identity),
+        key: [u8; 32],
         slot: usize,
         now: Instant,
         random: &mut Random,
     ) -> Self {
+        Self {
+            own,
+            key,
+            slot,
+            tunnel: Tunnel::new(identity, key, slot),
+            dial: Some(Dial {
+                at: now + random.below(FIRST_DIAL),
+                attempt: 0,
+            }),
+            heard: None,
+        }
+    }
+}
+
+impl Peer {
+    /// A peer without tunnels: see [`Self::weave`].
+    pub(super) fn new(own: (Ipv4Addr, u32), gateway: &config::Gateway) -> Self {
         let mut this = Self {
             name: gateway.name.clone(),
             cluster: gateway.cluster,
             vtep: gateway.vtep,
             template: Template::new(own.0, gateway.vtep, own.1),
-            tunnel: Tunnel::new(identity, gateway.public_key, slot),
+            links: Vec::new(),
             liveness: Liveness::default(),
             flow_key: flow::tunnel_key(&gateway.name),
             up: false,
             told_away: false,
             endpoint: None,
             configured: Vec::new(),
-            dial: None,
+            handshakes: 0,
             sent: Carried::default(),
             received: Carried::default(),
             drops: Drops::default(),
         };
         this.configure(own, gateway);
-        this.dial = Some(Dial {
-            at: now + random.below(FIRST_DIAL),
-            attempt: 0,
-        });
         this
     }
 
@@ -111,26 +146,107 @@ impl Peer {
         self.template = Template::new(own.0, gateway.vtep, own.1);
         if self.configured != gateway.endpoints {
             self.configured.clone_from(&gateway.endpoints);
-            self.dial = None;
+            for link in &mut self.links {
+                link.dial = None;
+            }
         }
+    }
+
+    /// Makes the tunnels those between our keys and the peer's, both newest first. The ones that stay keep their
+    /// sessions; `make` makes those that are missing.
+    ///
+    /// A peer of which nothing stays is another process: what was known of the one before does not hold.
+    pub(super) fn weave(
+        &mut self,
+        own: &[Serial],
+        keys: &[[u8; 32]],
+        mut make: impl FnMut(Serial, [u8; 32]) -> Link,
+    ) {
+        let mut old = std::mem::take(&mut self.links);
+        if !old.iter().any(|link| keys.contains(&link.key)) {
+            self.liveness = Liveness::default();
+            self.endpoint = None;
+        }
+        for key in keys {
+            for own in own {
+                let kept = old.iter().position(|link| (link.own, link.key) == (*own, *key));
+                let link = kept.map_or_else(|| make(*own, *key), |place| old.swap_remove(place));
+                self.links.push(link);
+            }
+        }
+    }
+
+    pub(super) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// The tunnel that frames take: the newest that has a session.
+    fn best(&self) -> Option<&Link> {
+        self.links.iter().find(|link| link.tunnel.session().is_some())
+    }
+
+    /// The session that frames take.
+    pub(super) fn session(&self) -> Option<Session> {
+        self.best()?.tunnel.session()
+    }
+
+    /// Whether one of our keys has a session with the peer.
+    pub(super) fn has_session_of(&self, own: Serial) -> bool {
+        let mut links = self.links.iter();
+        links.any(|link| link.own == own && link.tunnel.session().is_some())
+    }
+
+    /// Whether frames between us and the peer still rely on this key of ours.
+    pub(super) fn relies_on(&self, own: Serial, now: Instant) -> bool {
+        let heard = |link: &Link| {
+            link.heard
+                .is_some_and(|heard| now.saturating_duration_since(heard) < IN_USE)
+        };
+        let receives = self.links.iter().any(|link| link.own == own && heard(link));
+        let sends = self.up && self.best().is_some_and(|best| best.own == own);
+        receives || sends
     }
 
     /// Encrypts a packet to where the peer is. `None` where there is no session, `Some(false)` where there is no
     /// room.
     pub(super) fn send(&mut self, packet: &[u8], ecn: u8, out: &mut impl Output) -> Option<bool> {
-        self.tunnel.session()?;
         let to = Destination {
             address: self.endpoint?,
             ecn,
         };
-        let Some(room) = out.datagram(to, packet.len() + OVERHEAD) else {
-            return Some(false);
-        };
-        if !self.tunnel.seal(packet, room) {
-            return None;
+        let sessions = |link: &&mut Link| link.tunnel.session().is_some();
+        for link in self.links.iter_mut().filter(sessions) {
+            let Some(room) = out.datagram(to, packet.len() + OVERHEAD) else {
+                return Some(false);
+            };
+            if link.tunnel.seal(packet, room) {
+                out.send();
+                return Some(true);
+            }
         }
-        out.send();
-        Some(true)
+        None
+    }
+
+    /// Decrypts a data message for the tunnel with this slot into `out`, which is at least as long, and returns the
+    /// packet's length.
+    pub(super) fn open(
+        &mut self,
+        slot: usize,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Reason> {
+        let link = self.links.iter_mut().find(|link| link.slot == slot);
+        let link = link.ok_or(Reason::UnknownSession)?;
+        let opened = link.tunnel.open(datagram, out)?;
+        link.heard = Some(now);
+        if opened.confirmed {
+            link.dial = None;
+            self.on_session(now);
+        }
+        self.on_heard(now, from);
+        Ok(opened.length)
     }
 
     /// Sends a frame: `packet` is its headers and its `frame` bytes.
@@ -148,7 +264,7 @@ impl Peer {
     }
 
     /// Something authentic has arrived from there.
-    pub(super) fn on_heard(&mut self, now: Instant, from: SocketAddr) {
+    fn on_heard(&mut self, now: Instant, from: SocketAddr) {
         self.liveness.on_heard(now);
         if self.endpoint != Some(from) {
             self.endpoint = Some(from);
@@ -163,38 +279,45 @@ impl Peer {
         self.send(&answer[..length], ecn::NOT_ECT, out);
     }
 
-    /// Takes a handshake message for this peer, and answers it.
+    /// Takes a handshake message for the tunnel with this slot, and answers it.
     pub(super) fn handshake(
         &mut self,
+        slot: usize,
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
         out: &mut impl Output,
     ) -> Result<(), Reason> {
+        let link = self.links.iter_mut().find(|link| link.slot == slot);
+        let link = link.ok_or(Reason::UnknownSession)?;
         let mut reply = [0; MAX_HANDSHAKE];
-        let before = self.tunnel.handshakes();
-        let length = self.tunnel.handshake(now, datagram, &mut reply)?;
-        if length > 0 {
-            self.on_heard(now, from);
-        }
+        let before = link.tunnel.session();
+        let length = link.tunnel.handshake(now, datagram, &mut reply)?;
         write(out, from, &reply[..length]);
         loop {
-            let length = self.tunnel.flush(&mut reply);
+            let length = link.tunnel.flush(&mut reply);
             if length == 0 {
                 break;
             }
             write(out, from, &reply[..length]);
         }
-        if self.tunnel.handshakes() > before {
+        let complete = link.tunnel.session() != before;
+        if complete {
+            link.dial = None;
+        }
+        if length > 0 {
+            self.on_heard(now, from);
+        }
+        if complete {
             self.on_session(now);
         }
         Ok(())
     }
 
     /// A handshake is complete.
-    pub(super) fn on_session(&mut self, now: Instant) {
+    fn on_session(&mut self, now: Instant) {
         self.liveness.on_session(now);
-        self.dial = None;
+        self.handshakes += 1;
     }
 
     /// Whether frames should go this way.
@@ -212,24 +335,42 @@ impl Peer {
         out: &mut impl Output,
     ) {
         let mut message = [0; MAX_HANDSHAKE];
-        let length = self.tunnel.tick(now, &mut message);
-        if let Some(to) = self.endpoint {
-            write(out, to, &message[..length]);
+        for link in &mut self.links {
+            let length = link.tunnel.tick(now, &mut message);
+            if let Some(to) = self.endpoint {
+                write(out, to, &message[..length]);
+            }
         }
-        self.up = self.tunnel.session().is_some() && self.liveness.is_up(now);
-        if self.tunnel.session().is_some()
-            && let Some((sequence, word)) = self.liveness.poll_probe(now, away)
-        {
+        let session = self.session().is_some();
+        self.up = session && self.liveness.is_up(now);
+        if session && let Some((sequence, word)) = self.liveness.poll_probe(now, away) {
             let mut packet = [0; probe::PROBE];
             let identifier = (self.flow_key & 0xffff) as u16;
             probe::request(own, self.vtep, identifier, sequence, word, &mut packet);
             self.send(&packet, ecn::NOT_ECT, out);
         }
-        self.dial(now, random, out);
+        for link in &mut self.links {
+            // While the peer is heard it is where it is; in silence everything that is known is tried in turn.
+            let others = self
+                .configured
+                .iter()
+                .filter(|other| !self.up && self.endpoint != Some(**other));
+            let candidates = self.endpoint.iter().chain(others).copied();
+            link.dial(now, self.up, candidates, random, out);
+        }
     }
+}
 
-    /// Starts a handshake where one is wanted and due.
-    fn dial(&mut self, now: Instant, random: &mut Random, out: &mut impl Output) {
+impl Link {
+    /// Starts a handshake where one is wanted and due, at one of these addresses.
+    fn dial(
+        &mut self,
+        now: Instant,
+        up: bool,
+        mut candidates: impl Iterator<Item = SocketAddr> + Clone,
+        random: &mut Random,
+        out: &mut impl Output,
+    ) {
         let fresh = self.tunnel.session().is_some_and(|session| {
             let patience = if session.initiator {
                 Duration::ZERO
@@ -238,7 +379,7 @@ impl Peer {
             };
             now.saturating_duration_since(session.established) < REKEY_AFTER + patience
         });
-        if self.up && fresh && !self.tunnel.wants_handshake() {
+        if up && fresh && !self.tunnel.wants_handshake() {
             self.dial = None;
             return;
         }
@@ -257,17 +398,8 @@ impl Peer {
             at: now + retry + random.below(JITTER),
             attempt: dial.attempt.saturating_add(1),
         };
-        // While the peer is heard it is where it is; in silence everything that is known is tried in turn.
-        let others = self
-            .configured
-            .iter()
-            .filter(|other| !self.up && self.endpoint != Some(**other));
-        let candidates = self.endpoint.iter().chain(others);
-        let Some(to) = candidates
-            .clone()
-            .nth(attempt % candidates.count().max(1))
-            .copied()
-        else {
+        let count = candidates.clone().count().max(1);
+        let Some(to) = candidates.nth(attempt % count) else {
             return;
         };
         let mut message = [0; MAX_HANDSHAKE];

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Config, Reach,
+    Config, Keys, Reach,
     peer::{Carried, Peer},
     reason::Drops,
 };
@@ -16,6 +16,11 @@ pub struct Stats {
     /// What could not be laid at a peer's door.
     pub drops: Drops,
     pub reach: Reach,
+    pub keys: Keys,
+    /// Since the current key was made.
+    pub key_age: Duration,
+    /// The peer that is only reached by the former key while a new one is due.
+    pub renewal_waits_for: Option<String>,
     pub peers: Vec<PeerStats>,
 }
 
@@ -50,8 +55,8 @@ impl PeerStats {
             up: peer.up,
             away: peer.liveness.is_away(),
             endpoint: peer.endpoint,
-            handshake_age: peer.tunnel.session().map(|session| age(session.established)),
-            handshakes: peer.tunnel.handshakes(),
+            handshake_age: peer.session().map(|session| age(session.established)),
+            handshakes: peer.handshakes,
             rtt: peer.liveness.rtt(),
             echoes: peer.liveness.echoes(),
             sent: peer.sent,

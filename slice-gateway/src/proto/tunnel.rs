@@ -20,10 +20,7 @@ use boringtun::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    guard::{Guard, Look},
-    reason::Reason,
-};
+use super::reason::Reason;
 
 /// Bytes that encryption adds: type, receiver, counter, tag.
 pub(super) const OVERHEAD: usize = 32;
@@ -63,10 +60,9 @@ impl Key {
     }
 }
 
-/// The own end of all tunnels: who may start a handshake with us, and how often.
+/// A key of ours with what reads the handshakes that are meant for it.
 pub(super) struct Identity {
     key: Key,
-    guard: Guard,
     /// Wants a cookie of everybody.
     strict: RateLimiter,
     /// Wants one of nobody; the tunnels check every message with it once more.
@@ -82,11 +78,19 @@ pub(super) enum Handshake {
     Answer { receiver: u32 },
 }
 
+/// A handshake message that is meant for one of our keys.
+pub(super) struct Message<'a>(Packet<'a>);
+
+impl Message<'_> {
+    /// Answers a handshake of ours without more work: it asks for a proof of our address.
+    pub(super) fn is_cookie(&self) -> bool {
+        matches!(self.0, Packet::PacketCookieReply(_))
+    }
+}
+
 impl Identity {
-    /// `seed` is for what others must not predict.
-    pub(super) fn new(key: Key, seed: u64, now: Instant) -> Self {
+    pub(super) fn new(key: Key) -> Self {
         Self {
-            guard: Guard::new(seed, now),
             strict: RateLimiter::new(&key.public, 0),
             calm: Arc::new(RateLimiter::new(&key.public, u64::MAX)),
             key,
@@ -97,60 +101,52 @@ impl Identity {
         self.key.public()
     }
 
-    /// Takes the addresses where peers are, one for each.
-    pub(super) fn know(&mut self, now: Instant, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.guard.know(now, addresses);
+    /// Reads a handshake message if it is meant for this key. With `prove` its sender must prove its address, and gets
+    /// a cookie to do so with: that is written to `reply`, and its length comes with the refusal.
+    pub(super) fn verify<'a>(
+        &self,
+        from: IpAddr,
+        datagram: &'a [u8],
+        prove: bool,
+        reply: &mut [u8; MAX_HANDSHAKE],
+    ) -> Result<Message<'a>, (Reason, usize)> {
+        let limiter = if prove { &self.strict } else { &*self.calm };
+        match limiter.verify_packet(Some(from), datagram, reply) {
+            Ok(packet) => Ok(Message(packet)),
+            Err(TunnResult::WriteToNetwork(cookie)) => Err((Reason::CookieSent, cookie.len())),
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Err((Reason::BadHandshake, 0)),
+            Err(_) => Err((Reason::NotWireguard, 0)),
+        }
     }
 
-    /// Finds out who sent a handshake message, as far as [`super::guard`] allows the work. A sender that must prove
-    /// its address and does not gets a cookie instead, which is written to `reply`; its length comes with the refusal.
-    pub(super) fn identify(
-        &mut self,
-        now: Instant,
-        from: IpAddr,
-        datagram: &[u8],
-        reply: &mut [u8; MAX_HANDSHAKE],
-    ) -> Result<Handshake, (Reason, usize)> {
-        let proof = match (
-            datagram.len(),
-            datagram.first_chunk().map(|kind| u32::from_le_bytes(*kind)),
-        ) {
-            (148, Some(INITIATION)) | (92, Some(RESPONSE)) => datagram.last_chunk() != Some(&[0; 16]),
-            (64, Some(COOKIE)) => false,
-            _ => return Err((Reason::NotWireguard, 0)),
-        };
-        let look = self.guard.look(now, from, proof);
-        let limiter = match look {
-            Look::Refuse => return Err((Reason::HandshakeLimit, 0)),
-            Look::Calm => &self.calm,
-            Look::Prove => &self.strict,
-        };
-        let packet = match limiter.verify_packet(Some(from), datagram, reply) {
-            Ok(packet) => packet,
-            Err(TunnResult::WriteToNetwork(cookie)) => return Err((Reason::CookieSent, cookie.len())),
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => return Err((Reason::BadHandshake, 0)),
-            Err(_) => return Err((Reason::NotWireguard, 0)),
-        };
-        if let Packet::PacketCookieReply(cookie) = packet {
-            return Ok(Handshake::Answer {
-                receiver: cookie.receiver_idx,
-            });
-        }
-        if !self.guard.work(now, from, look) {
-            return Err((Reason::HandshakeLimit, 0));
-        }
-        match packet {
+    /// Who sent a handshake message. This is the work that a stranger can cause.
+    pub(super) fn sender(&self, message: &Message<'_>) -> Result<Handshake, Reason> {
+        match &message.0 {
             Packet::HandshakeInit(initiation) => {
-                match parse_handshake_anon(&self.key.secret, &self.key.public, &initiation) {
-                    Ok(half) => Ok(Handshake::Initiation(half.peer_static_public)),
-                    Err(_) => Err((Reason::BadHandshake, 0)),
-                }
+                parse_handshake_anon(&self.key.secret, &self.key.public, initiation)
+                    .map(|half| Handshake::Initiation(half.peer_static_public))
+                    .map_err(|_| Reason::BadHandshake)
             }
             Packet::HandshakeResponse(response) => Ok(Handshake::Answer {
                 receiver: response.receiver_idx,
             }),
-            Packet::PacketCookieReply(_) | Packet::PacketData(_) => Err((Reason::NotWireguard, 0)),
+            Packet::PacketCookieReply(cookie) => Ok(Handshake::Answer {
+                receiver: cookie.receiver_idx,
+            }),
+            Packet::PacketData(_) => Err(Reason::NotWireguard),
         }
+    }
+}
+
+/// What a message that is no data is by its length and type, and whether it carries a proof of its sender's address.
+pub(super) fn proof_in(datagram: &[u8]) -> Option<bool> {
+    match (
+        datagram.len(),
+        datagram.first_chunk().map(|kind| u32::from_le_bytes(*kind)),
+    ) {
+        (148, Some(INITIATION)) | (92, Some(RESPONSE)) => Some(datagram.last_chunk() != Some(&[0; 16])),
+        (64, Some(COOKIE)) => Some(false),
+        _ => None,
     }
 }
 
@@ -175,7 +171,6 @@ pub(super) struct Tunnel {
     /// A session that the peer began and has not used yet, so that it must not be used from here.
     offered: Option<Session>,
     wants_handshake: bool,
-    handshakes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +212,6 @@ impl Tunnel {
             session: None,
             offered: None,
             wants_handshake: false,
-            handshakes: 0,
         }
     }
 
@@ -230,11 +224,6 @@ impl Tunnel {
     /// and drops the sessions (REKEY_ATTEMPT_TIME).
     pub(super) fn wants_handshake(&self) -> bool {
         self.wants_handshake
-    }
-
-    /// Handshakes that were completed.
-    pub(super) fn handshakes(&self) -> u64 {
-        self.handshakes
     }
 
     /// Encrypts an IPv4 packet, or a keepalive where it is empty, into `out`, which is [`OVERHEAD`] bytes longer.
@@ -275,7 +264,6 @@ impl Tunnel {
         if confirmed {
             self.session = offered;
             self.wants_handshake = false;
-            self.handshakes += 1;
         }
         Ok(Opened { length, confirmed })
     }
@@ -312,7 +300,6 @@ impl Tunnel {
                     initiator: true,
                 });
                 self.wants_handshake = false;
-                self.handshakes += 1;
             }
             _ => {}
         }
@@ -376,16 +363,15 @@ fn reason(error: &WireGuardError) -> Reason {
 mod tests {
     use super::*;
 
-    fn identity(seed: u8, now: Instant) -> Identity {
-        Identity::new(Key::from_random([seed; 32].into()), 1, now)
+    fn identity(seed: u8) -> Identity {
+        Identity::new(Key::from_random([seed; 32].into()))
     }
 
     /// boringtun reads the machine's clock, so this one waits for real.
     #[test]
     fn an_unanswered_handshake_is_tried_again_with_jitter_only() {
         let start = Instant::now();
-        let own = identity(1, start);
-        let mut tunnel = Tunnel::new(&own, identity(2, start).public(), 0);
+        let mut tunnel = Tunnel::new(&identity(1), identity(2).public(), 0);
         let mut out = [0; MAX_HANDSHAKE];
         tunnel.tick(start, &mut out);
         assert_eq!(tunnel.initiate(&mut out), 148);
@@ -402,57 +388,5 @@ mod tests {
             std::thread::sleep(super::super::TICK);
         }
         assert!(start.elapsed() >= Duration::from_secs(5));
-    }
-
-    #[test]
-    fn a_strangers_handshake_is_answered_with_less_than_it_sent() {
-        let now = Instant::now();
-        let (mut own, stranger) = (identity(1, now), identity(2, now));
-        let mut tunnel = Tunnel::new(&stranger, own.public(), 0);
-        let from = IpAddr::from([198, 51, 100, 7]);
-        let (mut datagram, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
-        let (mut cookies, mut known) = (0, 0);
-        for _ in 0..1000 {
-            let length = tunnel.initiate(&mut datagram);
-            match own.identify(now, from, &datagram[..length], &mut reply) {
-                Ok(who) => {
-                    assert_eq!(who, Handshake::Initiation(stranger.public()));
-                    known += 1;
-                }
-                Err((Reason::CookieSent, answer)) => {
-                    assert!(answer < length, "{answer} bytes for {length}");
-                    cookies += 1;
-                }
-                Err((reason, answer)) => assert_eq!((reason, answer), (Reason::HandshakeLimit, 0)),
-            }
-        }
-        assert!(known <= 20 && cookies + known <= 1000, "{known} {cookies}");
-    }
-
-    #[test]
-    fn a_cookie_proves_an_address() {
-        let now = Instant::now();
-        let (mut own, stranger) = (identity(1, now), identity(2, now));
-        let mut tunnel = Tunnel::new(&stranger, own.public(), 0);
-        let from = |last| IpAddr::from([198, 51, 100, last]);
-        let (mut datagram, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
-        // Others have used up what is free.
-        let mut sender = 0;
-        let cookie = loop {
-            sender += 1;
-            let length = tunnel.initiate(&mut datagram);
-            match own.identify(now, from(sender), &datagram[..length], &mut reply) {
-                Err((Reason::CookieSent, cookie)) => break reply[..cookie].to_vec(),
-                result => assert!(result.is_ok() && sender < 250, "{result:?}"),
-            }
-        };
-        assert_eq!(tunnel.handshake(now, &cookie, &mut reply), Ok(0));
-        let length = tunnel.initiate(&mut datagram);
-        let mut identify = |last| own.identify(now, from(last), &datagram[..length], &mut reply);
-        assert_eq!(identify(sender), Ok(Handshake::Initiation(stranger.public())));
-        assert_eq!(
-            identify(sender + 1).map_err(|refused| refused.0),
-            Err(Reason::CookieSent)
-        );
     }
 }

@@ -1,8 +1,8 @@
 //! The whole sans-IO gateway against a model of who must receive which frame.
 //!
 //! The bytes are a script: frames of any source and destination, broadcast, time, weather, cuts, pauses, restarts with
-//! a new key, configurations that lose something, datagrams that are replayed, spoilt or made up. The model knows for
-//! each frame which clusters may have it. Then, whatever happens:
+//! a new key, keys renewed and revoked, configurations that lose something, datagrams that are replayed, spoilt or made
+//! up. The model knows for each frame which clusters may have it. Then, whatever happens:
 //!
 //! - a frame is delivered in no cluster but those, unchanged, and in each of them once at most, by one gateway;
 //! - where the network keeps the order, a flow keeps it;
@@ -107,7 +107,15 @@ impl Model {
                 }
             }
             11 => self.lose(&name, script.next()),
-            12 => self.world.configure(),
+            12 => {
+                // Some ask for new keys as well.
+                match detail % 8 {
+                    0 => self.world.policy.renewal = Some(self.count.to_string()),
+                    1 => self.world.policy.revocation = Some(self.count.to_string()),
+                    _ => {}
+                }
+                self.world.configure();
+            }
             13 => self.replay(&name, script.next(), script.next()),
             14 => self.make_up(&name, script.next(), script.next()),
             _ => self.world.node(&name).gateway.set_away(detail & 0x80 != 0),
@@ -291,6 +299,8 @@ impl Model {
         self.world.configure();
         // What is under way arrives, what was silent is missed, and those that gave up try again.
         self.world.run(MS * 1000);
+        // Keys that were asked for have been made.
+        self.world.configure();
         for _ in 0..6 {
             if self.world.is_settled() {
                 break;

@@ -322,10 +322,15 @@ pub(crate) fn config(bytes: &[u8]) {
     for gateway in &config.gateways {
         assert!(usize::from(gateway.cluster) < config.clusters.len());
     }
-    let mut keys: Vec<_> = config.gateways.iter().map(|gateway| gateway.public_key).collect();
+    let gateways = config.gateways.iter();
+    let mut keys: Vec<_> = gateways
+        .flat_map(|gateway| &gateway.public_keys)
+        .copied()
+        .collect();
+    let count = keys.len();
     keys.sort_unstable();
     keys.dedup();
-    assert_eq!(keys.len(), config.gateways.len(), "one tunnel for each key");
+    assert_eq!(keys.len(), count, "one tunnel for each key");
     let now = std::time::Instant::now();
     let key = slice_gateway::proto::Key::from_random([1; 32].into());
     slice_gateway::proto::Gateway::new(key, 1, now).reconfigure(now, config);

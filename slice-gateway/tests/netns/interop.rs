@@ -52,6 +52,7 @@ impl<'a> Stock<'a> {
             gateways: vec![handover::PeerGateway {
                 name: "host/0".into(),
                 public_key: encode_key(&Key::from_random([0x42; 32].into()).public()),
+                former_key: None,
                 vtep: VTEP,
                 endpoints: vec![SocketAddr::from((UNDERLAY, PORT))],
             }],

@@ -284,6 +284,39 @@ fn a_gateway_that_was_killed_comes_back_with_a_new_key() {
 }
 
 #[test]
+fn keys_change_under_load_without_a_loss() {
+    let lab = Lab::new(&[1, 2], Underlay::V4);
+    let to = addresses('b', 0)[0];
+    let receiver = within(&lab.at("b-pod0"), || UdpSocket::bind((to, 4000)).unwrap());
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let sender = within(&lab.at("a-pod0"), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let (stop, stopping) = std::sync::mpsc::channel::<()>();
+    let sending = thread::spawn(move || {
+        let mut number = 0u32;
+        while stopping.recv_timeout(Duration::from_micros(500)).is_err() {
+            sender.send_to(&number.to_be_bytes(), (to, 4000)).unwrap();
+            number += 1;
+        }
+        number
+    });
+    let receiving = thread::spawn(move || {
+        let (mut arrived, mut buffer) = (Vec::new(), [0; 4]);
+        while receiver.recv(&mut buffer).is_ok() {
+            arrived.push(u32::from_be_bytes(buffer));
+        }
+        arrived
+    });
+    for _ in 0..3 {
+        lab.renew_keys();
+    }
+    stop.send(()).unwrap();
+    let (sent, arrived) = (sending.join().unwrap(), receiving.join().unwrap());
+    assert_eq!(arrived, (0..sent).collect::<Vec<_>>(), "each once and in order");
+}
+
+#[test]
 fn flows_leave_a_gateway_that_was_killed() {
     let mut lab = Lab::new(&[1, 3], Underlay::V4);
     let to = addresses('b', 0)[0];

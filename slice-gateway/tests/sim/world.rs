@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) weather: Weather,
     pub(crate) random: Random,
     pub(crate) nodes: BTreeMap<String, Node>,
+    /// When the gateways make themselves new keys.
+    pub(crate) policy: Policy,
     /// Arrival, a number that keeps the order of equals, from, to, datagram.
     in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     count: u64,
@@ -60,6 +62,14 @@ pub(crate) struct World {
     pub(crate) marks: Option<u8>,
     /// That of the datagram that was sent last.
     pub(crate) last_ecn: u8,
+}
+
+/// See [`handover::Config`].
+#[derive(Clone, Default)]
+pub(crate) struct Policy {
+    pub(crate) rotation_secs: Option<u64>,
+    pub(crate) renewal: Option<String>,
+    pub(crate) revocation: Option<String>,
 }
 
 /// A gateway and its surroundings.
@@ -111,6 +121,7 @@ impl World {
             weather: CALM,
             random: Random::new(seed),
             nodes: BTreeMap::new(),
+            policy: Policy::default(),
             in_flight: BTreeMap::new(),
             count: 0,
             cuts: BTreeSet::new(),
@@ -129,11 +140,7 @@ impl World {
     }
 
     fn add(&mut self, name: &str, address: SocketAddr) {
-        let mut bytes = [0; 32];
-        bytes
-            .chunks_mut(8)
-            .for_each(|chunk| chunk.copy_from_slice(&self.random.number().to_le_bytes()));
-        let gateway = Gateway::new(Key::from_random(bytes.into()), self.random.number(), self.now);
+        let gateway = Gateway::new(self.key(), self.random.number(), self.now);
         let cluster = name.split('/').next().unwrap().to_owned();
         let node = Node {
             gateway,
@@ -144,6 +151,14 @@ impl World {
             alive: true,
         };
         self.nodes.insert(name.to_owned(), node);
+    }
+
+    fn key(&mut self) -> Key {
+        let mut bytes = [0; 32];
+        bytes
+            .chunks_mut(8)
+            .for_each(|chunk| chunk.copy_from_slice(&self.random.number().to_le_bytes()));
+        Key::from_random(bytes.into())
     }
 
     /// The process of this gateway starts again, and so has a new key.
@@ -186,6 +201,9 @@ impl World {
             vtep: vtep(name),
             ranges: vec![range(own)],
             dscp: 0,
+            rotation_secs: self.policy.rotation_secs,
+            renewal: self.policy.renewal.clone(),
+            revocation: self.policy.revocation.clone(),
             peers: clusters
                 .iter()
                 .filter(|cluster| **cluster != own)
@@ -244,6 +262,10 @@ impl World {
         for name in names {
             if self.nodes[&name].gateway.poll_timeout() <= now {
                 self.turn(&name, |gateway, out| gateway.handle_timeout(now, out));
+            }
+            if self.nodes[&name].alive && self.nodes[&name].gateway.wants_key(now) {
+                let key = self.key();
+                self.node(&name).gateway.renew(now, key);
             }
         }
     }
@@ -375,9 +397,11 @@ fn vtep(name: &str) -> Ipv4Addr {
 }
 
 fn peer_gateway((name, node): (&String, &Node)) -> handover::PeerGateway {
+    let keys = node.gateway.keys();
     handover::PeerGateway {
         name: name.clone(),
-        public_key: encode_key(&node.gateway.public_key()),
+        public_key: encode_key(&keys.current),
+        former_key: keys.former.as_ref().map(encode_key),
         vtep: vtep(name),
         endpoints: vec![node.address],
     }

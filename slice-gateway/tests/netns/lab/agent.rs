@@ -38,6 +38,17 @@ impl Agent {
         self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The keys that it said last.
+    pub(super) fn keys(&self) -> Option<handover::Keys> {
+        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = |hello: handover::Hello| handover::Keys {
+            public_key: hello.public_key,
+            former_key: None,
+            revocation: None,
+        };
+        report.keys.clone().or_else(|| self.hello().map(first))
+    }
+
     pub(super) fn tell(&self, message: &ToGateway) {
         if let Some(stream) = &*self.stream.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = handover::send(stream, message, None);

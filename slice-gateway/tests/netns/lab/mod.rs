@@ -56,6 +56,8 @@ pub(crate) struct Lab {
     agents: Vec<Arc<Agent>>,
     /// Clusters that every gateway is told of and that do not exist.
     pub(crate) absent: AtomicU32,
+    /// New keys that were asked for.
+    pub(crate) renewals: AtomicU32,
     /// Peers without an agent, whom every gateway is told of.
     guests: Mutex<Vec<handover::Peer>>,
     _one: MutexGuard<'static, ()>,
@@ -140,6 +142,7 @@ impl Lab {
             directory,
             agents: Vec::new(),
             absent: AtomicU32::new(0),
+            renewals: AtomicU32::new(0),
             guests: Mutex::default(),
             _one: one,
         };
@@ -346,6 +349,27 @@ impl Lab {
         }
     }
 
+    /// Asks every gateway for a new key, tells the others of it as they say so, and waits until there are only new ones.
+    pub(crate) fn renew_keys(&self) {
+        let keys =
+            || -> Vec<handover::Keys> { self.agents.iter().filter_map(|agent| agent.keys()).collect() };
+        let before = keys();
+        self.renewals.fetch_add(1, Ordering::Relaxed);
+        self.configure();
+        let mut told = before.clone();
+        eventually("every gateway has a new key and no other", || {
+            let now = keys();
+            if now != told {
+                self.configure();
+                told.clone_from(&now);
+            }
+            let mut pairs = now.iter().zip(&before);
+            let renewed =
+                pairs.all(|(now, before)| now.public_key != before.public_key && now.former_key.is_none());
+            renewed.then_some(())
+        });
+    }
+
     /// From the next configuration on, every gateway has this peer.
     pub(crate) fn invite(&self, guest: handover::Peer) {
         self.guests
@@ -385,11 +409,13 @@ impl Lab {
                 gateways: vec![],
             });
             let Some(hello) = other.hello() else { continue };
+            let Some(keys) = other.keys() else { continue };
             let ordinal = hello.ordinal as usize;
             let endpoint = self.endpoint(cluster, ordinal);
             peer.gateways.push(handover::PeerGateway {
                 name: other.name.clone(),
-                public_key: hello.public_key,
+                public_key: keys.public_key,
+                former_key: keys.former_key,
                 vtep: vtep(cluster, ordinal),
                 endpoints: vec![SocketAddr::new(endpoint.ip(), hello.udp_port)],
             });
@@ -406,6 +432,7 @@ impl Lab {
             let gateway = handover::PeerGateway {
                 name: format!("{cluster}/0"),
                 public_key: slice_gateway::proto::config::encode_key(&key),
+                former_key: None,
                 vtep: Ipv4Addr::from_bits(Ipv4Addr::new(198, 19, 0, 1).to_bits() + absent),
                 endpoints: vec![SocketAddr::from(([192, 0, 2, 250], 51820))],
             };
@@ -436,6 +463,9 @@ impl Lab {
             vtep: vtep(own, ordinal),
             ranges: vec![range(own)],
             dscp: 10,
+            rotation_secs: None,
+            renewal: Some(self.renewals.load(Ordering::Relaxed).to_string()),
+            revocation: None,
             peers: peers
                 .into_values()
                 .chain(self.guests.lock().unwrap_or_else(PoisonError::into_inner).clone())
