@@ -23,12 +23,12 @@ use crate::{
     io::{
         batch::{Batches, Counts},
         patience::Patience,
-        sizes::Sizes,
         tap::{Level, MAX_HEADER, Tap},
-        udp::{Received, Udp},
+        udp::{Memory, Received, Udp},
         vnet,
     },
     proto::{Config, Event, Gateway, HEADROOM, Key, Stats, config::encode_key},
+    sizes::Sizes,
 };
 
 /// Frames that are read from the TAP in a turn, before the network gets its turn.
@@ -82,9 +82,11 @@ pub struct Figures {
     pub receive_calls: u64,
     /// Datagrams that the kernel had put together.
     pub received: Sizes,
+    /// Frames that waited at the TAP device when a turn read from it, as far as one turn reads.
+    pub waiting: Sizes,
     pub segmentation: bool,
     pub coalescing: bool,
-    pub receive_buffer: usize,
+    pub memory: Memory,
     /// What the TAP device leaves to us.
     pub offload: Level,
 }
@@ -230,7 +232,12 @@ impl Driver {
                 self.receive();
             }
             if ready.tap {
+                let before = self.figures.frames_read;
                 self.read_frames();
+                let read = self.figures.frames_read - before;
+                self.figures
+                    .waiting
+                    .add(usize::try_from(read).unwrap_or(usize::MAX));
             }
             let now = Instant::now();
             let draining = self.shared.is_draining();
@@ -409,7 +416,10 @@ impl Driver {
         self.figures.stats = self.gateway.stats(now);
         self.figures.counts = *self.batches.counts();
         self.figures.offload = self.tap.as_ref().map_or(Level::None, Tap::level);
-        self.figures.receive_buffer = self.batches.udp().receive_buffer();
+        match self.batches.udp().memory() {
+            Ok(memory) => self.figures.memory = memory,
+            Err(error) => tracing::debug!(%error, "the socket's queues cannot be read"),
+        }
         self.figures.segmentation = self.batches.udp().segmentation();
         self.figures.coalescing = self.batches.udp().coalescing();
         let figures = Arc::new(self.figures.clone());

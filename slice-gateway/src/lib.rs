@@ -25,3 +25,4 @@ pub mod entropy;
 pub mod io;
 pub mod metrics;
 pub mod proto;
+pub mod sizes;

@@ -10,8 +10,11 @@ use prometheus::{
 
 use crate::{
     driver::{Figures, Shared},
-    io::sizes::Sizes,
-    proto::PeerStats,
+    proto::{
+        PeerStats,
+        liveness::{LOSS_WINDOW, RTT_STEP},
+    },
+    sizes::Sizes,
 };
 
 const PER_SLICE: &[&str] = &["slice"];
@@ -87,38 +90,64 @@ impl Families {
     }
 }
 
-/// Batch sizes, counted elsewhere: the library's own histogram can only observe one by one.
+/// Values counted elsewhere: the library's own histogram can only observe one by one.
 struct Histogram {
     desc: Desc,
     family: MetricFamily,
 }
 
 impl Histogram {
-    fn new((name, help): (&str, &str), slice: &str, sizes: &Sizes) -> Self {
+    fn new((name, help): (&str, &str), labels: &[&str]) -> Self {
         let name = format!("weft_gateway_{name}");
-        let labels = vec!["slice".to_owned()];
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
         let desc = Desc::new(name.clone(), help.into(), labels, HashMap::new()).expect("a valid metric");
+        let mut family = MetricFamily::default();
+        family.set_name(name);
+        family.set_help(help.into());
+        family.set_field_type(proto::MetricType::HISTOGRAM);
+        Self { desc, family }
+    }
+
+    /// Adds what was counted for one set of labels; `value` makes a bound or sum in the metric's unit of one that was
+    /// counted.
+    fn with<const N: usize>(mut self, labels: &[&str], sizes: &Sizes<N>, value: Value) -> Self {
         let buckets = sizes.cumulative().map(|(bound, count)| {
             let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(bound as f64);
+            bucket.set_upper_bound(value.of(bound, 1));
             bucket.set_cumulative_count(count);
             bucket
         });
         let mut histogram = proto::Histogram::default();
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(sizes.count());
-        histogram.set_sample_sum(sizes.sum() as f64);
-        let mut label = proto::LabelPair::default();
-        label.set_name("slice".into());
-        label.set_value(slice.into());
-        let mut metric = proto::Metric::from_label(vec![label]);
+        histogram.set_sample_sum(value.of(sizes.sum(), sizes.count()));
+        let names = self.desc.variable_labels.iter();
+        let pairs = names.zip(labels).map(|(name, label)| {
+            let mut pair = proto::LabelPair::default();
+            pair.set_name(name.clone());
+            pair.set_value((*label).to_owned());
+            pair
+        });
+        let mut metric = proto::Metric::from_label(pairs.collect());
         metric.set_histogram(histogram);
-        let mut family = MetricFamily::default();
-        family.set_name(name);
-        family.set_help(help.into());
-        family.set_field_type(proto::MetricType::HISTOGRAM);
-        family.set_metric(vec![metric]);
-        Self { desc, family }
+        self.family.mut_metric().push(metric);
+        self
+    }
+}
+
+/// What was counted, in the metric's unit: `scale` times what is above `zero`.
+#[derive(Clone, Copy)]
+struct Value {
+    zero: u64,
+    scale: f64,
+}
+
+impl Value {
+    const AS_IT_IS: Self = Self { zero: 0, scale: 1.0 };
+
+    /// Of a sum of so many.
+    fn of(self, sum: u64, count: u64) -> f64 {
+        sum.saturating_sub(self.zero * count) as f64 * self.scale
     }
 }
 
@@ -188,6 +217,32 @@ fn families(figures: &Figures) -> Families {
         PER_PEER,
         each(|peer| peer.echoes),
     );
+    all.counter(
+        ("probes_total", "Probes that were sent, ten a second"),
+        PER_PEER,
+        each(|peer| peer.probes),
+    );
+    let help = "Round-trip times of the probes in the tunnel; a bound is never more than twice the value";
+    let mut rtts = Histogram::new(("probe_rtt_seconds", help), PER_PEER);
+    let help = "Share of each 32 probes in a row that did not come back";
+    let mut losses = Histogram::new(("probe_loss_ratio", help), PER_PEER);
+    let (step, share) = (
+        Value {
+            zero: 0,
+            scale: RTT_STEP.as_secs_f64(),
+        },
+        Value {
+            zero: 1,
+            scale: 1.0 / LOSS_WINDOW as f64,
+        },
+    );
+    for (labels, peer) in &peers {
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        rtts = rtts.with(&labels, &peer.rtts, step);
+        losses = losses.with(&labels, &peer.losses, share);
+    }
+    all.0
+        .extend([rtts, losses].map(|family| Box::new(family) as Box<dyn Collector>));
     all.gauge(
         ("tunnel_up", "1 while the tunnel is trusted with traffic"),
         PER_PEER,
@@ -319,12 +374,42 @@ fn families(figures: &Figures) -> Families {
             "Frames written to the TAP device as one",
             &counts.written,
         ),
+        (
+            "tap_read_batch_frames",
+            "Frames that waited at the TAP device when it was read, of which one turn takes 64",
+            &figures.waiting,
+        ),
     ] {
-        all.0.push(Box::new(Histogram::new((name, help), slice, sizes)));
+        let family = Histogram::new((name, help), PER_SLICE).with(&[slice], sizes, Value::AS_IT_IS);
+        all.0.push(Box::new(family));
     }
-    let help = "Bytes that may wait to be received; small where the node agent has not enlarged it";
-    let buffer = std::iter::once((vec![slice], figures.receive_buffer as f64));
-    all.gauge(("udp_receive_buffer_bytes", help), PER_SLICE, buffer);
+    let memory = &figures.memory;
+    for (name, help, value) in [
+        (
+            "udp_receive_buffer_bytes",
+            "Bytes that may wait to be received; small where the node agent has not enlarged it",
+            memory.receive_buffer,
+        ),
+        (
+            "udp_receive_queue_bytes",
+            "Bytes that wait to be received, with the kernel's overhead",
+            memory.receive_queue,
+        ),
+        (
+            "udp_send_queue_bytes",
+            "Bytes that wait to be sent, with the kernel's overhead",
+            memory.send_queue,
+        ),
+    ] {
+        all.gauge(
+            (name, help),
+            PER_SLICE,
+            std::iter::once((vec![slice], value.into())),
+        );
+    }
+    let help = "Datagrams that found the receive queue full";
+    let overflows = std::iter::once((vec![slice], memory.overflows.into()));
+    all.counter(("udp_receive_overflows_total", help), PER_SLICE, overflows);
     let help = "1 at the work that the TAP device leaves to the gateway: none, checksum, tcp, udp";
     let offload = std::iter::once((vec![slice, figures.offload.label()], 1.0));
     all.gauge(("tap_offload", help), &["slice", "level"], offload);
@@ -348,11 +433,18 @@ mod tests {
     use prometheus::{Registry, TextEncoder};
 
     use super::*;
-    use crate::proto::{Drops, Reason, Stats};
+    use crate::proto::{
+        Drops, Reason, Stats,
+        liveness::{Losses, Rtts},
+    };
 
     fn peer() -> PeerStats {
         let mut drops = Drops::default();
         drops.add(Reason::SpoofedSource, 3);
+        let (mut rtts, mut losses) = (Rtts::default(), Losses::default());
+        rtts.add(20);
+        losses.add(1);
+        losses.add(9);
         PeerStats {
             name: "paris/0".into(),
             cluster: "paris".into(),
@@ -362,7 +454,10 @@ mod tests {
             handshake_age: None,
             handshakes: 1,
             rtt: Some(std::time::Duration::from_millis(2)),
+            probes: 8,
             echoes: 7,
+            rtts,
+            losses,
             sent: Default::default(),
             received: Default::default(),
             drops,
@@ -391,6 +486,11 @@ mod tests {
             r#"weft_gateway_drops_total{peer="paris/0",peer_cluster="paris",reason="spoofed_source",slice="shop"} 3"#,
             r#"weft_gateway_drops_total{peer="",peer_cluster="",reason="frame_too_long",slice="shop"} 2"#,
             r#"weft_gateway_tunnels{slice="shop",state="up"} 1"#,
+            r#"weft_gateway_probe_rtt_seconds_bucket{slice="shop",peer_cluster="paris",peer="paris/0",le="0.0016"} 0"#,
+            r#"weft_gateway_probe_rtt_seconds_bucket{slice="shop",peer_cluster="paris",peer="paris/0",le="0.0032"} 1"#,
+            r#"weft_gateway_probe_rtt_seconds_sum{slice="shop",peer_cluster="paris",peer="paris/0"} 0.002"#,
+            r#"weft_gateway_probe_loss_ratio_bucket{slice="shop",peer_cluster="paris",peer="paris/0",le="0"} 1"#,
+            r#"weft_gateway_probe_loss_ratio_sum{slice="shop",peer_cluster="paris",peer="paris/0"} 0.25"#,
             r#"weft_gateway_udp_receive_batch_datagrams_bucket{slice="shop",le="32"} 1"#,
             r#"weft_gateway_udp_receive_batch_datagrams_bucket{slice="shop",le="64"} 3"#,
             r#"weft_gateway_udp_receive_batch_datagrams_sum{slice="shop"} 89"#,

@@ -9,12 +9,14 @@ use std::{
 
 use super::{
     merge::{MAX_PIECES, Merger},
-    sizes::Sizes,
     tap::{MAX_HEADER, Tap},
     udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
     vnet,
 };
-use crate::proto::{Destination, Drops, Output, Reason};
+use crate::{
+    proto::{Destination, Drops, Output, Reason},
+    sizes::Sizes,
+};
 
 /// Batches that are filled before they are sent: a turn of the loop fills one for each peer that it has frames for.
 const BATCHES: usize = 32;

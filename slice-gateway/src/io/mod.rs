@@ -6,7 +6,6 @@ pub mod batch;
 pub mod inspect;
 pub mod merge;
 pub mod patience;
-pub mod sizes;
 pub mod tap;
 pub mod udp;
 pub mod vnet;

@@ -11,8 +11,10 @@ use std::{
 
 use nix::{
     errno::Errno,
+    getsockopt_impl, libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt},
+    sockopt_impl,
+    sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg, setsockopt, sockopt},
 };
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -40,6 +42,26 @@ pub struct Udp {
     segmentation: bool,
     coalescing: bool,
     dscp: u8,
+}
+
+sockopt_impl!(
+    /// The socket's memory, in words as `SK_MEMINFO_*` orders them (linux/sock_diag.h).
+    MemInfo,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_MEMINFO,
+    [u32; 9]
+);
+
+/// How full a socket's queues are, in bytes as the kernel counts them: with its own overhead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub receive_queue: u32,
+    /// What the receive queue may grow to.
+    pub receive_buffer: u32,
+    pub send_queue: u32,
+    /// Datagrams that found the receive queue full.
+    pub overflows: u32,
 }
 
 /// Received datagrams.
@@ -121,9 +143,18 @@ impl Udp {
         self.socket.local_addr()
     }
 
-    /// Bytes that may wait to be received, as the kernel counts them.
-    pub fn receive_buffer(&self) -> usize {
-        SockRef::from(&self.socket).recv_buffer_size().unwrap_or_default()
+    /// How full the socket's queues are.
+    ///
+    /// # Errors
+    /// Where the kernel does not say (before Linux 4.12).
+    pub fn memory(&self) -> io::Result<Memory> {
+        let words = getsockopt(&self.socket, MemInfo)?;
+        Ok(Memory {
+            receive_queue: words[0],
+            receive_buffer: words[1],
+            send_queue: words[2],
+            overflows: words[8],
+        })
     }
 
     /// Whether datagrams are sent in groups.
@@ -332,6 +363,26 @@ mod tests {
                 check("[::]:0", "[::]:0", segmentation, ecn);
             }
         }
+    }
+
+    #[test]
+    fn queues_fill_and_overflow() {
+        let receiver = Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = receiver.local_address().unwrap();
+        assert_eq!(receiver.memory().unwrap().receive_queue, 0);
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let datagram = vec![0; 60_000];
+        sender.send_to(&datagram, to).unwrap();
+        let memory = receiver.memory().unwrap();
+        assert!(
+            (60_000..memory.receive_buffer).contains(&memory.receive_queue),
+            "{memory:?}"
+        );
+        assert_eq!(memory.overflows, 0);
+        for _ in 0..memory.receive_buffer / 60_000 {
+            sender.send_to(&datagram, to).unwrap();
+        }
+        assert!(receiver.memory().unwrap().overflows > 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::probe::Word;
+use crate::sizes::Sizes;
 
 /// Between two probes of a tunnel.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
@@ -18,8 +19,17 @@ const SILENT_DEAD_AFTER: Duration = Duration::from_secs(25);
 const PATIENCE: u32 = 30;
 /// Between two probes of a peer that answers none.
 const RARE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Probes whose answer is still recognised.
+/// Probes whose answer is still recognised; one that has none when its place is wanted again is lost.
 const IN_FLIGHT: usize = 32;
+
+/// Round trips, in steps of [`RTT_STEP`]: up to 1.6 s.
+pub type Rtts = Sizes<15>;
+/// What [`Rtts`] counts in.
+pub const RTT_STEP: Duration = Duration::from_micros(100);
+/// One more than how many of [`LOSS_WINDOW`] probes were lost.
+pub type Losses = Sizes<6>;
+/// Probes in a row that a loss is told of.
+pub const LOSS_WINDOW: u64 = IN_FLIGHT as u64;
 
 /// What a tunnel knows about its far end.
 #[derive(Clone, Debug)]
@@ -36,7 +46,12 @@ pub struct Liveness {
     /// The peer wants no frames.
     away: bool,
     rtt: Option<Duration>,
+    probes: u64,
     echoes: u64,
+    rtts: Rtts,
+    losses: Losses,
+    /// Probes since the last window, and how many of those before them were lost.
+    window: (usize, usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +79,27 @@ impl Default for Liveness {
             },
             away: false,
             rtt: None,
+            probes: 0,
             echoes: 0,
+            rtts: Rtts::default(),
+            losses: Losses::default(),
+            window: (0, 0),
         }
     }
 }
 
 impl Liveness {
+    /// Another process is there: forgets everything but the counts.
+    pub fn restart(&mut self) {
+        *self = Self {
+            probes: self.probes,
+            echoes: self.echoes,
+            rtts: self.rtts,
+            losses: self.losses,
+            ..Self::default()
+        };
+    }
+
     /// A handshake was completed, so packets have just gone both ways.
     pub fn on_session(&mut self, now: Instant) {
         self.on_heard(now);
@@ -108,6 +138,8 @@ impl Liveness {
         self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
         self.unanswered = 0;
         self.echoes += 1;
+        let steps = rtt.as_nanos().div_ceil(RTT_STEP.as_nanos());
+        self.rtts.add(usize::try_from(steps).unwrap_or(usize::MAX));
         match &mut self.kind {
             Kind::Silent => self.kind = Kind::Echoes { last: now },
             Kind::Echoes { last } => *last = now,
@@ -155,8 +187,24 @@ impl Liveness {
         self.said = word;
         self.unanswered = self.unanswered.saturating_add(1);
         self.sequence = self.sequence.wrapping_add(1);
-        self.sent[usize::from(self.sequence) % IN_FLIGHT] = Some(now);
+        self.probes += 1;
+        let lost = self.sent[usize::from(self.sequence) % IN_FLIGHT]
+            .replace(now)
+            .is_some();
+        self.judge(lost);
         Some((self.sequence, word))
+    }
+
+    /// Takes the verdict on a probe of a window ago. Who has never answered one is not judged.
+    fn judge(&mut self, lost: bool) {
+        if self.kind == Kind::Silent || self.probes <= LOSS_WINDOW {
+            return;
+        }
+        self.window = (self.window.0 + 1, self.window.1 + usize::from(lost));
+        if self.window.0 == IN_FLIGHT {
+            self.losses.add(self.window.1 + 1);
+            self.window = (0, 0);
+        }
     }
 
     /// Smoothed round-trip time of the probes.
@@ -164,9 +212,22 @@ impl Liveness {
         self.rtt
     }
 
+    /// Probes that were sent.
+    pub fn probes(&self) -> u64 {
+        self.probes
+    }
+
     /// Probes that came back.
     pub fn echoes(&self) -> u64 {
         self.echoes
+    }
+
+    pub fn rtts(&self) -> Rtts {
+        self.rtts
+    }
+
+    pub fn losses(&self) -> Losses {
+        self.losses
     }
 }
 
@@ -274,6 +335,32 @@ mod tests {
         assert!(probes(&mut liveness, 0, 2000) >= 20);
         probes(&mut liveness, 2000, 5000);
         assert_eq!(probes(&mut liveness, 5000, 10_000), 5);
+    }
+
+    #[test]
+    fn round_trips_and_losses_are_counted() {
+        let (mut liveness, start) = started();
+        liveness.on_probe(HEARS);
+        // 32 that are answered, 32 of which every fourth is lost, and 32 more until that is known.
+        for n in 0..96 {
+            let sent = start + MS * 100 * n;
+            let (sequence, _) = liveness.poll_probe(sent, false).unwrap();
+            if n < 32 || n % 4 != 0 {
+                liveness.on_echo(sent + MS * 3, sequence);
+            }
+            liveness.on_heard(sent + MS * 3);
+        }
+        assert_eq!((liveness.probes(), liveness.echoes()), (96, 80));
+        let below = |bound| liveness.rtts().cumulative().find(|(b, _)| *b == bound).unwrap().1;
+        assert_eq!((below(16), below(32)), (0, 80), "3 ms are 30 steps");
+        let losses: Vec<_> = liveness.losses().cumulative().collect();
+        assert_eq!(
+            losses,
+            [(1, 1), (2, 1), (4, 1), (8, 1), (16, 2), (32, 2)],
+            "none, and 8 of 32"
+        );
+        liveness.restart();
+        assert_eq!((liveness.probes(), liveness.rtt()), (96, None));
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Peer {
     ) {
         let mut old = std::mem::take(&mut self.links);
         if !old.iter().any(|link| keys.contains(&link.key)) {
-            self.liveness = Liveness::default();
+            self.liveness.restart();
             self.endpoint = None;
         }
         for key in keys {

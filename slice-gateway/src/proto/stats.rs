@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Config, Keys, Reach,
+    liveness::{Losses, Rtts},
     peer::{Carried, Peer},
     reason::Drops,
 };
@@ -36,8 +37,11 @@ pub struct PeerStats {
     pub handshake_age: Option<Duration>,
     pub handshakes: u64,
     pub rtt: Option<Duration>,
-    /// Probes that came back.
+    /// Probes that were sent, and that came back.
+    pub probes: u64,
     pub echoes: u64,
+    pub rtts: Rtts,
+    pub losses: Losses,
     pub sent: Carried,
     pub received: Carried,
     pub drops: Drops,
@@ -58,7 +62,10 @@ impl PeerStats {
             handshake_age: peer.session().map(|session| age(session.established)),
             handshakes: peer.handshakes,
             rtt: peer.liveness.rtt(),
+            probes: peer.liveness.probes(),
             echoes: peer.liveness.echoes(),
+            rtts: peer.liveness.rtts(),
+            losses: peer.liveness.losses(),
             sent: peer.sent,
             received: peer.received,
             drops: peer.drops,

@@ -252,6 +252,22 @@ fn the_process_has_no_privilege_and_says_that_it_is_ready() {
         metrics.contains(r#"weft_gateway_udp_receive_buffer_bytes{slice="shop"} 25165824"#),
         "{metrics}"
     );
+    assert!(metrics.contains("\nprocess_cpu_seconds_total "), "{metrics}");
+    eventually("round trips and losses are counted", || {
+        let metrics = lab.admin("a-gw0", "/metrics");
+        let counted = |name: &str| {
+            let start = format!("weft_gateway_{name}_count{{");
+            let line = metrics.lines().find(|line| line.starts_with(&start))?;
+            line.rsplit(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+                .filter(|count| *count > 0)
+        };
+        counted("tap_read_batch_frames")?;
+        counted("probe_rtt_seconds")?;
+        counted("probe_loss_ratio")
+    });
     let rtt = eventually("the tunnel is measured", || {
         lab.report("a-gw0").tunnels[0].rtt_micros
     });

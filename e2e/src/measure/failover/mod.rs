@@ -47,21 +47,24 @@ pub enum Fault {
     Drain,
     /// All gateways of a cluster are replaced, one after the other.
     RollingUpdate,
+    /// All gateways of the slice change their keys.
+    Rotation,
 }
 
 impl Fault {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::GatewayKill,
         Self::NodeCut,
         Self::PathCut,
         Self::OneWayCut,
         Self::Drain,
         Self::RollingUpdate,
+        Self::Rotation,
     ];
 
     /// Nothing may be lost.
     pub const fn is_planned(self) -> bool {
-        matches!(self, Self::Drain | Self::RollingUpdate)
+        matches!(self, Self::Drain | Self::RollingUpdate | Self::Rotation)
     }
 
     const fn name(self) -> &'static str {
@@ -72,6 +75,7 @@ impl Fault {
             Self::OneWayCut => "one-way-cut",
             Self::Drain => "drain",
             Self::RollingUpdate => "rolling-update",
+            Self::Rotation => "rotation",
         }
     }
 
@@ -79,6 +83,7 @@ impl Fault {
     const fn lasts(self) -> Duration {
         match self {
             Self::RollingUpdate => Duration::from_secs(30),
+            Self::Rotation => Duration::from_secs(10),
             _ => Duration::from_secs(5),
         }
     }

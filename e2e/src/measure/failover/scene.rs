@@ -134,6 +134,12 @@ impl<'a> Scene<'a> {
             }
             Fault::Drain => victim.delete(60).await,
             Fault::RollingUpdate => victim.replace_all().await,
+            Fault::Rotation => {
+                let hub = &self.environment.hub()?.name;
+                self.environment
+                    .slicectl(hub, &["renew", "keys", SLICE])
+                    .map(drop)
+            }
             Fault::NodeCut => {
                 let port = &self.machine(&victim.node)?.port;
                 cut(&[format!("iifname {port} drop"), format!("oifname {port} drop")]).await
