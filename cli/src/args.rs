@@ -59,7 +59,7 @@ pub enum Command {
     #[command(subcommand)]
     Renew(Keys),
     /// Have every gateway of a slice make itself a new key and wipe the one that it has, at once: nothing passes between
-    /// the clusters until the new ones are known, about two seconds.
+    /// the clusters until the new ones are known, seconds at most.
     #[command(subcommand)]
     Revoke(Keys),
     /// Show objects.

@@ -137,7 +137,7 @@ pub struct SliceGatewaySettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewed_at: Option<Time>,
     /// A change has every gateway of the slice make itself a new key and wipe the one that it has, at once: nothing
-    /// passes between the clusters until the new keys are known, about two seconds. Keys that were made before are
+    /// passes between the clusters until the new keys are known, seconds at most. Keys that were made before are
     /// trusted no longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Time>,
