@@ -406,6 +406,7 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
     let spec = &facts.spec;
     let peers = spec.peers.iter().map(|peer| handover::Peer {
         cluster: peer.name.clone(),
+        outside: peer.number == index::OUTSIDE,
         ranges: ranges(&peer.ranges),
         gateways: (peer.gateways.iter())
             .filter_map(|gateway| {

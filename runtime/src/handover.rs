@@ -108,6 +108,9 @@ pub struct Range {
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
     pub cluster: String,
+    /// It is no cluster but a host outside all of them, which may be switched off.
+    #[serde(default)]
+    pub outside: bool,
     pub ranges: Vec<Range>,
     pub gateways: Vec<PeerGateway>,
 }
@@ -330,6 +333,8 @@ mod tests {
             revocation: None,
             peers: vec![Peer {
                 cluster: "paris".into(),
+                outside: false,
+                outside: false,
                 ranges: vec![],
                 gateways,
             }],

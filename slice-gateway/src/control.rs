@@ -59,8 +59,7 @@ pub struct Waiting {
 impl Waiting {
     /// The tunnels are up, or have had their time.
     fn look_at_tunnels(&mut self, figures: &Figures) {
-        let reach = figures.stats.reach;
-        let complete = figures.configured && reach.reached == reach.clusters;
+        let complete = figures.configured && figures.stats.reach.missing == 0;
         if complete || self.since.is_some_and(|since| since.elapsed() >= TUNNELS_WITHIN) {
             self.tunnels = None;
         }

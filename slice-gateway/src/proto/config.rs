@@ -32,8 +32,16 @@ pub struct Config {
     pub keys: KeyPolicy,
     pub segment: Segment,
     /// Peer clusters; [`Owner::Peer`] is a place in this list.
-    pub clusters: Vec<String>,
+    pub clusters: Vec<Cluster>,
     pub gateways: Vec<Gateway>,
+}
+
+/// Another side of the slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    pub name: String,
+    /// It is a host outside all clusters, which may be switched off.
+    pub outside: bool,
 }
 
 /// When the gateway makes itself a new key.
@@ -161,7 +169,10 @@ impl Config {
                 continue;
             }
             let cluster = u16::try_from(self.clusters.len()).expect("counted");
-            self.clusters.push(peer.cluster.clone());
+            self.clusters.push(Cluster {
+                name: peer.cluster.clone(),
+                outside: peer.outside,
+            });
             for range in &peer.ranges {
                 if let Err(error) = self.segment.owners.insert(*range, Owner::Peer(cluster)) {
                     problem(&peer.cluster, format!("{error}; the range is not used"));
@@ -244,6 +255,7 @@ mod tests {
     fn config() -> handover::Config {
         let peer = |cluster: &str, start, gateways| handover::Peer {
             cluster: cluster.into(),
+            outside: cluster == "lima",
             ranges: vec![Range { start, size: 64 }],
             gateways,
         };
@@ -286,7 +298,11 @@ mod tests {
     fn what_is_right_passes() {
         check(|_| {}, Ok(&[]));
         let (config, _) = Config::new(&config()).unwrap();
-        assert_eq!(config.clusters, ["paris", "lima"]);
+        let clusters = config.clusters.iter();
+        let clusters: Vec<_> = clusters
+            .map(|cluster| (cluster.name.as_str(), cluster.outside))
+            .collect();
+        assert_eq!(clusters, [("paris", false), ("lima", true)]);
         assert_eq!(
             config
                 .gateways

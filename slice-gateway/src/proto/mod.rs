@@ -186,14 +186,18 @@ impl Gateway {
         self.away = away;
     }
 
-    /// How many peer clusters frames can be sent to, of those that have a gateway.
+    /// How many peer clusters frames can be sent to, and how many not.
     pub fn reach(&self) -> Reach {
-        let takes = |peer: &usize| self.peers[*peer].takes_frames();
-        let clusters = self.clusters.iter().filter(|peers| !peers.is_empty());
-        Reach {
-            reached: clusters.clone().filter(|peers| peers.iter().any(takes)).count(),
-            clusters: clusters.count(),
+        let mut reach = Reach::default();
+        let known = self.config.iter().flat_map(|config| &config.clusters);
+        for (cluster, peers) in known.zip(&self.clusters) {
+            if peers.iter().any(|peer| self.peers[*peer].takes_frames()) {
+                reach.reached += 1;
+            } else if !peers.is_empty() && !cluster.outside {
+                reach.missing += 1;
+            }
         }
+        reach
     }
 
     /// Replaces the configuration. A peer that keeps a public key keeps the sessions with it.
@@ -461,8 +465,8 @@ impl Gateway {
 pub struct Reach {
     /// Peer clusters with a healthy tunnel whose far end wants frames.
     pub reached: usize,
-    /// Peer clusters that have a gateway.
-    pub clusters: usize,
+    /// Peer clusters that have a gateway and are not reached; hosts outside the clusters do not count.
+    pub missing: usize,
 }
 
 /// What the headers take from a frame.

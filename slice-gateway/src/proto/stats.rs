@@ -55,7 +55,7 @@ impl PeerStats {
         let age = |established| now.saturating_duration_since(established);
         Self {
             name: peer.name.clone(),
-            cluster: cluster.cloned().unwrap_or_default(),
+            cluster: cluster.map(|cluster| cluster.name.clone()).unwrap_or_default(),
             up: peer.up,
             away: peer.liveness.is_away(),
             endpoint: peer.endpoint,

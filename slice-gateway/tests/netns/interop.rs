@@ -45,6 +45,7 @@ impl<'a> Stock<'a> {
         std::fs::write(key.path(), encode_key(&[0x42; 32])).unwrap();
         lab.invite(handover::Peer {
             cluster: "host".into(),
+            outside: true,
             ranges: vec![handover::Range {
                 start: INDEX,
                 size: 1,

@@ -106,3 +106,20 @@ fn the_last_gateway_carries_until_the_end() {
     assert_eq!(world.stats("a/0").reach.reached, 0);
     assert_eq!(stream(&mut world, &mut 0, 500), (2000, 2000));
 }
+
+#[test]
+fn a_host_outside_the_clusters_that_is_off_is_not_missed() {
+    let mut world = World::new(73, &[1, 1, 1]);
+    world.settle();
+    world.node("c/0").alive = false;
+    world.run(MS * 1000);
+    let reach = |world: &World| world.stats("a/0").reach;
+    assert_eq!((reach(&world).reached, reach(&world).missing), (1, 1));
+    let mut config = world.config_of("a/0");
+    let host = config.peers.iter_mut().find(|peer| peer.cluster == "c");
+    host.unwrap().outside = true;
+    let (config, _) = Config::new(&config).unwrap();
+    let now = world.now;
+    world.node("a/0").gateway.reconfigure(now, config);
+    assert_eq!((reach(&world).reached, reach(&world).missing), (1, 0));
+}

@@ -184,6 +184,7 @@ impl World {
         let clusters: BTreeSet<&String> = self.nodes.values().map(|node| &node.cluster).collect();
         let peer = |cluster: &&String| handover::Peer {
             cluster: cluster.to_string(),
+            outside: false,
             ranges: vec![range(cluster)],
             gateways: self
                 .nodes

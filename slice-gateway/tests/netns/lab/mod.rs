@@ -405,6 +405,7 @@ impl Lab {
             let cluster = cluster_of(&other.name);
             let peer = peers.entry(cluster).or_insert_with(|| handover::Peer {
                 cluster: cluster.to_string(),
+                outside: false,
                 ranges: vec![range(cluster)],
                 gateways: vec![],
             });
@@ -445,6 +446,7 @@ impl Lab {
                 cluster,
                 handover::Peer {
                     cluster: cluster_name,
+                    outside: false,
                     ranges,
                     gateways,
                 },
