@@ -334,7 +334,6 @@ mod tests {
             peers: vec![Peer {
                 cluster: "paris".into(),
                 outside: false,
-                outside: false,
                 ranges: vec![],
                 gateways,
             }],

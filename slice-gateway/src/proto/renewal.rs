@@ -7,7 +7,7 @@
 //!  retire    nothing has come by the former key for a while, and nothing goes: it is wiped
 //! ```
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     Event, Gateway, Key, Keys,
@@ -37,9 +37,8 @@ impl Gateway {
     /// Makes the tunnels those between all keys of ours and of the peers. Slots of tunnels that stay do not change.
     pub(super) fn weave(&mut self, now: Instant) {
         let Some(config) = &self.config else { return };
-        let old = std::mem::take(&mut self.tunnels);
-        let used = |slot: &usize| old.values().any(|used| used == slot);
-        let mut free = (0..).filter(|slot| !used(slot));
+        let used: BTreeSet<usize> = std::mem::take(&mut self.tunnels).into_values().collect();
+        let mut free = (0..).filter(|slot| !used.contains(slot));
         let own: Vec<Serial> = self.keyring.identities().map(|(serial, _)| serial).collect();
         for (peer, gateway) in self.peers.iter_mut().zip(&config.gateways) {
             peer.weave(&own, &gateway.public_keys, |serial, key| {
