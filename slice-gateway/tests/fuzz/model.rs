@@ -301,11 +301,11 @@ impl Model {
         self.world.run(MS * 1000);
         // Keys that were asked for have been made.
         self.world.configure();
-        for _ in 0..6 {
+        for _ in 0..60 {
             if self.world.is_settled() {
                 break;
             }
-            self.world.run(MS * 5000);
+            self.world.run(MS * 500);
         }
         assert!(self.world.is_settled(), "not all tunnels came up within 30 s");
         self.check();

@@ -248,32 +248,35 @@ impl World {
         while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
             let (from, to, datagram) = entry.remove();
             let ecn = self.marks.unwrap_or(0);
-            let name = self
-                .nodes
-                .iter()
-                .find(|(_, node)| node.address == to)
-                .map(|(name, _)| name.clone());
-            if let Some(name) = name {
-                self.turn(&name, |gateway, out| {
-                    gateway.handle_datagram(now, from, ecn, &datagram, out)
-                });
-            }
+            self.with_nodes(|this, nodes| {
+                if let Some(node) = nodes.values_mut().find(|node| node.address == to) {
+                    this.turn(node, |gateway, out| {
+                        gateway.handle_datagram(now, from, ecn, &datagram, out)
+                    });
+                }
+            });
         }
-        let names: Vec<String> = self.nodes.keys().cloned().collect();
-        for name in names {
-            if self.nodes[&name].gateway.poll_timeout() <= now {
-                self.turn(&name, |gateway, out| gateway.handle_timeout(now, out));
+        self.with_nodes(|this, nodes| {
+            for node in nodes.values_mut() {
+                if node.gateway.poll_timeout() <= now {
+                    this.turn(node, |gateway, out| gateway.handle_timeout(now, out));
+                }
+                if node.alive && node.gateway.wants_key(now) {
+                    node.gateway.renew(now, this.key());
+                }
             }
-            if self.nodes[&name].alive && self.nodes[&name].gateway.wants_key(now) {
-                let key = self.key();
-                self.node(&name).gateway.renew(now, key);
-            }
-        }
+        });
     }
 
-    fn turn(&mut self, name: &str, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
+    /// Lets a node act, and the network with it, without a look-up by name: the fuzz target spends its time here.
+    fn with_nodes(&mut self, act: impl FnOnce(&mut Self, &mut BTreeMap<String, Node>)) {
+        let mut nodes = std::mem::take(&mut self.nodes);
+        act(self, &mut nodes);
+        self.nodes = nodes;
+    }
+
+    fn turn(&mut self, node: &mut Node, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
         let mut out = Buffers::default();
-        let node = self.node(name);
         if !node.alive {
             return;
         }
@@ -282,35 +285,40 @@ impl World {
         while let Some(event) = node.gateway.poll_event() {
             node.events.push(event);
         }
-        let from = node.address;
         self.last_ecn = out.ecn;
         for (to, datagram) in out.datagrams {
-            self.transmit(from, to, datagram);
+            self.transmit(node.address, to, datagram);
         }
+    }
+
+    fn turn_of(&mut self, name: &str, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
+        self.with_nodes(|this, nodes| {
+            let node = nodes.get_mut(name).unwrap_or_else(|| panic!("no gateway {name}"));
+            this.turn(node, act);
+        });
     }
 
     /// Puts a datagram onto the wire.
     pub(crate) fn transmit(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
-        self.wire.push(datagram.clone());
-        if self.cuts.contains(&(from.ip(), to.ip())) {
-            return;
-        }
-        let copies = 1 + u64::from(self.random.number() % 1000 < self.weather.duplication);
-        for _ in 0..copies {
-            if self.random.number() % 1000 < self.weather.loss {
-                continue;
+        if !self.cuts.contains(&(from.ip(), to.ip())) {
+            let copies = 1 + u64::from(self.random.number() % 1000 < self.weather.duplication);
+            for _ in 0..copies {
+                if self.random.number() % 1000 < self.weather.loss {
+                    continue;
+                }
+                let arrival = self.now + self.weather.delay + self.random.below(self.weather.jitter);
+                self.count += 1;
+                self.in_flight
+                    .insert((arrival, self.count), (from, to, datagram.clone()));
             }
-            let arrival = self.now + self.weather.delay + self.random.below(self.weather.jitter);
-            self.count += 1;
-            self.in_flight
-                .insert((arrival, self.count), (from, to, datagram.clone()));
         }
+        self.wire.push(datagram);
     }
 
     /// A datagram reaches this gateway from nowhere in the network, at once. Returns how many bytes it sends there.
     pub(crate) fn offer(&mut self, name: &str, from: SocketAddr, datagram: &[u8]) -> usize {
         let (now, mut sent) = (self.now, 0);
-        self.turn(name, |gateway, out| {
+        self.turn_of(name, |gateway, out| {
             gateway.handle_datagram(now, from, 0, datagram, out);
             sent = out
                 .datagrams
@@ -325,7 +333,7 @@ impl World {
     /// A frame comes out of the slice at this gateway.
     pub(crate) fn inject(&mut self, name: &str, frame: &[u8]) {
         let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
-        self.turn(name, |gateway, out| {
+        self.turn_of(name, |gateway, out| {
             gateway.handle_frame(&mut buffer, Offload::default(), out)
         });
     }
