@@ -118,7 +118,7 @@ bench: tools ## Measure the data path beside other carriers, as root, in 10 min 
 	$(call phase,benchmark of the data path,cargo bench -p slice-gateway --bench datapath -- $(BENCH))
 
 .PHONY: bench-failover
-bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kind; 80 min for 100 (FAILOVER=--docs writes docs/ too)
+bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kind; 2.5 h for 100 (FAILOVER=--docs writes docs/ too)
 	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100) $(FAILOVER))
 
 .PHONY: bench-flood

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -92,6 +93,35 @@ pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
         }
     }
     batch(Some(&netns), &inside)
+}
+
+/// Plugs a host into the switch that belongs to no cluster, and returns its namespace.
+pub fn build_host(name: &str, ip4: Ipv4Addr) -> Result<String> {
+    let netns = format!("{PREFIX}{name}");
+    remove_host(&netns)?;
+    add_netns(&netns)?;
+    batch(
+        Some(SWITCH),
+        &format!(
+            "link add {name} type veth peer name eth0 netns {netns}\n\
+             link set {name} master br0 up\n"
+        ),
+    )?;
+    batch(
+        Some(&netns),
+        &format!(
+            "link set lo up\n\
+             addr add {ip4}/16 dev eth0\n\
+             link set eth0 up\n"
+        ),
+    )?;
+    Ok(netns)
+}
+
+/// Removes such a host, if it is there.
+pub fn remove_host(netns: &str) -> Result<()> {
+    remove_netns(netns)?;
+    remove_link(Some(SWITCH), netns.trim_start_matches(PREFIX))
 }
 
 /// A command that sees the network of a namespace, but the real machine's files and processes.
