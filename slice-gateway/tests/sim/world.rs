@@ -233,10 +233,9 @@ impl World {
                 .filter(|node| node.alive)
                 .map(|node| node.gateway.poll_timeout());
             let arrival = self.in_flight.first_key_value().map(|((at, _), _)| *at);
-            let next = timeouts.chain(arrival).min().unwrap_or(end);
-            if next > end {
+            let Some(next) = timeouts.chain(arrival).min().filter(|next| *next <= end) else {
                 break;
-            }
+            };
             self.now = self.now.max(next);
             self.step();
         }
