@@ -59,7 +59,12 @@ impl Host {
 
     /// Gives a script that sets up a WireGuard device of this name to `sh`.
     pub fn run(&mut self, script: &str, device: &str) -> Result<()> {
-        self.socket = Some(Path::new("/var/run/wireguard").join(format!("{device}.sock")));
+        if self.socket.is_none() {
+            let socket = Path::new("/var/run/wireguard").join(format!("{device}.sock"));
+            // One of a test that was killed may be about to end.
+            await_end(&socket);
+            self.socket = Some(socket);
+        }
         let path = std::env::var("PATH").unwrap_or_default();
         let mut shell = network::command_in(&self.netns, "sh")
             .env("PATH", format!("{}:{path}", self.wireguard.display()))
@@ -89,11 +94,16 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let _ = network::remove_host(&self.netns);
-        // wireguard-go ends with its device; its socket would keep a next one from starting.
-        let Some(socket) = &self.socket else { return };
-        let start = Instant::now();
-        while socket.exists() && start.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(10));
+        if let Some(socket) = &self.socket {
+            await_end(socket);
         }
+    }
+}
+
+/// wireguard-go ends with its device; while its socket is there, another one of that name does not start.
+fn await_end(socket: &Path) {
+    let start = Instant::now();
+    while socket.exists() && start.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -21,6 +21,8 @@ pub const SWITCH: &str = "weft-lab-switch";
 pub const HOST_PORT: &str = "weft-lab0";
 /// Every namespace of the lab begins so.
 const PREFIX: &str = "weft-lab-";
+/// And those of hosts that belong to no cluster.
+const HOST_PREFIX: &str = "weft-lab-host-";
 
 /// Makes the switch and the real machine's port on it.
 pub fn build_switch() -> Result<()> {
@@ -97,14 +99,14 @@ pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
 
 /// Plugs a host into the switch that belongs to no cluster, and returns its namespace.
 pub fn build_host(name: &str, ip4: Ipv4Addr) -> Result<String> {
-    let netns = format!("{PREFIX}{name}");
+    let netns = format!("{HOST_PREFIX}{name}");
     remove_host(&netns)?;
     add_netns(&netns)?;
     batch(
         Some(SWITCH),
         &format!(
-            "link add {name} type veth peer name eth0 netns {netns}\n\
-             link set {name} master br0 up\n"
+            "link add host-{name} type veth peer name eth0 netns {netns}\n\
+             link set host-{name} master br0 up\n"
         ),
     )?;
     batch(
@@ -118,10 +120,19 @@ pub fn build_host(name: &str, ip4: Ipv4Addr) -> Result<String> {
     Ok(netns)
 }
 
-/// Removes such a host, if it is there.
+/// Removes such a host, if it is there, and ends programs that serve a device of it: they would keep it alive.
 pub fn remove_host(netns: &str) -> Result<()> {
-    remove_netns(netns)?;
-    remove_link(Some(SWITCH), netns.trim_start_matches(PREFIX))
+    // The kernel tears a namespace down in the background; the port must be gone before it is made again.
+    let port = netns.trim_start_matches(PREFIX);
+    if !Path::new("/run/netns").join(netns).exists() {
+        return remove_link(Some(SWITCH), port);
+    }
+    let served = run(Command::new("ip").args(["-n", netns, "-brief", "link", "show", "type", "tun"]))?;
+    for name in served.lines().filter_map(|line| line.split_whitespace().next()) {
+        remove_link(Some(netns), name)?;
+    }
+    remove_link(Some(SWITCH), port)?;
+    remove_netns(netns)
 }
 
 /// A command that sees the network of a namespace, but the real machine's files and processes.
@@ -144,7 +155,12 @@ pub fn remove_machine(machine: &Machine) -> Result<()> {
 /// Removes everything, whatever plan it was made for.
 pub fn remove_all() -> Result<()> {
     remove_link(None, HOST_PORT)?;
-    lab_namespaces()?.iter().try_for_each(|name| remove_netns(name))
+    lab_namespaces()?.iter().try_for_each(|name| {
+        if name.starts_with(HOST_PREFIX) {
+            remove_host(name)?;
+        }
+        remove_netns(name)
+    })
 }
 
 /// The lab's namespaces that exist now.
