@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 use slice_crds::v1alpha1::{GatewayReport, SliceConfig};
 
-use super::wait_for;
+use super::{find_slice, wait_for};
 use crate::{
     Outcome,
     args::{ChangeKeys, Target},
@@ -29,16 +29,7 @@ pub(crate) async fn revoke(target: &Target, what: ChangeKeys) -> anyhow::Result<
 async fn change(target: &Target, what: &ChangeKeys, field: &str, done: &str) -> anyhow::Result<Outcome> {
     let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
     let name = &what.slice;
-    let found = api
-        .get_opt(name)
-        .await
-        .with_context(|| format!("read slice {name}"))?;
-    let before = found.with_context(|| {
-        format!(
-            "there is no slice {name} in namespace {}; see `slicectl get slices`",
-            target.namespace
-        )
-    })?;
+    let before = find_slice(&api, target, name).await?;
     let before: BTreeSet<String> = gateways(&before)
         .filter_map(|gateway| gateway.public_key.clone())
         .collect();

@@ -16,6 +16,9 @@ use std::fmt::Debug;
 use anyhow::Context;
 use kube::{Api, Resource, runtime::wait::await_condition};
 use serde::de::DeserializeOwned;
+use slice_crds::v1alpha1::SliceConfig;
+
+use crate::args::Target;
 
 /// Waits until an object is as `condition` says, or fails with `why` after `timeout`.
 async fn wait_for<K>(
@@ -33,4 +36,18 @@ where
         .with_context(|| format!("{} {name} after {} s: {why}", K::kind(&()), timeout.as_secs()))?
         .with_context(|| format!("watch {} {name}", K::kind(&())))?;
     Ok(())
+}
+
+/// Reads a slice; the error says where it was looked for.
+async fn find_slice(api: &Api<SliceConfig>, target: &Target, name: &str) -> anyhow::Result<SliceConfig> {
+    let found = api
+        .get_opt(name)
+        .await
+        .with_context(|| format!("read slice {name}"))?;
+    found.with_context(|| {
+        format!(
+            "there is no slice {name} in namespace {}; see `slicectl get slices`",
+            target.namespace
+        )
+    })
 }

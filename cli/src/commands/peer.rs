@@ -7,7 +7,7 @@ use slice_crds::{
     v1alpha1::{Cluster, SliceConfig, SlicePeer, SlicePeerStatus},
 };
 
-use super::wait_for;
+use super::{find_slice, wait_for};
 use crate::{
     Outcome,
     args::{CreatePeer, DeletePeer, Peer, PeerScript, Target},
@@ -74,7 +74,7 @@ pub(crate) async fn delete(target: &Target, delete: DeletePeer) -> anyhow::Resul
 pub(crate) async fn run(target: &Target, peer: Peer) -> anyhow::Result<Outcome> {
     let Peer::Script(what) = peer;
     let client = connect::client(target).await?;
-    let slice = get(
+    let slice = find_slice(
         &Api::namespaced(client.clone(), &target.namespace),
         target,
         &what.slice,
@@ -161,19 +161,6 @@ async fn clusters(client: Client, target: &Target) -> anyhow::Result<Vec<Cluster
         .items)
 }
 
-async fn get(api: &Api<SliceConfig>, target: &Target, name: &str) -> anyhow::Result<SliceConfig> {
-    let found = api
-        .get_opt(name)
-        .await
-        .with_context(|| format!("read slice {name}"))?;
-    found.with_context(|| {
-        format!(
-            "there is no slice {name} in namespace {}; see `slicectl get slices`",
-            target.namespace
-        )
-    })
-}
-
 /// Changes the peers of a slice; when somebody else has changed the slice meanwhile, nothing is lost and nothing done.
 async fn change(
     api: &Api<SliceConfig>,
@@ -181,7 +168,7 @@ async fn change(
     name: &str,
     change: impl FnOnce(&mut Vec<SlicePeer>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut slice = get(api, target, name).await?;
+    let mut slice = find_slice(api, target, name).await?;
     change(&mut slice.spec.peers)?;
     let params = PostParams {
         field_manager: Some("slicectl".into()),

@@ -11,7 +11,7 @@ use slice_crds::{
 };
 use slice_runtime::apply;
 
-use super::wait_for;
+use super::{find_slice, wait_for};
 use crate::{
     Outcome,
     args::{Create, CreateSlice, Delete, Target},
@@ -99,14 +99,7 @@ pub(crate) async fn delete(target: &Target, delete: Delete) -> anyhow::Result<Ou
         Delete::Peer(peer) => return super::peer::delete(target, peer).await,
     };
     let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
-    let found = api.get_opt(&slice.name).await.context("look for the slice")?;
-    let Some(found) = found else {
-        anyhow::bail!(
-            "there is no slice {} in namespace {}; see `slicectl get slices`",
-            slice.name,
-            target.namespace
-        );
-    };
+    let found = find_slice(&api, target, &slice.name).await?;
     apply::delete(&api, &found.name_any()).await?;
     println!("sliceconfig/{} deleted", slice.name);
     Ok(Outcome::Good)

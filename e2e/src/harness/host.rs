@@ -16,7 +16,6 @@ use crate::lab::{network, process};
 /// Goes with all that is in it when it is dropped.
 pub struct Host {
     netns: String,
-    pub address: Ipv4Addr,
     /// Folder of the program wireguard-go, for a kernel without WireGuard.
     wireguard: PathBuf,
     /// The file with its private key.
@@ -33,7 +32,6 @@ impl Host {
         std::fs::write(&key, secret).context("write the host's key")?;
         Ok(Self {
             netns,
-            address,
             wireguard,
             key,
             socket: None,

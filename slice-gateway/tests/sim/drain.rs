@@ -18,14 +18,6 @@ fn stream(world: &mut World, number: &mut u32, ms: u32) -> (usize, usize) {
     (sent, arrived + delivered(world))
 }
 
-fn delivered(world: &mut World) -> usize {
-    world
-        .nodes
-        .values_mut()
-        .map(|node| node.delivered.drain(..).count())
-        .sum()
-}
-
 /// Frames that one gateway has brought to its slice since it was last asked.
 fn received(world: &World, name: &str) -> u64 {
     world
@@ -69,17 +61,6 @@ fn flows_that_need_not_move_do_not() {
     let mut world = World::new(71, &[1, 3]);
     world.settle();
     world.run(MS * 500);
-    let places = |world: &mut World| -> Vec<String> {
-        let mut places = Vec::new();
-        for port in 0..50 {
-            world.inject("a/0", &udp(5, 70, port, b"where?"));
-            world.run(MS * 5);
-            let place = world.nodes.iter().find(|(_, node)| !node.delivered.is_empty());
-            places.push(place.map(|(name, _)| name.clone()).unwrap());
-            delivered(world);
-        }
-        places
-    };
     let before = places(&mut world);
     world.node("b/1").gateway.set_away(true);
     world.run(MS * 200);

@@ -18,6 +18,28 @@ fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usiz
         .into()
 }
 
+/// How many frames were delivered, anywhere; forgets them.
+fn delivered(world: &mut World) -> usize {
+    world
+        .nodes
+        .values_mut()
+        .map(|node| node.delivered.drain(..).count())
+        .sum()
+}
+
+/// Which gateway brings each of fifty flows from a to b.
+fn places(world: &mut World) -> Vec<String> {
+    let mut places = Vec::new();
+    for port in 0..50 {
+        world.inject("a/0", &udp(5, 70, port, b"where?"));
+        world.run(MS * 5);
+        let place = world.nodes.iter().find(|(_, node)| !node.delivered.is_empty());
+        places.push(place.map(|(name, _)| name.clone()).unwrap());
+        delivered(world);
+    }
+    places
+}
+
 #[test]
 fn a_frame_reaches_the_cluster_of_its_destination() {
     let mut world = World::new(1, &[2, 2, 2]);
