@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use slice_crds::Cidr;
+use slice_runtime::handover::MAX_QUEUES;
 
 /// Slices: private Ethernet segments across Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -196,6 +197,9 @@ pub struct CreateSlice {
     /// Gateways per cluster.
     #[arg(long, default_value_t = 2)]
     pub gateways: u32,
+    /// Threads of each gateway: more for more than some Gbit/s.
+    #[arg(long, default_value_t = 1, value_name = "THREADS", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_QUEUES)))]
+    pub gateway_threads: u8,
     /// Age at which a gateway makes itself a new key, at least 1m.
     #[arg(long, default_value = "24h", value_name = "DURATION")]
     pub rotation: kube::core::Duration,

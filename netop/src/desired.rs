@@ -18,8 +18,8 @@ use std::{
 use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 
 use crate::model::{
-    Element, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Rules, Segment, State, Table,
-    UPLINK_PORT, Via, Vxlan, filter::HOST_TABLE, table::ANY,
+    Element, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
+    State, Table, UPLINK_PORT, Via, Vxlan, filter::HOST_TABLE, table::ANY,
 };
 
 /// What this node is asked for.
@@ -42,8 +42,8 @@ pub struct SegmentIntent {
     pub local: IpAddr,
     /// The other nodes' blocks, by the node's address.
     pub remotes: BTreeMap<IpAddr, BTreeSet<IndexRange>>,
-    /// Gateways on this node, by ordinal.
-    pub taps: BTreeSet<u32>,
+    /// TAP devices of gateways on this node, by ordinal.
+    pub taps: BTreeMap<u32, Queues>,
     pub uplink: Uplink,
     /// The gateway on this node that carries for nodes that have none, or use this one.
     pub relay: Option<u32>,
@@ -138,12 +138,12 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
             ..port.clone()
         }),
     );
-    for ordinal in &intent.taps {
+    for (ordinal, queues) in &intent.taps {
         let port = Port {
             unknown: true,
             ..port.clone()
         };
-        link(segment.tap(*ordinal), Kind::Tap, Some(port));
+        link(segment.tap(*ordinal), Kind::Tap(*queues), Some(port));
     }
     for name in intent.attachments.keys() {
         link(
@@ -169,7 +169,7 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         .flat_map(|(name, attachment)| pod_elements(intent, name, attachment.index));
     let taps = intent
         .taps
-        .iter()
+        .keys()
         .map(|ordinal| Element::Tap(segment.tap(*ordinal)));
     let way = match intent.uplink {
         Uplink::None => None,

@@ -12,7 +12,7 @@ use std::{
     fs, io,
     net::Shutdown,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{fs::PermissionsExt, net::UnixStream},
     },
     path::Path,
@@ -59,14 +59,14 @@ pub enum GatewayEvent {
 #[derive(Debug)]
 pub struct Connection {
     pub id: u64,
-    sender: SyncSender<(ToGateway, Option<OwnedFd>)>,
+    sender: SyncSender<(ToGateway, Vec<OwnedFd>)>,
     stream: Arc<UnixStream>,
 }
 
 impl Connection {
     /// Hands a message over to be written; `false` where the gateway does not keep up or is gone.
-    pub fn send(&self, message: ToGateway, fd: Option<OwnedFd>) -> bool {
-        self.sender.try_send((message, fd)).is_ok()
+    pub fn send(&self, message: ToGateway, fds: Vec<OwnedFd>) -> bool {
+        self.sender.try_send((message, fds)).is_ok()
     }
 }
 
@@ -207,13 +207,14 @@ fn converse(
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let stream = Arc::new(stream);
-    let (sender, receiver) = sync_channel::<(ToGateway, Option<OwnedFd>)>(BACKLOG);
+    let (sender, receiver) = sync_channel::<(ToGateway, Vec<OwnedFd>)>(BACKLOG);
     let near = Arc::clone(&stream);
     std::thread::Builder::new()
         .name("gateway-write".into())
         .spawn(move || {
-            while let Ok((message, fd)) = receiver.recv() {
-                if let Err(error) = handover::send(&near, &message, fd.as_ref().map(AsRawFd::as_raw_fd)) {
+            while let Ok((message, fds)) = receiver.recv() {
+                let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+                if let Err(error) = handover::send(&near, &message, &raw) {
                     tracing::warn!(connection = id, error = %error, "message to a gateway lost");
                     let _ = near.shutdown(Shutdown::Both);
                     return;
@@ -242,8 +243,8 @@ fn read(stream: &UnixStream, slice: &str, connection: Connection, events: &mpsc:
     let mut connection = Some(connection);
     loop {
         let event = match (handover::receive::<FromGateway>(stream), connection.take()) {
-            (Ok((FromGateway::Hello(hello), socket)), Some(connection)) => {
-                if let Some(Err(error)) = socket.map(|socket| handover::widen(&socket)) {
+            (Ok((FromGateway::Hello(hello), sockets)), Some(connection)) => {
+                if let Err(error) = sockets.iter().try_for_each(handover::widen) {
                     tracing::warn!(slice, error = %error, "gateway keeps its small socket buffers");
                 }
                 GatewayEvent::Hello {

@@ -16,7 +16,7 @@ use crate::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink},
     ledger::{Exhausted, Holder, Ledger, Source},
     liveness::{self, Heard, Word},
-    model::{Name, Netns},
+    model::{Name, Netns, Queues},
     world::{PodView, SliceFacts, World},
 };
 
@@ -29,8 +29,8 @@ pub struct Local {
     pub sandboxes: BTreeMap<String, Netns>,
     /// Gateways on this node that carry frames, by slice and ordinal, and what they say.
     pub carrying: BTreeMap<(String, u32), Word>,
-    /// Gateways on this node that have, or are about to get, a TAP.
-    pub taps: BTreeSet<(String, u32)>,
+    /// TAP devices of gateways on this node that have, or are about to get, one.
+    pub taps: BTreeMap<(String, u32), Queues>,
     /// Gateways whose object has not changed for so long that their node may be dead.
     pub silent: BTreeSet<(String, u32)>,
     /// What other nodes say of their gateways.
@@ -176,12 +176,7 @@ fn segment(
         }
         remotes.entry(remote).or_default().extend(&block.spec.blocks);
     }
-    let of_slice = |set: &BTreeSet<(String, u32)>| -> BTreeSet<u32> {
-        set.iter()
-            .filter(|(slice, _)| slice == name)
-            .map(|(_, ordinal)| *ordinal)
-            .collect()
-    };
+    let taps = local.taps.iter().filter(|((slice, _), _)| slice == name);
     let (uplink, watched) = uplink(world, local, name, facts);
     let segment = SegmentIntent {
         vni: facts.spec.vni,
@@ -190,7 +185,7 @@ fn segment(
         broadcast: facts.spec.broadcast,
         local: address,
         remotes,
-        taps: of_slice(&local.taps),
+        taps: taps.map(|((_, ordinal), queues)| (*ordinal, *queues)).collect(),
         uplink,
         relay: relay(local, name),
         attachments: BTreeMap::new(),

@@ -188,15 +188,16 @@ impl Planner<'_> {
                 return true;
             };
             let same_kind = match (&wanted.kind, &seen.kind) {
-                (Kind::Bridge { .. }, Kind::Bridge { .. }) | (Kind::Tap, Kind::Tap) => true,
+                (Kind::Bridge { .. }, Kind::Bridge { .. }) => true,
+                (Kind::Tap(wanted), Kind::Tap(seen)) => wanted == seen,
                 (Kind::Vxlan(wanted), Kind::Vxlan(seen)) => wanted.fixed() == seen.fixed(),
                 (Kind::Veth, Kind::Veth) => {
                     let end = |state: &State| state.pods.get(*name).map(PodLink::end);
                     end(self.desired) == end(&self.now)
                 }
                 (
-                    Kind::Bridge { .. } | Kind::Tap | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
-                    Kind::Bridge { .. } | Kind::Tap | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
+                    Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
+                    Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
                 ) => false,
             };
             !same_kind

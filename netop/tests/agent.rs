@@ -19,7 +19,7 @@ use slice_netop::{
     model::{Name, Segment},
     world::PodView,
 };
-use slice_runtime::handover::{FromGateway, Report, ToGateway};
+use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
 use support::{Node, block, gateway, labelled, pod, slice};
 
 fn port(slice: &str, pod: &str) -> Name {
@@ -392,14 +392,14 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
         "in one transaction"
     );
     assert!(place(format!("~ link {uplink} remote none")) > moved);
-    let (ToGateway::Config(config), None) = near.receive().await else {
+    let (ToGateway::Config(config), _) = near.receive().await else {
         panic!("configuration first")
     };
     assert_eq!((config.vni, config.vtep.to_string().as_str()), (77, "198.18.1.1"));
-    let (ToGateway::Tap(tap), Some(_fd)) = near.receive().await else {
+    let (ToGateway::Tap(tap), queues) = near.receive().await else {
         panic!("then the TAP")
     };
-    assert_eq!(tap.interface, names::tap("shop", 0));
+    assert_eq!((tap.interface, queues.len()), (names::tap("shop", 0), 1));
     let reports = node.reports();
     let said = &reports.gateways["weft-gateway-shop-0"];
     assert!(
@@ -417,7 +417,7 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     node.objects(|world| support::peer(world, "shop", "tokyo", 2));
     node.settle().await;
     node.settle().await;
-    let (ToGateway::Config(config), None) = near.receive().await else {
+    let (ToGateway::Config(config), _) = near.receive().await else {
         panic!("a configuration")
     };
     assert_eq!(config.peers[0].gateways[0].name, "tokyo/0");
@@ -520,7 +520,7 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
         "the others are told"
     );
     assert!(say(&mut node, &near, report(1, true)).await.is_empty());
-    assert!(matches!(near.receive().await, (ToGateway::Config(_), None)));
+    assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
 
     drop(near);
     node.gateway_event().await;
@@ -560,7 +560,7 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
         Vec::<String>::new(),
         "nor does its return"
     );
-    assert!(matches!(near.receive().await, (ToGateway::Config(_), None)));
+    assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
     assert!(node.reports().gateways["weft-gateway-shop-0"].connected);
     // One that does not come back is given up.
     node.restart().await;
@@ -573,6 +573,69 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
             .take_log()
             .iter()
             .any(|step| step.ends_with("remote 192.168.7.2"))
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_with_more_threads_waits_for_its_device_until_the_one_before_lets_go() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        block(world, "shop", "n1", 8, 8);
+        gateway(world, "shop", 0, Some("n1"));
+    });
+    let mut one = node.connect("shop", 0, false).await;
+    one.receive().await;
+    assert_eq!(one.receive().await.1.len(), 1);
+    node.kernel.take_log();
+    let mut four = node.connect_with("shop", 0, false, 4).await;
+    assert!(matches!(four.receive().await, (ToGateway::Config(_), _)));
+    assert!(one.is_closed().await, "another process speaks for it");
+    node.gateway_event().await;
+    node.advance(Duration::from_secs(1));
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(
+        !log.iter().any(|step| step.contains(" link wt-")),
+        "it carries still: {log:?}"
+    );
+
+    let tap = names::tap("shop", 0);
+    node.kernel.inner().held.clear();
+    node.advance(Duration::from_secs(1));
+    node.settle().await;
+    let log = node.kernel.take_log();
+    let place = |start: String| log.iter().position(|step| step.starts_with(&start)).unwrap();
+    assert!(place(format!("- link {tap}")) < place(format!("+ link {tap} tap multi_queue ")));
+    // Said once more, because frames come with the TAP.
+    assert!(matches!(four.receive().await, (ToGateway::Config(_), _)));
+    let (ToGateway::Tap(_), queues) = four.receive().await else {
+        panic!("the TAP")
+    };
+    assert_eq!(queues.len(), 4);
+
+    // It outlives the agent, and keeps its device, whatever it says that it can use.
+    for queues in [4, 1] {
+        node.restart().await;
+        node.settle().await;
+        let _back = node.connect_with("shop", 0, true, queues).await;
+        node.event(Event::Tick);
+        node.settle().await;
+        assert_eq!(node.kernel.take_log(), Vec::<String>::new(), "{queues}");
+        assert!(node.reports().gateways["weft-gateway-shop-0"].connected);
+    }
+    // It ends; its device stays as it is until its next process says otherwise.
+    node.restart().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(!log.iter().any(|step| step.contains(" link wt-")), "{log:?}");
+    let mut many = node.connect_with("shop", 0, false, 200).await;
+    many.receive().await;
+    assert_eq!(
+        many.receive().await.1.len(),
+        usize::from(MAX_QUEUES),
+        "no more than a device is to have"
     );
 }
 

@@ -11,7 +11,7 @@ use expect_test::{Expect, expect};
 use slice_crds::{IndexRange, Subnets, v1alpha1::Broadcast};
 use slice_netop::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink, desired},
-    model::{Element, Kind, Name, Netns, Segment, State, filter::HOST_TABLE},
+    model::{Element, Kind, Name, Netns, Queues, Segment, State, filter::HOST_TABLE},
     plan::diff,
 };
 
@@ -24,7 +24,7 @@ fn shop() -> SegmentIntent {
         broadcast: Broadcast::default(),
         local: ip("192.168.7.1"),
         remotes: BTreeMap::from([(ip("192.168.7.2"), BTreeSet::from([IndexRange::new(4, 2)]))]),
-        taps: BTreeSet::new(),
+        taps: BTreeMap::new(),
         uplink: Uplink::None,
         relay: None,
         attachments: BTreeMap::new(),
@@ -40,7 +40,7 @@ fn with_pod(mut segment: SegmentIntent, port: &str, index: u32) -> SegmentIntent
 }
 
 fn with_gateway(mut segment: SegmentIntent, ordinal: u32) -> SegmentIntent {
-    segment.taps.insert(ordinal);
+    segment.taps.insert(ordinal, Queues::One);
     segment.uplink = Uplink::Local(ordinal);
     segment.relay = Some(ordinal);
     segment
@@ -198,7 +198,7 @@ fn the_way_to_other_clusters_changes_at_one_moment() {
     remote.uplink = Uplink::Remote(ip("192.168.7.2"));
     let (remote, first) = (state(Some(remote)), state(Some(with_gateway(shop(), 0))));
     let mut both = with_gateway(shop(), 0);
-    both.taps.insert(1);
+    both.taps.insert(1, Queues::One);
     let mut second = both.clone();
     second.uplink = Uplink::Local(1);
     let (both, second) = (state(Some(both)), state(Some(second)));
@@ -300,6 +300,21 @@ fn what_cannot_be_changed_is_made_again() {
         ~ link wx-rwiaduzm master wb-rwiaduzm group suppress isolated
         ~ link wb-rwiaduzm up
     "#]],
+    );
+}
+
+#[test]
+fn a_tap_for_more_queues_takes_the_place_of_the_one_before() {
+    let mut several = with_gateway(shop(), 0);
+    several.taps.insert(0, Queues::Several);
+    check(
+        &state(Some(with_gateway(shop(), 0))),
+        &state(Some(several)),
+        expect![[r#"
+            - link wt-rwiaduzm0
+            + link wt-rwiaduzm0 tap multi_queue mtu 1370 master wb-rwiaduzm unknown group suppress
+            ~ link wt-rwiaduzm0 up
+        "#]],
     );
 }
 

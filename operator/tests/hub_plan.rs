@@ -7,7 +7,7 @@ use expect_test::{Expect, expect};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use slice_crds::v1alpha1::{Cluster, MemberReport, SliceConfig};
+use slice_crds::v1alpha1::{Cluster, MemberReport, MemberSlice, SliceConfig};
 use slice_operator::hub::plan::{Plan, World, plan};
 
 const NOW: i64 = 1_800_000_000;
@@ -259,6 +259,20 @@ fn gateways_are_told_when_to_change_their_keys() {
         let plan = run(&two().slice("shop", spec));
         let keys = &plan.member_slices[0].spec.slice.gateway.keys;
         assert_eq!(serde_json::to_value(keys).unwrap(), expected);
+    }
+}
+
+#[test]
+fn gateways_have_the_threads_that_the_slice_asks_for() {
+    let four = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"], "gateway": {"threads": 4}});
+    for (spec, expected) in [(four, 4), (shop(), 1)] {
+        let plan = run(&two().slice("shop", spec));
+        let threads = |object: &MemberSlice| object.spec.slice.gateway.threads;
+        assert!(
+            plan.member_slices
+                .iter()
+                .all(|object| threads(object) == expected)
+        );
     }
 }
 

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!  gateway                                        slice-netop
-//!     ── Hello {ordinal, public key, port} ──────────►   who speaks: one connection per gateway
+//!     ── Hello {ordinal, public key, port} + fds ────►   who speaks: one connection per gateway
 //!     ◄───────────────── Config {slice, peers, …} ────   whole, after Hello and on every change
-//!     ◄───────────────── Tap {interface} + fd ────────   after the first Config, unless Hello said has_tap
+//!     ◄───────────────── Tap {interface} + fds ───────   after the first Config, unless Hello said has_tap
 //!     ── Report {keys, tunnels} ──────────────────────►   on change, and every second
 //! ```
 //!
 //! Transport: a unix stream socket. A message is a length (u32, big endian, at most [`MAX_MESSAGE`]) and that many
-//! bytes of JSON; a file descriptor rides as `SCM_RIGHTS` on the first byte of its message (unix(7)). Either side
+//! bytes of JSON; file descriptors ride as `SCM_RIGHTS` on the first byte of their message (unix(7)). Either side
 //! closes the connection at the first message that it cannot read. With its Hello the gateway may send its UDP
-//! socket, so that the agent, which has the right to, gives it the buffers that bursts need ([`widen`]).
+//! sockets, so that the agent, which has the right to, gives them the buffers that bursts need ([`widen`]).
 //!
 //! A gateway whose connection ends keeps carrying with its last configuration and connects again; a configuration is
 //! whole, so nothing has to be replayed.
@@ -35,6 +35,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Largest message: a configuration with 510 peer clusters of 32 gateways each takes about 3 MiB.
 pub const MAX_MESSAGE: usize = 8 << 20;
 
+/// Most descriptors with one message: a gateway of [`MAX_QUEUES`] threads has two sockets in each.
+const MAX_DESCRIPTORS: usize = 2 * MAX_QUEUES as usize;
+
+/// Most queues of a TAP device, and threads of a gateway.
+pub const MAX_QUEUES: u8 = 16;
+
 /// From a gateway to its node agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
@@ -48,7 +54,8 @@ pub enum FromGateway {
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum ToGateway {
     Config(Config),
-    /// Carries one file descriptor: a queue of the TAP device, opened with `IFF_VNET_HDR | IFF_NO_PI`.
+    /// Carries file descriptors: queues of the TAP device, opened with `IFF_VNET_HDR | IFF_NO_PI`. At least one, and
+    /// no more than the gateway asked for; all frames of a flow come by one of them ([`crate::steering`]).
     Tap(Tap),
 }
 
@@ -62,10 +69,17 @@ pub struct Hello {
     /// UDP port that it listens on, in its own network namespace.
     pub udp_port: u16,
     pub version: String,
-    /// Whether it still holds the TAP's descriptor from an earlier connection. The device has one queue, so the
-    /// agent can open it again only when nobody holds it; a gateway that lost its descriptor says `false`.
+    /// Whether it still holds the TAP's descriptors from an earlier connection. The agent opens the device again only
+    /// when nobody holds it; a gateway that lost a descriptor says `false`.
     #[serde(default)]
     pub has_tap: bool,
+    /// Queues of the TAP device that it can use, 1 to [`MAX_QUEUES`].
+    #[serde(default = "one_queue")]
+    pub queues: u8,
+}
+
+fn one_queue() -> u8 {
+    1
 }
 
 /// Everything a gateway works from.
@@ -186,6 +200,8 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error("hand-over message of {0} bytes, the limit is {MAX_MESSAGE}")]
     TooLong(usize),
+    #[error("hand-over message with {0} descriptors, the limit is {MAX_DESCRIPTORS}")]
+    TooManyDescriptors(usize),
     #[error("hand-over message cannot be read: {0}")]
     Json(#[from] serde_json::Error),
     #[error("the other side closed the hand-over socket")]
@@ -205,8 +221,11 @@ pub fn widen(socket: &impl AsFd) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER)?)
 }
 
-/// Writes one message, with `fd` attached where given. Blocks until the whole message is written.
-pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fd: Option<RawFd>) -> Result<(), Error> {
+/// Writes one message, with `fds` attached. Blocks until the whole message is written.
+///
+/// # Errors
+/// Also where there are more descriptors than a message can carry.
+pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fds: &[RawFd]) -> Result<(), Error> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
     let length = bytes.len() - 4;
@@ -214,10 +233,12 @@ pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fd: Option<RawFd>) -
         return Err(Error::TooLong(length));
     }
     bytes[..4].copy_from_slice(&u32::try_from(length).expect("checked").to_be_bytes());
-    let fds: Vec<RawFd> = fd.into_iter().collect();
+    if fds.len() > MAX_DESCRIPTORS {
+        return Err(Error::TooManyDescriptors(fds.len()));
+    }
     let mut sent = 0;
     while sent < bytes.len() {
-        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = [ControlMessage::ScmRights(fds)];
         let control: &[ControlMessage<'_>] = if sent == 0 && !fds.is_empty() {
             &rights
         } else {
@@ -239,26 +260,26 @@ pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fd: Option<RawFd>) -
     Ok(())
 }
 
-/// Reads one message and the file descriptor attached to it, if any. Blocks until the message is whole.
+/// Reads one message and the file descriptors attached to it. Blocks until the message is whole.
 ///
-/// A descriptor that arrives while none is expected is closed again when the caller drops it.
-pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<(T, Option<OwnedFd>), Error> {
+/// Descriptors that arrive while none are expected are closed again when the caller drops them.
+pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<(T, Vec<OwnedFd>), Error> {
     let mut head = [0; 4];
-    let fd = fill(stream, &mut head, true)?;
+    let fds = fill(stream, &mut head, true)?;
     let length = u32::from_be_bytes(head) as usize;
     if length > MAX_MESSAGE {
         return Err(Error::TooLong(length));
     }
     let mut body = vec![0; length];
     fill(stream, &mut body, false)?;
-    Ok((serde_json::from_slice(&body)?, fd))
+    Ok((serde_json::from_slice(&body)?, fds))
 }
 
-fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Option<OwnedFd>, Error> {
-    let mut fd = None;
+fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Vec<OwnedFd>, Error> {
+    let mut fds = Vec::new();
     let mut have = 0;
     while have < buffer.len() {
-        let mut space = cmsg_space!(RawFd);
+        let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let mut iov = [IoSliceMut::new(&mut buffer[have..])];
         let control = rights.then_some(space.as_mut_slice());
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -270,11 +291,13 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Option<O
         let n = message.bytes;
         if rights {
             for control in message.cmsgs().map_err(io::Error::from)? {
-                if let ControlMessageOwned::ScmRights(fds) = control {
-                    for raw in fds {
-                        // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
-                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-                    }
+                if let ControlMessageOwned::ScmRights(received) = control {
+                    // SAFETY: the kernel has just installed these descriptors for us; nobody else owns them.
+                    fds.extend(
+                        received
+                            .into_iter()
+                            .map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }),
+                    );
                 }
             }
         }
@@ -283,7 +306,7 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Option<O
         }
         have += n;
     }
-    Ok(fd)
+    Ok(fds)
 }
 
 #[cfg(test)]
@@ -293,18 +316,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_descriptor_arrives_with_its_message() {
+    fn descriptors_arrive_with_their_message() {
         let (near, far) = UnixStream::pair().unwrap();
-        let file = tempfile::tempfile().unwrap();
+        let files: Vec<File> = (0..MAX_DESCRIPTORS)
+            .map(|_| tempfile::tempfile().unwrap())
+            .collect();
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let tap = ToGateway::Tap(Tap {
             interface: "wt-abc0".into(),
             offloads: 3,
         });
-        send(&near, &tap, Some(file.as_raw_fd())).unwrap();
-        let (message, fd) = receive::<ToGateway>(&far).unwrap();
+        send(&near, &tap, &raw).unwrap();
+        let (message, fds) = receive::<ToGateway>(&far).unwrap();
         let inode = |file: &File| file.metadata().unwrap().ino();
         assert_eq!(message, tap);
-        assert_eq!(inode(&File::from(fd.unwrap())), inode(&file));
+        let received: Vec<u64> = fds.into_iter().map(|fd| inode(&File::from(fd))).collect();
+        assert_eq!(received, files.iter().map(inode).collect::<Vec<_>>());
+        let one_more = [raw.as_slice(), &raw[..1]].concat();
+        assert!(matches!(
+            send(&near, &tap, &one_more),
+            Err(Error::TooManyDescriptors(_))
+        ));
     }
 
     #[test]
@@ -340,7 +372,7 @@ mod tests {
         });
         let sender = std::thread::spawn({
             let config = config.clone();
-            move || send(&near, &config, None).unwrap()
+            move || send(&near, &config, &[]).unwrap()
         });
         assert_eq!(receive::<ToGateway>(&far).unwrap().0, config);
         sender.join().unwrap();

@@ -4,7 +4,8 @@
 //!  telemetry ─ logs as text or JSON, filter from --log / WEFT_LOG
 //!  admin ───── /livez /readyz /metrics on one listener
 //!  shutdown ── SIGTERM and SIGINT become one cancellation token
-//!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptor in it
+//!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptors in it
+//!  tap, steering ── TAP devices, and which queue of one a flow takes
 //!  lease, apply, client ── the Kubernetes half (feature `kube`)
 //! ```
 //!
@@ -19,7 +20,9 @@ pub mod handover;
 #[cfg(feature = "kube")]
 pub mod lease;
 pub mod shutdown;
+pub mod steering;
 #[cfg(feature = "kube")]
 pub mod store;
+pub mod tap;
 pub mod telemetry;
 pub mod version;

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::Context;
 use slice_runtime::telemetry::LogArgs;
 
+use crate::proto::lane::MAX_LANES;
+
 /// Carries a slice's Ethernet frames between clusters over WireGuard.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "slice-gateway", version)]
@@ -31,6 +33,15 @@ pub struct Args {
         value_name = "ADDRESS"
     )]
     pub listen: SocketAddr,
+    /// Threads that carry frames, each with a queue of the TAP device and a tunnel to each peer.
+    #[arg(
+        long,
+        env = "WEFT_THREADS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_LANES)),
+        value_name = "NUMBER"
+    )]
+    pub threads: u8,
     /// Where /livez, /readyz and /metrics are served.
     #[arg(
         long,

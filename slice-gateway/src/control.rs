@@ -4,7 +4,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
@@ -20,9 +20,9 @@ use slice_runtime::{
 };
 
 use crate::{
-    driver::{Figures, Shared},
     io::tap::Tap,
     proto::{Config, config},
+    shared::{Figures, Shared},
 };
 
 /// Between two reports without news.
@@ -39,8 +39,8 @@ pub struct Caller {
     pub socket: PathBuf,
     pub ordinal: u32,
     pub udp_port: u16,
-    /// A copy of the UDP socket's descriptor, for the agent to give it larger buffers.
-    pub udp: OwnedFd,
+    /// Copies of the UDP sockets' descriptors, for the agent to give them larger buffers.
+    pub udp: Vec<OwnedFd>,
 }
 
 /// How long a gateway waits for the clusters that it was told of before it is ready without them: an update goes on
@@ -120,8 +120,10 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         udp_port: caller.udp_port,
         version: VERSION.to_owned(),
         has_tap: had_tap,
+        queues: shared.lanes().try_into().unwrap_or(handover::MAX_QUEUES),
     };
-    handover::send(&stream, &FromGateway::Hello(hello), Some(caller.udp.as_raw_fd()))?;
+    let sockets: Vec<RawFd> = caller.udp.iter().map(AsRawFd::as_raw_fd).collect();
+    handover::send(&stream, &FromGateway::Hello(hello), &sockets)?;
     tracing::info!(has_tap = had_tap, "node agent called");
     let mut next_report = Instant::now();
     let mut has_tap = had_tap;
@@ -137,12 +139,12 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         if waiting.tunnels.is_some() {
             waiting.look_at_tunnels(&shared.figures());
         }
-        if has_tap && !shared.has_tap() {
+        if has_tap && shared.has_no_tap() {
             // Only a new call can say so.
             return Err(Error::TapLost);
         }
         if news || next_report <= Instant::now() {
-            handover::send(&stream, &FromGateway::Report(report(shared)), None)?;
+            handover::send(&stream, &FromGateway::Report(report(shared)), &[])?;
             next_report = Instant::now() + REPORT_EVERY;
         }
     }
@@ -170,20 +172,35 @@ fn receive(stream: &UnixStream, shared: &Shared, waiting: &mut Waiting) -> Resul
                 mtu = config.segment.mtu,
                 "configuration taken"
             );
-            shared.set_config(config);
+            shared.set_config(&config);
             waiting.config = None;
             waiting.since.get_or_insert_with(Instant::now);
             Ok(false)
         }
-        (ToGateway::Tap(received), fd) => {
-            let fd = fd.ok_or_else(|| Error::NoDescriptor(received.interface.clone()))?;
-            let tap = Tap::new(fd).map_err(|error| Error::Tap(received.interface.clone(), error))?;
+        (ToGateway::Tap(received), fds) => {
+            let tap_error = |error| Error::Tap(received.interface.clone(), error);
+            let taps: Vec<Tap> = fds
+                .into_iter()
+                .map(Tap::new)
+                .collect::<io::Result<_>>()
+                .map_err(tap_error)?;
+            let Some(first) = taps.first() else {
+                return Err(Error::NoDescriptor(received.interface));
+            };
             tracing::info!(
                 interface = received.interface,
-                offload = tap.level().label(),
+                offload = first.level().label(),
+                queues = taps.len(),
                 "TAP device taken"
             );
-            shared.set_tap(tap);
+            if taps.len() < shared.lanes() {
+                tracing::warn!(
+                    queues = taps.len(),
+                    threads = shared.lanes(),
+                    "the TAP device has fewer queues than there are threads, so some only receive"
+                );
+            }
+            shared.set_taps(taps).map_err(tap_error)?;
             waiting.tap = None;
             Ok(true)
         }
@@ -211,7 +228,7 @@ fn report(shared: &Shared) -> Report {
         }),
         renewal_waits_for: figures.stats.renewal_waits_for.clone(),
         tunnels: tunnels.collect(),
-        reached: figures.stats.reach.reached.try_into().unwrap_or(u32::MAX),
+        reached: u32::try_from(figures.stats.reach.reached + figures.stats.reach.outside).unwrap_or(u32::MAX),
         draining: shared.is_draining(),
     }
 }

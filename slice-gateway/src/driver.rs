@@ -1,34 +1,27 @@
-//! The loop of the data path, on a plain thread: wait, read a batch, handle it, write a batch. The only place with a
-//! clock.
+//! The loop of the data path, on a plain thread for each lane: wait, read a batch, handle it, write a batch. The only
+//! place with a clock.
 
 use std::{
     io,
     os::fd::AsFd,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::eventfd::{EfdFlags, EventFd},
-};
-
-use tokio_util::sync::CancellationToken;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{
     entropy,
     io::{
-        batch::{Batches, Counts},
+        batch::Batches,
         patience::Patience,
+        sockets::Sockets,
         tap::{Level, MAX_HEADER, Tap},
-        udp::{Memory, Received, Udp},
+        udp::Received,
         vnet,
     },
-    proto::{Config, Event, Gateway, HEADROOM, Key, Stats, config::encode_key},
-    sizes::Sizes,
+    proto::{Change, Event, Gateway, HEADROOM, Key, Path, Socket, config::encode_key, lane::Lane},
+    shared::{Figures, KeyLetter, Shared},
 };
 
 /// Frames that are read from the TAP in a turn, before the network gets its turn.
@@ -37,6 +30,8 @@ const FRAMES_PER_TURN: usize = 64;
 const BYTES_PER_TURN: usize = 256 << 10;
 /// Frames are written to the TAP when there are this many bytes, while they are still in the cache.
 const FLUSH_BYTES: usize = 192 << 10;
+/// Parcels of other lanes that are taken in a turn.
+const PARCELS_PER_TURN: usize = 64;
 /// Longest frame that is read.
 const MAX_FRAME: usize = 65_536 + 64;
 /// How often the figures are published.
@@ -47,130 +42,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How long it waits for that: where there is no other way, frames come until the end.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// What the data path shares with the other threads.
-pub struct Shared {
-    letters: Mutex<Letters>,
-    /// Wakes the data path.
-    wake: EventFd,
-    figures: Mutex<Arc<Figures>>,
-    /// Wakes the control thread: a tunnel went up or down, or the TAP was lost.
-    news: EventFd,
-    has_tap: AtomicBool,
-    draining: AtomicBool,
-    stopping: CancellationToken,
-}
-
-/// What the data path is told. The newest of each replaces the one before.
-#[derive(Default)]
-struct Letters {
-    config: Option<Config>,
-    tap: Option<Tap>,
-}
-
-/// What the data path has counted.
-#[derive(Clone, Debug, Default)]
-pub struct Figures {
-    pub slice: String,
-    /// There is a configuration, and the rest is about it.
-    pub configured: bool,
-    pub stats: Stats,
-    pub counts: Counts,
-    /// Turns of the loop.
-    pub turns: u64,
-    pub frames_read: u64,
-    /// System calls that received datagrams.
-    pub receive_calls: u64,
-    /// Datagrams that the kernel had put together.
-    pub received: Sizes,
-    /// Frames that waited at the TAP device when a turn read from it, as far as one turn reads.
-    pub waiting: Sizes,
-    pub segmentation: bool,
-    pub coalescing: bool,
-    pub memory: Memory,
-    /// What the TAP device leaves to us.
-    pub offload: Level,
-}
-
-impl Shared {
-    /// # Errors
-    /// Where the kernel has no descriptors left.
-    pub fn new() -> io::Result<Arc<Self>> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        Ok(Arc::new(Self {
-            letters: Mutex::default(),
-            wake: EventFd::from_flags(flags)?,
-            figures: Mutex::default(),
-            news: EventFd::from_flags(flags)?,
-            has_tap: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            stopping: CancellationToken::new(),
-        }))
-    }
-
-    pub fn set_config(&self, config: Config) {
-        self.write(|letters| letters.config = Some(config));
-    }
-
-    pub fn set_tap(&self, tap: Tap) {
-        self.has_tap.store(true, Ordering::Release);
-        self.write(|letters| letters.tap = Some(tap));
-    }
-
-    /// Asks everybody to send frames another way, and stops once they do.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-        let _ = self.wake.write(1);
-        let _ = self.news.write(1);
-    }
-
-    /// Whether [`Self::drain`] was called.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    /// Ends all threads at once.
-    pub fn stop(&self) {
-        self.stopping.cancel();
-        // Neither can fail but by being awake already.
-        let _ = self.wake.write(1);
-        let _ = self.news.write(1);
-    }
-
-    /// Cancelled by [`Self::stop`].
-    pub fn stopping(&self) -> &CancellationToken {
-        &self.stopping
-    }
-
-    fn write(&self, write: impl FnOnce(&mut Letters)) {
-        write(&mut self.letters.lock().unwrap_or_else(PoisonError::into_inner));
-        let _ = self.wake.write(1);
-    }
-
-    /// Whether the data path holds a TAP device.
-    pub fn has_tap(&self) -> bool {
-        self.has_tap.load(Ordering::Acquire)
-    }
-
-    pub fn figures(&self) -> Arc<Figures> {
-        self.figures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Becomes readable when something has happened that should be told at once; see [`Self::clear_news`].
-    pub fn news(&self) -> &EventFd {
-        &self.news
-    }
-
-    pub fn clear_news(&self) {
-        // An error says that there was none.
-        let _ = self.news.read();
-    }
-}
-
-/// The data path.
+/// The data path of one lane.
 pub struct Driver {
+    lane: usize,
     gateway: Gateway,
     batches: Batches,
     tap: Option<Tap>,
@@ -182,6 +56,10 @@ pub struct Driver {
     patience: Patience,
     next_publish: Instant,
     figures: Figures,
+    /// Keys that were made here.
+    keys: u64,
+    /// The next one, until all lanes have it.
+    next_key: Option<(Key, Change)>,
     drain: Option<Drain>,
 }
 
@@ -195,10 +73,11 @@ struct Drain {
 
 impl Driver {
     /// Publishes the gateway's keys at once.
-    pub fn new(gateway: Gateway, udp: Udp, shared: Arc<Shared>) -> Self {
+    pub fn new(lane: Lane, gateway: Gateway, sockets: Sockets, shared: Arc<Shared>) -> Self {
         let mut this = Self {
+            lane: lane.number().into(),
             gateway,
-            batches: Batches::new(udp),
+            batches: Batches::new(sockets, shared.exchange().clone()),
             tap: None,
             shared,
             received: Received::default(),
@@ -206,7 +85,12 @@ impl Driver {
             alone: true,
             patience: Patience::default(),
             next_publish: Instant::now(),
-            figures: Figures::default(),
+            figures: Figures {
+                threads: 1,
+                ..Figures::default()
+            },
+            keys: 0,
+            next_key: None,
             drain: None,
         };
         this.publish();
@@ -224,12 +108,15 @@ impl Driver {
             if ready.letters {
                 self.take_letters();
             }
-            if self.shared.stopping.is_cancelled() {
+            if self.shared.stopping().is_cancelled() {
                 return Ok(());
             }
             // The network first: what proves that a peer lives must be seen before the clock is.
-            if ready.udp {
-                self.receive();
+            if ready.listening {
+                self.receive(Socket::Listening);
+            }
+            if ready.dialing {
+                self.receive(Socket::Dialing);
             }
             if ready.tap {
                 let before = self.figures.frames_read;
@@ -242,10 +129,7 @@ impl Driver {
             let now = Instant::now();
             let draining = self.shared.is_draining();
             self.gateway.set_away(draining || self.tap.is_none());
-            self.gateway.handle_timeout(now, &mut self.batches);
-            if self.gateway.wants_key(now) {
-                self.renew(now);
-            }
+            self.handle_timeout(now);
             self.batches.flush_datagrams();
             self.batches.flush_frames(self.tap.as_mut());
             self.publish();
@@ -255,14 +139,44 @@ impl Driver {
         }
     }
 
-    fn renew(&mut self, now: Instant) {
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.lane > 0 {
+            self.gateway.handle_timeout(now, &mut self.batches);
+            self.shared.set_need(self.lane, self.gateway.need_of_former(now));
+            return;
+        }
+        self.gateway.set_need_of_others(self.shared.need_of_others());
+        let had_former = self.gateway.has_former();
+        self.gateway.handle_timeout(now, &mut self.batches);
+        if had_former && !self.gateway.has_former() {
+            self.shared.tell_others(|| KeyLetter::Retire);
+        }
+        if self.next_key.is_none()
+            && let Some(change) = self.gateway.wants_key(now)
+        {
+            self.make_key(change);
+        }
+        // The others first: when a peer hears of a key, every lane answers to it.
+        if self.shared.others_have_keys(self.keys)
+            && let Some((key, change)) = self.next_key.take()
+        {
+            self.gateway.renew(now, key, change);
+        }
+    }
+
+    fn make_key(&mut self, change: Change) {
         match entropy::bytes() {
-            Ok(secret) => self.gateway.renew(now, Key::from_random(secret)),
+            Ok(secret) => {
+                let key = Key::from_random(secret);
+                self.shared.tell_others(|| KeyLetter::Take(key.clone(), change));
+                self.keys += 1;
+                self.next_key = Some((key, change));
+            }
             Err(error) => tracing::error!(%error, "no new key was made, carrying on with the one there is"),
         }
     }
 
-    /// Whether a planned stop may go on: nothing comes any more, or there is no other way for it.
+    /// Whether a planned stop may go on: nothing comes any more to any lane, or there is no other way for it.
     fn is_drained(&mut self, now: Instant) -> bool {
         let carried = self.figures.frames_read + self.batches.counts().frames;
         let drain = self.drain.get_or_insert(Drain {
@@ -273,7 +187,9 @@ impl Driver {
         if drain.carried != carried {
             (drain.carried, drain.busy) = (carried, now);
         }
-        now.duration_since(drain.busy) >= QUIET || now.duration_since(drain.since) >= DRAIN
+        let late = now.duration_since(drain.since) >= DRAIN;
+        let quiet = late || now.duration_since(drain.busy) >= QUIET;
+        self.shared.set_quiet(self.lane, quiet)
     }
 
     fn wait(&mut self) -> io::Result<Ready> {
@@ -283,24 +199,23 @@ impl Driver {
             .saturating_duration_since(Instant::now());
         // Rounded up, or the last millisecond would be spent turning.
         let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
-        let mut fds = [
-            PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.batches.udp().as_fd(), PollFlags::POLLIN),
-            PollFd::new(
-                self.tap
-                    .as_ref()
-                    .map_or_else(|| self.shared.wake.as_fd(), AsFd::as_fd),
-                PollFlags::POLLIN,
-            ),
-        ];
-        let fds = if self.tap.is_some() {
-            &mut fds[..]
-        } else {
-            &mut fds[..2]
+        let wake = self.shared.exchange().wake(self.lane).as_fd();
+        let sockets = self.batches.sockets();
+        // What is not there is not looked at.
+        let watch = |fd: Option<_>| match fd {
+            Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+            None => PollFd::new(wake, PollFlags::empty()),
         };
+        let tap = self.tap.as_ref().filter(|tap| tap.reads());
+        let mut fds = [
+            watch(Some(wake)),
+            watch(Some(sockets.listening().as_fd())),
+            watch(sockets.dialing().map(AsFd::as_fd)),
+            watch(tap.map(AsFd::as_fd)),
+        ];
         let begun = Instant::now();
-        if !look(fds, begun, self.patience.window()) {
-            match poll(fds, timeout) {
+        if !look(&mut fds, begun, self.patience.window()) {
+            match poll(&mut fds, timeout) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -309,37 +224,72 @@ impl Driver {
         let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
         Ok(Ready {
             letters: ready(0),
-            udp: ready(1),
-            tap: ready(2),
+            listening: ready(1),
+            dialing: ready(2),
+            tap: ready(3),
         })
     }
 
     fn take_letters(&mut self) {
-        let _ = self.shared.wake.read();
-        let mut letters = self.shared.letters.lock().unwrap_or_else(PoisonError::into_inner);
-        let (config, tap) = (letters.config.take(), letters.tap.take());
-        drop(letters);
-        if let Some(config) = config {
+        let letters = self.shared.take_letters(self.lane);
+        let now = Instant::now();
+        if let Some(config) = letters.config {
             self.figures.slice.clone_from(&config.slice);
             self.figures.configured = true;
-            if let Err(error) = self.batches.udp_mut().set_dscp(config.dscp) {
+            if let Err(error) = self.batches.sockets_mut().set_dscp(config.dscp) {
                 tracing::warn!(%error, dscp = config.dscp, "code point not set");
             }
-            self.gateway.reconfigure(Instant::now(), config);
+            self.gateway.reconfigure(now, config);
         }
-        if let Some(tap) = tap {
-            self.tap = Some(tap);
+        for letter in letters.keys {
+            match letter {
+                KeyLetter::Take(key, change) => {
+                    self.gateway.renew(now, key, change);
+                    let need = self.gateway.need_of_former(now);
+                    self.shared.key_taken(self.lane, need);
+                }
+                KeyLetter::Retire => self.gateway.retire(now),
+            }
         }
+        if let Some(tap) = letters.tap {
+            self.tap = tap;
+            if self.tap.is_none() {
+                self.shared.tap_closed(self.lane);
+            }
+        }
+        self.take_parcels(now);
     }
 
-    fn receive(&mut self) {
-        match self.batches.udp().receive(&mut self.received) {
+    /// Takes what other lanes have left.
+    fn take_parcels(&mut self, now: Instant) {
+        let exchange = self.shared.exchange().clone();
+        for _ in 0..PARCELS_PER_TURN {
+            let Some(mut parcel) = exchange.take(self.lane) else {
+                return;
+            };
+            self.gateway
+                .handle_note(now, parcel.note, &mut parcel.buffer, &mut self.batches);
+            exchange.give_back(parcel.buffer);
+        }
+        // The rest is for the next turn.
+        exchange.call(self.lane);
+    }
+
+    fn receive(&mut self, socket: Socket) {
+        let sockets = self.batches.sockets();
+        let udp = match socket {
+            Socket::Listening => Some(sockets.listening()),
+            Socket::Dialing => sockets.dialing(),
+        };
+        let Some(udp) = udp else { return };
+        match udp.receive(&mut self.received) {
             Ok(()) => self.figures.receive_calls += 1,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => return tracing::debug!(%error, "datagrams not received"),
         }
         let now = Instant::now();
-        for (from, ecn, bytes, segment) in self.received.messages() {
+        for (address, ecn, bytes, segment) in self.received.messages() {
+            let from = Path { address, socket };
             self.figures.received.add(bytes.len().div_ceil(segment));
             for datagram in bytes.chunks(segment) {
                 self.gateway
@@ -384,8 +334,7 @@ impl Driver {
                     // The device is gone; the agent makes another one and hands it over.
                     tracing::warn!(%error, "the TAP device is lost");
                     self.tap = None;
-                    self.shared.has_tap.store(false, Ordering::Release);
-                    let _ = self.shared.news.write(1);
+                    self.shared.lose_taps();
                     return;
                 }
             }
@@ -416,16 +365,16 @@ impl Driver {
         self.figures.stats = self.gateway.stats(now);
         self.figures.counts = *self.batches.counts();
         self.figures.offload = self.tap.as_ref().map_or(Level::None, Tap::level);
-        match self.batches.udp().memory() {
+        self.figures.queues = self.tap.as_ref().is_some_and(Tap::reads).into();
+        match self.batches.sockets().memory() {
             Ok(memory) => self.figures.memory = memory,
             Err(error) => tracing::debug!(%error, "the socket's queues cannot be read"),
         }
-        self.figures.segmentation = self.batches.udp().segmentation();
-        self.figures.coalescing = self.batches.udp().coalescing();
-        let figures = Arc::new(self.figures.clone());
-        *self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+        self.figures.segmentation = self.batches.sockets().segmentation();
+        self.figures.coalescing = self.batches.sockets().coalescing();
+        self.shared.publish(self.lane, self.figures.clone());
         if news {
-            let _ = self.shared.news.write(1);
+            self.shared.tell();
         }
     }
 }
@@ -443,6 +392,7 @@ fn look(fds: &mut [PollFd<'_>], begun: Instant, window: Duration) -> bool {
 
 struct Ready {
     letters: bool,
-    udp: bool,
+    listening: bool,
+    dialing: bool,
     tap: bool,
 }

@@ -7,11 +7,12 @@ use clap::Parser;
 use slice_gateway::{
     args::Args,
     control::{self, Caller, Waiting},
-    driver::{Driver, Shared},
+    driver::Driver,
     entropy,
-    io::udp::Udp,
+    io::sockets::Sockets,
     metrics::Metrics,
-    proto::{Gateway, Key},
+    proto::{Gateway, Key, lane::Lane},
+    shared::Shared,
 };
 use slice_runtime::{
     admin::{self, Readiness},
@@ -43,21 +44,26 @@ fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     let ordinal = args.ordinal()?;
     let key = Key::from_random(entropy::bytes().context("read random bytes")?);
-    let udp = Udp::bind(args.listen).with_context(|| format!("listen on UDP {}", args.listen))?;
-    let udp_port = udp.local_address().context("read the own UDP address")?.port();
-    tracing::info!(version = VERSION, ordinal, socket = %args.socket.display(), udp_port, admin = %args.admin, "gateway starts");
+    let sockets =
+        Sockets::bind(args.listen, args.threads).with_context(|| format!("listen on UDP {}", args.listen))?;
+    let udp_port = sockets[0]
+        .listening()
+        .local_address()
+        .context("read the own UDP address")?
+        .port();
+    tracing::info!(version = VERSION, ordinal, socket = %args.socket.display(), udp_port, admin = %args.admin, threads = sockets.len(), "gateway starts");
 
-    let shared = Shared::new().context("make event descriptors")?;
-    let seed = u64::from_ne_bytes(*entropy::bytes().context("read random bytes")?);
-    let gateway = Gateway::new(key, seed, Instant::now());
+    let shared = Shared::new(sockets.len()).context("make event descriptors")?;
     let caller = Caller {
         socket: args.socket.clone(),
         ordinal,
         udp_port,
-        udp: udp
-            .as_fd()
-            .try_clone_to_owned()
-            .context("copy the UDP socket's descriptor")?,
+        udp: sockets
+            .iter()
+            .flat_map(Sockets::iter)
+            .map(|udp| udp.as_fd().try_clone_to_owned())
+            .collect::<Result<_, _>>()
+            .context("copy the UDP sockets' descriptors")?,
     };
     let readiness = Readiness::default();
     let waiting = Waiting {
@@ -67,10 +73,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
         since: None,
     };
 
-    let data = spawn("data", &shared, {
-        let driver = Driver::new(gateway, udp, shared.clone());
-        move || driver.run().context("run the data path")
-    })?;
+    let mut threads = Vec::new();
+    let lanes = u8::try_from(sockets.len()).context("count the threads")?;
+    for (lane, sockets) in Lane::all(lanes).zip(sockets) {
+        let seed = u64::from_ne_bytes(*entropy::bytes().context("read random bytes")?);
+        let gateway = Gateway::new(lane, key.clone(), seed, Instant::now());
+        let driver = Driver::new(lane, gateway, sockets, shared.clone());
+        let name = format!("data-{}", lane.number());
+        threads.push(spawn(&name, &shared, move || {
+            driver.run().context("run the data path")
+        })?);
+    }
     let control = spawn("control", &shared, {
         let shared = shared.clone();
         move || {
@@ -78,9 +91,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Ok(())
         }
     })?;
+    threads.push(control);
     let served = serve(args, &shared, readiness);
     shared.stop();
-    for thread in [data, control] {
+    for thread in threads {
         thread
             .join()
             .map_err(|_| anyhow::anyhow!("a thread panicked"))??;

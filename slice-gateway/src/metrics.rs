@@ -9,11 +9,11 @@ use prometheus::{
 };
 
 use crate::{
-    driver::{Figures, Shared},
     proto::{
         PeerStats,
         liveness::{LOSS_WINDOW, RTT_STEP},
     },
+    shared::{Figures, Shared},
     sizes::Sizes,
 };
 
@@ -266,6 +266,12 @@ fn families(figures: &Figures) -> Families {
     );
     let keys = &figures.stats.keys;
     for (name, help, value) in [
+        ("threads", "Threads that carry frames", f64::from(figures.threads)),
+        (
+            "tap_queues",
+            "Queues of the TAP device that are read; fewer than threads where the kernel refuses to steer them",
+            f64::from(figures.queues),
+        ),
         (
             "key_age_seconds",
             "Age of the key in use; replaced before spec.gateway.rotation is over",
@@ -507,7 +513,7 @@ mod tests {
     fn the_collector_can_be_registered() {
         let registry = Registry::new();
         registry
-            .register(Box::new(Metrics::new(Shared::new().unwrap())))
+            .register(Box::new(Metrics::new(Shared::new(1).unwrap())))
             .unwrap();
         assert!(!registry.gather().is_empty());
     }

@@ -29,6 +29,15 @@ impl<const N: usize> Sizes<N> {
         self.sum += size as u64;
     }
 
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        for (count, more) in self.buckets.iter_mut().zip(other.buckets) {
+            *count += more;
+        }
+        self.beyond += other.beyond;
+        self.sum += other.sum;
+    }
+
     /// Values.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum::<u64>() + self.beyond

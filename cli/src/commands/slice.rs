@@ -78,6 +78,7 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
         attach: Default::default(),
         gateway: SliceGatewaySettings {
             replicas: slice.gateways,
+            threads: slice.gateway_threads,
             rotation: slice.rotation,
             ..SliceGatewaySettings::default()
         },

@@ -123,6 +123,12 @@ pub struct SliceGatewaySettings {
     #[serde(default = "SliceGatewaySettings::default_replicas")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
+    /// Threads of each gateway, each with its own queue of the TAP device and its own tunnels. One carries some Gbit/s;
+    /// how much depends on the processor. A flow is carried by one thread, so more of them help where there are many
+    /// flows, and no more than the node has processors to spare. A change restarts the gateways, one after the other.
+    #[serde(default = "SliceGatewaySettings::default_threads")]
+    #[schemars(range(min = 1, max = 16))]
+    pub threads: u8,
     /// In place of what the Cluster says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposure: Option<Exposure>,
@@ -148,6 +154,10 @@ impl SliceGatewaySettings {
         2
     }
 
+    pub(super) const fn default_threads() -> u8 {
+        1
+    }
+
     fn default_rotation() -> Duration {
         std::time::Duration::from_hours(24).into()
     }
@@ -157,6 +167,7 @@ impl Default for SliceGatewaySettings {
     fn default() -> Self {
         Self {
             replicas: Self::default_replicas(),
+            threads: Self::default_threads(),
             exposure: None,
             rotation: Self::default_rotation(),
             renewed_at: None,

@@ -10,6 +10,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::hub::SliceGatewaySettings;
 use crate::IndexRange;
 
 /// What happens to a pod of the slice that cannot get its interface when it starts.
@@ -65,10 +66,14 @@ impl Default for Broadcast {
 }
 
 /// Where a member's gateways run and how the other clusters reach them: resolved from SliceConfig and Cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayPlacement {
     pub replicas: u32,
+    /// Threads of each gateway.
+    #[serde(default = "SliceGatewaySettings::default_threads")]
+    #[schemars(range(min = 1, max = 16))]
+    pub threads: u8,
     #[serde(default)]
     pub exposure: Exposure,
     /// Addresses to advertise in place of the nodes' own.
@@ -78,6 +83,20 @@ pub struct GatewayPlacement {
     pub node_selector: BTreeMap<String, String>,
     #[serde(default)]
     pub keys: KeyPolicy,
+}
+
+impl Default for GatewayPlacement {
+    /// No gateway.
+    fn default() -> Self {
+        Self {
+            replicas: 0,
+            threads: SliceGatewaySettings::default_threads(),
+            exposure: Exposure::default(),
+            advertise: Vec::new(),
+            node_selector: BTreeMap::new(),
+            keys: KeyPolicy::default(),
+        }
+    }
 }
 
 /// When gateways make themselves new keys: resolved from SliceConfig.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use slice_crds::names;
-use slice_runtime::handover::{Config, Hello, Report, Tap, ToGateway};
+use slice_runtime::handover::{Config, Hello, MAX_QUEUES, Report, Tap, ToGateway};
 
 use super::{ADOPTION, Agent, SILENCE};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     intent,
     kernel::{Kernel, TAP_OFFLOADS},
     liveness::{self, Word},
-    model::Name,
+    model::{Name, Queues},
 };
 
 /// One that is connected.
@@ -25,6 +25,13 @@ pub(super) struct Gateway {
     config: Option<Config>,
     /// It has its TAP.
     carries: bool,
+}
+
+/// A TAP as it was last seen.
+struct SeenTap {
+    queues: Queues,
+    /// A process holds it.
+    held: bool,
 }
 
 /// What others need to know of a gateway.
@@ -40,14 +47,16 @@ impl<K: Kernel> Agent<K> {
         match event {
             GatewayEvent::Hello {
                 slice,
-                hello,
+                mut hello,
                 connection,
             } => {
+                hello.queues = hello.queues.clamp(1, MAX_QUEUES);
                 tracing::info!(
                     slice,
                     ordinal = hello.ordinal,
                     version = hello.version,
                     has_tap = hello.has_tap,
+                    queues = hello.queues,
                     "gateway connected"
                 );
                 let key = (slice, hello.ordinal);
@@ -190,21 +199,35 @@ impl<K: Kernel> Agent<K> {
         });
     }
 
-    /// Gateways on this node that should have a TAP: those that are connected, and those that were here last.
-    pub(super) fn taps(&self) -> BTreeSet<(String, u32)> {
-        let mut taps: BTreeSet<_> = self.gateways.keys().cloned().collect();
+    /// Gateways on this node that should have a TAP: those that are connected, with as many queues as they can use,
+    /// and those that were here last, as it is. One that somebody holds stays as it is in any case: what is replaced
+    /// under a gateway that carries is lost to it.
+    pub(super) fn taps(&self) -> BTreeMap<(String, u32), Queues> {
+        let mut taps = BTreeMap::new();
         for (key, gateway) in &self.world.gateways {
             let node = gateway.status.as_ref().and_then(|status| status.node.as_deref());
-            if node == Some(self.node.as_str()) && self.has_tap_link(key) {
-                taps.insert(key.clone());
+            if node == Some(self.node.as_str())
+                && let Some(tap) = self.tap(key)
+            {
+                taps.insert(key.clone(), tap.queues);
             }
+        }
+        for (key, gateway) in &self.gateways {
+            let in_use = self.tap(key).filter(|tap| tap.held || gateway.carries);
+            let asked = Queues::of(gateway.hello.queues);
+            taps.insert(key.clone(), in_use.map_or(asked, |tap| tap.queues));
         }
         taps
     }
 
-    fn has_tap_link(&self, (slice, ordinal): &(String, u32)) -> bool {
+    /// The TAP of a gateway, where it is there.
+    fn tap(&self, (slice, ordinal): &(String, u32)) -> Option<SeenTap> {
         let name = Name::new(names::tap(slice, *ordinal));
-        self.state().is_some_and(|state| state.links.contains_key(&name))
+        let seen = self.seen.as_ref()?;
+        Some(SeenTap {
+            queues: seen.state.links.get(&name)?.kind.tap()?,
+            held: seen.held.contains(&name),
+        })
     }
 
     /// A TAP that nobody holds was made anew, or its gateway let it go: it is handed over again.
@@ -222,19 +245,25 @@ impl<K: Kernel> Agent<K> {
     /// Gives TAPs to gateways that are without; whether any got one.
     pub(super) fn hand_over_taps(&mut self) -> bool {
         let mut any = false;
-        let links: BTreeSet<Name> = self
-            .state()
-            .map(|state| state.links.keys().cloned().collect())
-            .unwrap_or_default();
-        for ((slice, ordinal), gateway) in &mut self.gateways {
+        let waiting = self.gateways.iter().filter(|(_, gateway)| !gateway.carries);
+        let waiting: Vec<_> = waiting
+            .filter_map(|(key, _)| Some((key.clone(), self.tap(key)?)))
+            .collect();
+        for (key, tap) in waiting {
+            let (slice, ordinal) = &key;
             let name = Name::new(names::tap(slice, *ordinal));
-            if gateway.carries || !links.contains(&name) {
-                continue;
-            }
-            let Some(facts) = self.world.slices.get(slice) else {
+            let (Some(gateway), Some(facts)) = (self.gateways.get_mut(&key), self.world.slices.get(slice))
+            else {
                 continue;
             };
-            let opened = match self.kernel.open_tap(&name) {
+            if tap.queues != Queues::of(gateway.hello.queues) {
+                // It is in use, by this gateway or an earlier process of it. When that lets go, it is made anew.
+                gateway.carries = gateway.hello.has_tap && tap.held;
+                any |= gateway.carries;
+                self.look |= !gateway.carries;
+                continue;
+            }
+            let opened = match self.kernel.open_tap(&name, gateway.hello.queues) {
                 Ok(opened) => opened,
                 Err(error) => {
                     tracing::warn!(slice, ordinal, error = format!("{error:#}"), "TAP not opened");
@@ -242,7 +271,7 @@ impl<K: Kernel> Agent<K> {
                 }
             };
             match opened {
-                Some(fd) => {
+                Some(fds) => {
                     // The configuration goes first: with the TAP come frames.
                     let Some(config) = intent::gateway_config(slice, facts, *ordinal) else {
                         continue;
@@ -251,13 +280,17 @@ impl<K: Kernel> Agent<K> {
                         interface: name.as_str().to_owned(),
                         offloads: TAP_OFFLOADS,
                     };
-                    let sent = gateway.connection.send(ToGateway::Config(config.clone()), None)
-                        && gateway.connection.send(ToGateway::Tap(tap), Some(fd));
+                    let queues = fds.len();
+                    let sent = gateway.connection.send(ToGateway::Config(config.clone()), vec![])
+                        && gateway.connection.send(ToGateway::Tap(tap), fds);
                     if sent {
-                        tracing::info!(slice, ordinal, interface = %name, "TAP handed over");
+                        tracing::info!(slice, ordinal, interface = %name, queues, "TAP handed over");
                         gateway.config = Some(config);
                         gateway.carries = true;
                         any = true;
+                        if let Some(seen) = &mut self.seen {
+                            seen.held.insert(name);
+                        }
                     }
                 }
                 None if gateway.hello.has_tap => {
@@ -285,7 +318,7 @@ impl<K: Kernel> Agent<K> {
             let config = intent::gateway_config(slice, facts, *ordinal);
             if gateway.config != config
                 && let Some(config) = config
-                && gateway.connection.send(ToGateway::Config(config.clone()), None)
+                && gateway.connection.send(ToGateway::Config(config.clone()), vec![])
             {
                 gateway.config = Some(config);
             }

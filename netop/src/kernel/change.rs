@@ -194,9 +194,9 @@ async fn add_link(
             )
             .await?
         }
-        Kind::Tap => {
+        Kind::Tap(queues) => {
             let made = linux.rtnl.link(name.as_str()).await?.is_none();
-            tap::create(linux.namespace.as_deref(), name)?;
+            tap::create(linux.namespace.as_deref(), name, *queues)?;
             set_link(
                 linux,
                 name,

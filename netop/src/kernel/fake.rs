@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 
 use super::{Kernel, Observation, Outcome, Query};
 use crate::{
-    model::{Element, Kind, Name, Netns, State, Via},
+    model::{Element, Kind, Name, Netns, Queues, State, Via},
     plan::{Action, Plan, PodAction},
 };
 
@@ -82,15 +82,19 @@ impl Kernel for Fake {
         outcome
     }
 
-    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>> {
+    fn open_tap(&mut self, name: &Name, queues: u8) -> anyhow::Result<Option<Vec<OwnedFd>>> {
         let mut inner = self.inner();
-        if !inner.state.links.contains_key(name) {
+        let Some(made_for) = inner.state.links.get(name).and_then(|link| link.kind.tap()) else {
             bail!("TAP device {name} is not there");
+        };
+        if made_for != Queues::of(queues) {
+            bail!("TAP device {name} is not made for {queues} queues");
         }
         if !inner.held.insert(name.clone()) {
             return Ok(None);
         }
-        Ok(Some(File::open("/dev/null")?.into()))
+        let queue = |_| Ok(File::open("/dev/null")?.into());
+        (0..queues).map(queue).collect::<anyhow::Result<_>>().map(Some)
     }
 }
 

@@ -21,7 +21,7 @@ mod rtnl;
 mod tap;
 
 pub use probe::features;
-pub use tap::OFFLOADS as TAP_OFFLOADS;
+pub use slice_runtime::tap::OFFLOADS as TAP_OFFLOADS;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -115,11 +115,12 @@ pub trait Kernel: Send {
     /// Makes the changes in order. A failure stops its scope and nothing else.
     fn apply(&mut self, plan: &Plan) -> impl Future<Output = Outcome> + Send;
 
-    /// Opens the queue of a TAP that is there, or `None` where another process holds it.
+    /// Opens so many queues of a TAP that is there and made for as many, or one where the kernel cannot keep a flow on
+    /// one of several. `None` where a process holds it.
     ///
     /// # Errors
     /// Where the device cannot be opened.
-    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>>;
+    fn open_tap(&mut self, name: &Name, queues: u8) -> anyhow::Result<Option<Vec<OwnedFd>>>;
 }
 
 /// The kernel that runs this process.
@@ -131,6 +132,8 @@ pub struct Linux {
     indices: BTreeMap<Name, u32>,
     /// The same for those who are told of changes.
     ours: Arc<Mutex<BTreeSet<u32>>>,
+    /// TAP devices of which one queue was opened in place of several.
+    unsteered: BTreeSet<Name>,
 }
 
 impl Linux {
@@ -143,6 +146,7 @@ impl Linux {
             rtnl,
             indices: BTreeMap::new(),
             ours: Arc::default(),
+            unsteered: BTreeSet::new(),
         })
     }
 
@@ -211,7 +215,20 @@ impl Kernel for Linux {
         change::apply(self, plan).await
     }
 
-    fn open_tap(&mut self, name: &Name) -> anyhow::Result<Option<OwnedFd>> {
-        tap::open(self.namespace.as_deref(), name)
+    fn open_tap(&mut self, name: &Name, queues: u8) -> anyhow::Result<Option<Vec<OwnedFd>>> {
+        let Some(opened) = tap::open(self.namespace.as_deref(), name, queues)? else {
+            return Ok(None);
+        };
+        match opened.refused {
+            Some(error) if self.unsteered.insert(name.clone()) => tracing::warn!(
+                interface = %name,
+                asked = queues,
+                error = %error,
+                "gateway gets one queue of its TAP device, so one of its threads carries all that comes from its node"
+            ),
+            Some(_) => {}
+            None => _ = self.unsteered.remove(name),
+        }
+        Ok(Some(opened.queues))
     }
 }

@@ -8,12 +8,13 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
+use netlink_packet_core::Nla;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        InfoPortData, InfoTun, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
@@ -25,9 +26,12 @@ use super::{
     rtnl::{Error, Rtnl},
 };
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, PodLink, Port, Via, Vxlan, table::ANY},
+    model::{Fdb, Kind, Link, Name, Neighbour, PodLink, Port, Queues, Via, Vxlan, table::ANY},
     plan::PodEnd,
 };
+
+/// One byte, of linux/if_link.h: whether a TUN or TAP device is made for several queues.
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 
 pub(super) async fn observe(linux: &mut Linux, query: &Query) -> anyhow::Result<Observation> {
     let links = dump_links(&mut linux.rtnl).await.context("read the interfaces")?;
@@ -52,7 +56,7 @@ pub(super) async fn observe(linux: &mut Linux, query: &Query) -> anyhow::Result<
         seen.state
             .links
             .get(name)
-            .is_some_and(|link| link.kind == Kind::Tap)
+            .is_some_and(|link| link.kind.tap().is_some())
     });
     linux.indices = ours.iter().map(|(index, name)| (name.clone(), *index)).collect();
 
@@ -120,7 +124,10 @@ fn read_info(infos: &[LinkInfo], state: &mut Link) {
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Veth) => state.kind = Kind::Veth,
-            LinkInfo::Kind(InfoKind::Tun) => state.kind = Kind::Tap,
+            LinkInfo::Kind(InfoKind::Tun) => state.kind = Kind::Tap(Queues::One),
+            LinkInfo::Data(InfoData::Tun(data)) if data.iter().any(is_multi_queue) => {
+                state.kind = Kind::Tap(Queues::Several);
+            }
             LinkInfo::Data(InfoData::Bridge(data)) => {
                 state.kind = Kind::Bridge {
                     snooping: data.contains(&InfoBridge::MulticastSnooping(true)),
@@ -133,6 +140,15 @@ fn read_info(infos: &[LinkInfo], state: &mut Link) {
             _ => {}
         }
     }
+}
+
+fn is_multi_queue(item: &InfoTun) -> bool {
+    if item.kind() != IFLA_TUN_MULTI_QUEUE || item.value_len() != 1 {
+        return false;
+    }
+    let mut value = [0];
+    item.emit_value(&mut value);
+    value != [0]
 }
 
 /// `None` where it learns, or lacks what every one of ours has.

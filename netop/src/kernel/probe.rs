@@ -2,13 +2,17 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{nft, tap};
+use slice_runtime::{steering, tap};
+
+use super::nft;
 
 /// Features by name, for the node's status. Probed once, at start.
 pub async fn features(namespace: Option<&Path>) -> BTreeMap<String, bool> {
     let sysctl = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
     BTreeMap::from([
         ("tap".to_owned(), tap::available()),
+        // Without it a gateway gets one queue of its TAP device, however many threads it has.
+        ("tapQueues".to_owned(), steering::Program::load().is_ok()),
         ("ipv6".to_owned(), Path::new("/proc/sys/net/ipv6").exists()),
         ("nftables".to_owned(), nft::list(namespace).await.is_ok()),
         // Bridged packets pass the IP filters of the node too; Weft's own keep Service rules off them.

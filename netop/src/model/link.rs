@@ -32,11 +32,27 @@ pub enum Kind {
         snooping: bool,
     },
     Vxlan(Vxlan),
-    Tap,
+    /// For how many queues, which cannot be changed.
+    Tap(Queues),
     /// The host end of a pair whose other end is in [`super::State::pods`].
     Veth,
     /// Carries one of our names and is something else.
     Foreign,
+}
+
+/// How many queues a TAP device is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queues {
+    One,
+    /// Only where they are used: such a device has 256 transmit queues, with a queueing discipline each.
+    Several,
+}
+
+impl Queues {
+    /// The sort of a device for somebody who uses so many.
+    pub const fn of(count: u8) -> Self {
+        if count > 1 { Self::Several } else { Self::One }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +74,17 @@ impl Vxlan {
 }
 
 impl Kind {
+    pub const fn tap(&self) -> Option<Queues> {
+        match self {
+            Self::Tap(queues) => Some(*queues),
+            Self::Bridge { .. } | Self::Vxlan(_) | Self::Veth | Self::Foreign => None,
+        }
+    }
+
     pub const fn vxlan(&self) -> Option<Vxlan> {
         match self {
             Self::Vxlan(vxlan) => Some(*vxlan),
-            Self::Bridge { .. } | Self::Tap | Self::Veth | Self::Foreign => None,
+            Self::Bridge { .. } | Self::Tap(_) | Self::Veth | Self::Foreign => None,
         }
     }
 }
@@ -133,7 +156,8 @@ impl fmt::Display for Kind {
                 write!(f, "vxlan {vni} port {port} local {local}")?;
                 remote.map_or(Ok(()), |remote| write!(f, " remote {remote}"))
             }
-            Self::Tap => f.write_str("tap"),
+            Self::Tap(Queues::One) => f.write_str("tap"),
+            Self::Tap(Queues::Several) => f.write_str("tap multi_queue"),
             Self::Veth => f.write_str("veth"),
             Self::Foreign => f.write_str("foreign"),
         }

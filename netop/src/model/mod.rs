@@ -15,7 +15,7 @@ pub mod link;
 pub mod table;
 
 pub use filter::{Element, Rules, Table};
-pub use link::{Kind, Link, Netns, PodLink, Port, Vxlan};
+pub use link::{Kind, Link, Netns, PodLink, Port, Queues, Vxlan};
 pub use table::{Fdb, Neighbour, Via};
 
 use std::{

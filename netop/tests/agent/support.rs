@@ -265,6 +265,11 @@ impl Node {
 
     /// A gateway connects and says who it is; the agent hears it and settles.
     pub async fn connect(&mut self, slice: &str, ordinal: u32, has_tap: bool) -> Near {
+        self.connect_with(slice, ordinal, has_tap, 1).await
+    }
+
+    /// The same of one that can use so many queues.
+    pub async fn connect_with(&mut self, slice: &str, ordinal: u32, has_tap: bool, queues: u8) -> Near {
         self.settle().await;
         let near = self.dial(slice);
         near.send(FromGateway::Hello(Hello {
@@ -273,6 +278,7 @@ impl Node {
             udp_port: 51820,
             version: "test".into(),
             has_tap,
+            queues,
         }));
         self.gateway_event().await;
         self.settle().await;
@@ -292,10 +298,10 @@ pub struct Near(Option<UnixStream>);
 
 impl Near {
     pub fn send(&self, message: FromGateway) {
-        handover::send(self.0.as_ref().unwrap(), &message, None).unwrap();
+        handover::send(self.0.as_ref().unwrap(), &message, &[]).unwrap();
     }
 
-    pub async fn receive(&mut self) -> (ToGateway, Option<std::os::fd::OwnedFd>) {
+    pub async fn receive(&mut self) -> (ToGateway, Vec<std::os::fd::OwnedFd>) {
         self.try_receive().await.unwrap()
     }
 
@@ -304,7 +310,7 @@ impl Near {
         self.try_receive().await.is_err()
     }
 
-    async fn try_receive(&mut self) -> Result<(ToGateway, Option<std::os::fd::OwnedFd>), handover::Error> {
+    async fn try_receive(&mut self) -> Result<(ToGateway, Vec<std::os::fd::OwnedFd>), handover::Error> {
         let stream = self.0.take().unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let (stream, result) = tokio::task::spawn_blocking(move || {

@@ -1,6 +1,15 @@
 //! Whole agents on the real kernel: objects and the plugin's questions in, pings and frames out.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use prometheus::Registry;
@@ -21,13 +30,14 @@ use slice_netop::{
     gateways::{GatewayEvent, Server},
     kernel::Linux,
     metrics::Metrics,
+    model::{Kind, Name, Queues},
     pods::{NetnsDirectory, Sandbox},
     world::{PodView, SliceFacts, World},
 };
 use slice_runtime::handover::{self, FromGateway, Hello, ToGateway};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::support::{Cluster, Space, Tap, Wire, ethernet, ping};
+use crate::support::{Cluster, Space, Tap, Wire, ethernet, ping, udp4_between};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -95,6 +105,30 @@ impl Run {
     async fn step(&mut self, event: Event) {
         self.agent.handle(event, Timestamp::now());
         self.agent.settle(Timestamp::now()).await;
+    }
+
+    /// The gateway with ordinal 0 of the slice calls; the agent hears it.
+    async fn called(&mut self, has_tap: bool, queues: u8) -> UnixStream {
+        let socket = self.directory.path().join("gateway/shop/netop.sock");
+        let stream = UnixStream::connect(socket).unwrap();
+        let hello = FromGateway::Hello(Hello {
+            ordinal: 0,
+            public_key: "key".into(),
+            udp_port: 1,
+            version: "test".into(),
+            has_tap,
+            queues,
+        });
+        handover::send(&stream, &hello, &[]).unwrap();
+        // The end of an earlier connection may come first.
+        loop {
+            let event = self.gateways.recv().await.unwrap();
+            let called = matches!(event, GatewayEvent::Hello { .. });
+            self.step(Event::Gateway(event)).await;
+            if called {
+                return stream;
+            }
+        }
     }
 
     /// The plugin asks about a pod that starts.
@@ -173,6 +207,13 @@ fn add_pod(world: &mut World, name: &str) {
     world.pods.insert(view.uid.clone(), Arc::new(view));
 }
 
+/// The gateway's object says that it is connected to the agent of this node.
+fn here(world: &mut World, node: &str) {
+    let gateway = Arc::make_mut(world.gateways.get_mut(&("shop".to_owned(), 0)).unwrap());
+    let status = gateway.status.get_or_insert_default();
+    (status.node, status.connected) = (Some(node.into()), true);
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -211,7 +252,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
 
     // A gateway on the second node: it gets the TAP, and the first node's broadcast arrives there once.
     let socket = runs[1].directory.path().join("gateway/shop/netop.sock");
-    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let hello = |has_tap| {
         let public_key = "key".into();
@@ -221,29 +262,27 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
             udp_port: 1,
             version: "test".into(),
             has_tap,
+            queues: 1,
         })
     };
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    handover::send(&stream, &hello(false), Some(udp.as_raw_fd())).unwrap();
+    handover::send(&stream, &hello(false), &[udp.as_raw_fd()]).unwrap();
     let event = runs[1].gateways.recv().await.unwrap();
     runs[1].step(Event::Gateway(event)).await;
-    let (ToGateway::Config(_), None) = handover::receive(&stream).unwrap() else {
+    let (ToGateway::Config(_), _) = handover::receive(&stream).unwrap() else {
         panic!("configuration")
     };
-    let (ToGateway::Tap(_), Some(fd)) = handover::receive(&stream).unwrap() else {
+    let (ToGateway::Tap(_), mut fds) = handover::receive(&stream).unwrap() else {
         panic!("TAP")
     };
-    let tap = Tap::new(fd);
+    assert_eq!(fds.len(), 1);
+    let tap = Tap::new(fds.remove(0));
     let buffer = socket2::SockRef::from(&udp).recv_buffer_size().unwrap();
     assert!(
         buffer >= handover::SOCKET_BUFFER,
         "a gateway's socket has room for bursts: {buffer}"
     );
-    for world in &mut worlds {
-        let gateway = Arc::make_mut(world.gateways.get_mut(&("shop".to_owned(), 0)).unwrap());
-        let status = gateway.status.get_or_insert_default();
-        (status.node, status.connected) = (Some("n2".into()), true);
-    }
+    worlds.iter_mut().for_each(|world| here(world, "n2"));
     for (run, world) in runs.iter_mut().zip(&worlds) {
         run.step(Event::World(Arc::new(world.clone()))).await;
     }
@@ -289,14 +328,13 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
         assert_eq!(*runs[n].agent.state().unwrap(), states[n], "agent {n}");
     }
     assert_eq!(copies(&tap), 1, "the gateway carries on while its agent is away");
-    let stream =
-        std::os::unix::net::UnixStream::connect(runs[1].directory.path().join("gateway/shop/netop.sock"));
+    let stream = UnixStream::connect(runs[1].directory.path().join("gateway/shop/netop.sock"));
     let stream = stream.unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    handover::send(&stream, &hello(true), None).unwrap();
+    handover::send(&stream, &hello(true), &[]).unwrap();
     let event = runs[1].gateways.recv().await.unwrap();
     runs[1].step(Event::Gateway(event)).await;
-    let (ToGateway::Config(_), None) = handover::receive(&stream).unwrap() else {
+    let (ToGateway::Config(_), _) = handover::receive(&stream).unwrap() else {
         panic!("configuration")
     };
     assert_eq!(*runs[1].agent.state().unwrap(), states[1]);
@@ -328,4 +366,102 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
         );
         assert_eq!(node.space.command("nft", "list ruleset").unwrap(), "");
     }
+}
+
+/// The TAP's queues, where they come within half a second.
+fn given(stream: &UnixStream) -> Option<Vec<OwnedFd>> {
+    stream.set_read_timeout(Some(SECOND / 2)).unwrap();
+    loop {
+        match handover::receive(stream) {
+            Ok((ToGateway::Config(_), _)) => {}
+            Ok((ToGateway::Tap(_), queues)) => return Some(queues),
+            Err(_) => return None,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_gets_the_queues_that_it_can_use_and_every_flow_keeps_to_one() {
+    let cluster = Cluster::new(1);
+    let web = Space::new("web");
+    let mut world = world();
+    add_pod(&mut world, "web");
+    here(&mut world, "n1");
+    let mut run = Run::new("n1", &cluster.nodes[0].space);
+    run.step(Event::World(Arc::new(world.clone()))).await;
+    assert!(matches!(run.add("web", &web).await, Reply::Attached(_)));
+    let made_for = |run: &Run| {
+        let state = run.agent.state().unwrap();
+        state.links[&Name::new(names::tap("shop", 0))].kind.clone()
+    };
+
+    let first = run.called(false, 4).await;
+    let queues: Vec<Tap> = given(&first).expect("a TAP").into_iter().map(Tap::new).collect();
+    assert_eq!(queues.len(), 4);
+    run.step(Event::Tick).await;
+    assert_eq!(made_for(&run), Kind::Tap(Queues::Several));
+
+    // Flows to another cluster: each keeps to its queue, also after frames of it came back by another.
+    let (here, there) = (
+        (Mac::of_index(8), ip("10.80.0.8")),
+        (Mac::of_index(40), ip("10.80.0.40")),
+    );
+    let wire = Wire::open(&web, "sl-shop");
+    let mut taken: BTreeMap<u16, usize> = BTreeMap::new();
+    for round in 0..4 {
+        queues
+            .iter()
+            .for_each(|queue| _ = queue.collect(Duration::from_millis(20)));
+        for port in 7000..7064 {
+            for _ in 0..2 {
+                wire.send(&udp4_between(there.0, here, there.1, (port, 9), b"onwards"));
+            }
+        }
+        let mut seen: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for (place, queue) in queues.iter().enumerate() {
+            for frame in queue.collect(Duration::from_millis(200)) {
+                if frame.ends_with(b"onwards") {
+                    let port = u16::from_be_bytes([frame[34], frame[35]]);
+                    seen.entry(port).or_default().push(place);
+                }
+            }
+        }
+        assert_eq!(seen.len(), 64, "round {round}");
+        for (port, places) in &seen {
+            let place = *taken.entry(*port).or_insert(places[0]);
+            assert_eq!(*places, [place; 2], "round {round}, port {port}");
+            let other = (place + 1 + round % 3) % 4;
+            queues[other].send(&udp4_between(here.0, there, here.1, (9, *port), b"back"));
+        }
+    }
+    for queue in 0..4 {
+        let flows = taken.values().filter(|place| **place == queue).count();
+        assert!((6..=28).contains(&flows), "{flows} of 64 flows on queue {queue}");
+    }
+
+    // The agent starts again: the gateway, and its device, go on as they were.
+    let before = run.agent.state().unwrap().clone();
+    run.restart(&world, &[]).await;
+    let second = run.called(true, 4).await;
+    run.step(Event::Tick).await;
+    assert!(given(&second).is_none(), "it has its queues");
+    assert_eq!(*run.agent.state().unwrap(), before);
+
+    // Another process of it gets nothing while the first holds the device, not even a part of it.
+    for asked in [4, 1] {
+        let next = run.called(false, asked).await;
+        run.step(Event::Wake).await;
+        assert!(given(&next).is_none(), "{asked} queues, while they are held");
+        assert_eq!(made_for(&run), Kind::Tap(Queues::Several));
+    }
+    let third = run.called(false, 4).await;
+    drop(queues);
+    run.step(Event::Tick).await;
+    assert_eq!(given(&third).expect("a TAP").len(), 4);
+    let last = run.called(false, 1).await;
+    run.step(Event::Wake).await;
+    let queues = given(&last).expect("a TAP");
+    assert_eq!((queues.len(), made_for(&run)), (1, Kind::Tap(Queues::One)));
+    run.step(Event::Tick).await;
+    assert_eq!(made_for(&run), Kind::Tap(Queues::One));
 }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use slice_crds::{Mac, names};
-use slice_netop::{desired::Uplink, kernel::Kernel, model::Name};
+use slice_netop::{
+    desired::Uplink,
+    kernel::Kernel,
+    model::{Name, Queues},
+};
 
 use crate::support::{Cluster, Pod, Space, Tap, Wire, arp_request, ethernet, ping, slice, udp4};
 
@@ -92,12 +96,19 @@ async fn an_unknown_destination_goes_to_the_gateway_in_use_and_nowhere_else() {
     let (mut cluster, pods, tap) = three_nodes().await;
     let wires: Vec<Wire> = pods.iter().map(wire).collect();
     // A second gateway that nobody uses.
-    cluster.nodes[2].segment("shop").taps.insert(1);
+    cluster.nodes[2].segment("shop").taps.insert(1, Queues::One);
     cluster.sync().await;
     let name = slice_netop::model::Segment::of_slice("shop").tap(1);
     let idle = {
         use slice_netop::kernel::Kernel;
-        Tap::new(cluster.nodes[2].kernel.open_tap(&name).unwrap().unwrap())
+        Tap::new(
+            cluster.nodes[2]
+                .kernel
+                .open_tap(&name, 1)
+                .unwrap()
+                .unwrap()
+                .remove(0),
+        )
     };
     let far = Mac::of_index(0x4000);
     for (sender, pod) in pods.iter().enumerate() {
@@ -350,12 +361,12 @@ async fn a_change_between_gateways_that_carry_loses_and_doubles_nothing() {
     let addresses: Vec<_> = cluster.nodes.iter().map(|node| node.address).collect();
     // A second gateway, on the second node, which uses it.
     let segment = cluster.nodes[1].segment("shop");
-    segment.taps.insert(0);
+    segment.taps.insert(0, Queues::One);
     (segment.uplink, segment.relay) = (Uplink::Local(0), Some(0));
     cluster.sync().await;
     let tap = Name::new(names::tap("shop", 0));
-    let second = cluster.nodes[1].kernel.open_tap(&tap).unwrap();
-    let second = Tap::new(second.expect("nobody holds it"));
+    let second = cluster.nodes[1].kernel.open_tap(&tap, 1).unwrap();
+    let second = Tap::new(second.expect("nobody holds it").remove(0));
 
     let stop = Arc::new(AtomicBool::new(false));
     let sent: Vec<_> = [0, 4]

@@ -19,3 +19,4 @@ mod attach;
 mod filter;
 mod frames;
 mod repair;
+mod steering;

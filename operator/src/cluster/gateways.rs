@@ -37,6 +37,8 @@ pub const PORT: i32 = 51820;
 const ADMIN_PORT: i32 = 9402;
 /// Where the hand-over directory is mounted in the pod.
 const HANDOVER: &str = "/run/weft/gateway";
+/// Thousandths of a processor that a gateway asks for, for each of its threads.
+const MILLICORES: u32 = 50;
 /// First host port of gateways that are exposed that way; one per slice.
 const FIRST_HOST_PORT: u32 = 20_000;
 
@@ -258,7 +260,7 @@ fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec 
 }
 
 fn container(slice: &Slice, image: &str) -> Container {
-    let quantity = |text: &str| Quantity(text.to_owned());
+    let threads = slice.spec.gateway.threads;
     let host_port = (slice.spec.gateway.exposure == Exposure::HostPort)
         .then(|| i32::try_from(host_port(slice)).expect("a port"));
     let probe = |path: &str, period| Probe {
@@ -278,6 +280,7 @@ fn container(slice: &Slice, image: &str) -> Container {
             format!("--socket={HANDOVER}/netop.sock"),
             format!("--listen=[::]:{PORT}"),
             format!("--admin=[::]:{ADMIN_PORT}"),
+            format!("--threads={threads}"),
         ]),
         env: Some(vec![EnvVar {
             name: "POD_NAME".to_owned(),
@@ -308,8 +311,11 @@ fn container(slice: &Slice, image: &str) -> Container {
         readiness_probe: Some(probe("/readyz", 1)),
         resources: Some(ResourceRequirements {
             requests: Some(BTreeMap::from([
-                ("cpu".to_owned(), quantity("50m")),
-                ("memory".to_owned(), quantity("32Mi")),
+                (
+                    "cpu".to_owned(),
+                    Quantity(format!("{}m", MILLICORES * u32::from(threads))),
+                ),
+                ("memory".to_owned(), Quantity("32Mi".to_owned())),
             ])),
             ..ResourceRequirements::default()
         }),
@@ -329,5 +335,48 @@ fn container(slice: &Slice, image: &str) -> Container {
             ..VolumeMount::default()
         }]),
         ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+    use serde_json::json;
+    use slice_crds::v1alpha1::SliceConfig;
+    use slice_runtime::handover::MAX_QUEUES;
+
+    use super::*;
+
+    fn container_of(threads: u8) -> Container {
+        let slice = json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "Slice", "metadata": {"name": "shop"}, "spec": {
+                "vni": 7, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 8, "cluster": "paris",
+                "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2, "threads": threads},
+            },
+        });
+        let slice: Slice = serde_json::from_value(slice).unwrap();
+        container(&slice, "gateway:1")
+    }
+
+    #[test]
+    fn each_thread_asks_for_its_share_of_a_processor() {
+        for (threads, cpu) in [(1, "50m"), (4, "200m"), (16, "800m")] {
+            let container = container_of(threads);
+            let argument = format!("--threads={threads}");
+            assert!(container.args.unwrap().contains(&argument));
+            let requests = container.resources.unwrap().requests.unwrap();
+            assert_eq!(requests["cpu"].0, cpu);
+        }
+    }
+
+    #[test]
+    fn no_more_threads_can_be_asked_for_than_a_device_gives_queues() {
+        let crd = serde_json::to_value(SliceConfig::crd()).unwrap();
+        let threads =
+            "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/gateway/properties/threads";
+        let most = crd
+            .pointer(threads)
+            .and_then(|threads| threads["maximum"].as_f64());
+        assert_eq!(most, Some(f64::from(MAX_QUEUES)));
     }
 }

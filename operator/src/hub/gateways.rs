@@ -16,6 +16,7 @@ pub(super) fn placement(slice: &SliceConfig, cluster: &Cluster) -> GatewayPlacem
     let gateway = &cluster.spec.gateway;
     GatewayPlacement {
         replicas: slice.spec.gateway.replicas,
+        threads: slice.spec.gateway.threads,
         exposure: slice.spec.gateway.exposure.unwrap_or(gateway.exposure),
         advertise: gateway.advertise.clone(),
         node_selector: gateway.node_selector.clone(),

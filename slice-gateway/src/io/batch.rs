@@ -5,16 +5,19 @@ use std::{
     collections::BTreeSet,
     io::{self, IoSlice},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use super::{
+    exchange::Exchange,
     merge::{MAX_PIECES, Merger},
+    sockets::Sockets,
     tap::{MAX_HEADER, Tap},
-    udp::{MAX_BATCH, MAX_SEGMENTS, Udp},
+    udp::{MAX_BATCH, MAX_SEGMENTS},
     vnet,
 };
 use crate::{
-    proto::{Destination, Drops, Output, Reason},
+    proto::{Destination, Drops, Output, Path, Reason, lane::Note},
     sizes::Sizes,
 };
 
@@ -38,7 +41,8 @@ struct Batch {
 
 /// Everything that waits to be written in a turn of the loop.
 pub struct Batches {
-    udp: Udp,
+    sockets: Sockets,
+    exchange: Arc<Exchange>,
     batches: Vec<Batch>,
     used: usize,
     /// Place of the batch and length of the datagram that is lent.
@@ -72,10 +76,25 @@ pub struct Counts {
     pub drops: Drops,
 }
 
+impl Counts {
+    /// Adds what another lane has written.
+    pub fn merge(&mut self, other: &Self) {
+        self.send_calls += other.send_calls;
+        self.datagrams += other.datagrams;
+        self.datagram_bytes += other.datagram_bytes;
+        self.write_calls += other.write_calls;
+        self.frames += other.frames;
+        self.sent.merge(&other.sent);
+        self.written.merge(&other.written);
+        self.drops.merge(&other.drops);
+    }
+}
+
 impl Batches {
-    pub fn new(udp: Udp) -> Self {
+    pub fn new(sockets: Sockets, exchange: Arc<Exchange>) -> Self {
+        let nowhere = Path::from(SocketAddr::from(([0, 0, 0, 0], 0)));
         let batch = || Batch {
-            to: SocketAddr::from(([0, 0, 0, 0], 0)).into(),
+            to: nowhere.into(),
             segment: 0,
             count: 0,
             closed: true,
@@ -83,7 +102,8 @@ impl Batches {
             filled: 0,
         };
         Self {
-            udp,
+            sockets,
+            exchange,
             batches: std::iter::repeat_with(batch).take(BATCHES).collect(),
             used: 0,
             lent: None,
@@ -97,12 +117,12 @@ impl Batches {
         }
     }
 
-    pub fn udp(&self) -> &Udp {
-        &self.udp
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
-    pub fn udp_mut(&mut self) -> &mut Udp {
-        &mut self.udp
+    pub fn sockets_mut(&mut self) -> &mut Sockets {
+        &mut self.sockets
     }
 
     pub fn counts(&self) -> &Counts {
@@ -117,11 +137,12 @@ impl Batches {
             self.counts.sent.add(batch.count);
             self.counts.datagram_bytes += batch.filled as u64;
             let datagrams = &batch.bytes[..batch.filled];
-            if let Err((error, bytes)) = self.udp.send(batch.to, datagrams, batch.segment) {
+            let udp = self.sockets.get(batch.to.path.socket);
+            if let Err((error, bytes)) = udp.send(batch.to, datagrams, batch.segment) {
                 let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
                 self.counts.drops.add(Reason::SendFailed, lost);
                 // Once for each kind: while a path is broken it would be every datagram.
-                let to = batch.to.address;
+                let to = batch.to.path.address;
                 if self.told.insert(error.raw_os_error()) {
                     tracing::warn!(%error, bytes = batch.segment, "datagrams not sent, further ones are counted only");
                 }
@@ -189,7 +210,7 @@ impl Batches {
     fn place(&mut self, to: Destination, length: usize) -> usize {
         let last = self.batches[..self.used]
             .iter()
-            .rposition(|batch| batch.to.address == to.address);
+            .rposition(|batch| batch.to.path == to.path);
         if let Some(place) = last {
             let batch = &mut self.batches[place];
             let fits = batch.count < MAX_SEGMENTS && batch.filled + length <= MAX_BATCH;
@@ -243,6 +264,10 @@ impl Output for Batches {
         self.frames.push((self.frame_lent + start, self.frame_lent + end));
         self.frame_used = self.frame_lent + end;
     }
+
+    fn leave(&mut self, lane: u8, note: Note, bytes: &[u8]) -> bool {
+        self.exchange.leave(lane, note, bytes)
+    }
 }
 
 #[cfg(test)]
@@ -250,11 +275,12 @@ mod tests {
     use super::*;
 
     fn batches() -> Batches {
-        Batches::new(Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap())
+        let mut sockets = Sockets::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        Batches::new(sockets.remove(0), Arc::new(Exchange::new(1).unwrap()))
     }
 
     fn to(port: u16) -> Destination {
-        SocketAddr::from(([127, 0, 0, 1], port)).into()
+        Path::from(SocketAddr::from(([127, 0, 0, 1], port))).into()
     }
 
     fn put(batches: &mut Batches, port: u16, length: usize) {
@@ -273,7 +299,14 @@ mod tests {
         }
         let got: Vec<_> = batches.batches[..batches.used]
             .iter()
-            .map(|batch| (batch.to.address.port(), batch.segment, batch.count, batch.filled))
+            .map(|batch| {
+                (
+                    batch.to.path.address.port(),
+                    batch.segment,
+                    batch.count,
+                    batch.filled,
+                )
+            })
             .collect();
         assert_eq!(got, expected);
     }

@@ -3,9 +3,12 @@
 //! Whatever is unsafe in this crate is in [`tap`].
 
 pub mod batch;
+pub mod exchange;
 pub mod inspect;
 pub mod merge;
 pub mod patience;
+pub mod sockets;
+pub mod steer;
 pub mod tap;
 pub mod udp;
 pub mod vnet;

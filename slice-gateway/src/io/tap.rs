@@ -92,6 +92,7 @@ pub struct Tap {
     header: usize,
     level: Level,
     merges: Kinds,
+    reads: bool,
 }
 
 impl Tap {
@@ -130,6 +131,7 @@ impl Tap {
             header,
             level: Level::None,
             merges: Kinds::None,
+            reads: true,
         };
         this.level = [Level::Udp, Level::Tcp, Level::Checksum]
             .into_iter()
@@ -148,6 +150,23 @@ impl Tap {
         let flags = level.flags() as libc::c_int;
         // SAFETY: the descriptor is open and the request takes an integer by value.
         unsafe { ioctl::tunsetoffload(self.file.as_raw_fd(), flags) }.map(drop)
+    }
+
+    /// The same queue for somebody who only writes to it.
+    ///
+    /// # Errors
+    /// Where the kernel has no descriptors left.
+    pub fn writer(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            reads: false,
+            ..*self
+        })
+    }
+
+    /// Whether frames are to be read from it.
+    pub fn reads(&self) -> bool {
+        self.reads
     }
 
     /// What the kernel agreed to.

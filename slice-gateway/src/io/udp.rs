@@ -1,4 +1,4 @@
-//! The UDP socket: one for all peers, IPv4 and IPv6, with segmentation on the way out (UDP_SEGMENT, Linux 4.18) and
+//! A UDP socket for all peers, IPv4 and IPv6, with segmentation on the way out (UDP_SEGMENT, Linux 4.18) and
 //! coalescing on the way in (UDP_GRO, Linux 5.0).
 //!
 //! Receiving is quinn-udp's. Sending is not, because it overrides the code point of each datagram.
@@ -64,6 +64,16 @@ pub struct Memory {
     pub overflows: u32,
 }
 
+impl Memory {
+    /// Adds another socket's.
+    pub fn merge(&mut self, other: &Self) {
+        self.receive_queue += other.receive_queue;
+        self.receive_buffer += other.receive_buffer;
+        self.send_queue += other.send_queue;
+        self.overflows = self.overflows.wrapping_add(other.overflows);
+    }
+}
+
 /// Received datagrams.
 pub struct Received {
     buffer: Vec<u8>,
@@ -94,25 +104,30 @@ impl Received {
 }
 
 impl Udp {
-    /// Opens a socket. On a host without IPv6 the unspecified IPv6 address becomes the IPv4 one.
+    /// Opens a socket. On a host without IPv6 the unspecified IPv6 address becomes the IPv4 one. A port can be `shared`
+    /// between sockets that all say so (SO_REUSEPORT).
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(listen: SocketAddr) -> io::Result<Self> {
-        match Self::open(listen) {
+    pub fn bind(listen: SocketAddr, shared: bool) -> io::Result<Self> {
+        match Self::open(listen, shared) {
             Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() => {
                 tracing::info!(%error, "no IPv6 here, using IPv4 only");
-                Self::open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()))
+                Self::open(
+                    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()),
+                    shared,
+                )
             }
             result => result,
         }
     }
 
-    fn open(listen: SocketAddr) -> io::Result<Self> {
+    fn open(listen: SocketAddr, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if listen.is_ipv6() {
             socket.set_only_v6(false)?;
         }
+        socket.set_reuse_port(shared)?;
         socket.set_recv_buffer_size(SOCKET_BUFFER)?;
         socket.set_send_buffer_size(SOCKET_BUFFER)?;
         socket.bind(&listen.into())?;
@@ -237,7 +252,7 @@ impl Udp {
     }
 
     fn send_message(&self, to: Destination, bytes: &[u8], segment: Option<u16>) -> Result<(), Errno> {
-        let address = self.mapped(to.address);
+        let address = self.mapped(to.path.address);
         // Code point and mark share a byte, and a datagram's own overrides the socket's.
         let tos = self.dscp << 2 | to.ecn;
         let class = i32::from(tos);
@@ -248,7 +263,7 @@ impl Udp {
             used += 1;
         }
         if to.ecn != ecn::NOT_ECT {
-            let v4 = to.address.is_ipv4();
+            let v4 = to.path.address.is_ipv4();
             control[used] = if v4 {
                 ControlMessage::Ipv4Tos(&tos)
             } else {
@@ -295,6 +310,7 @@ impl AsFd for Udp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::Path;
 
     fn receive(udp: &Udp, wanted: usize) -> Vec<((SocketAddr, u8), Vec<u8>)> {
         let (mut received, mut all) = (Received::default(), Vec::new());
@@ -320,8 +336,8 @@ mod tests {
 
     #[track_caller]
     fn check(listen: &str, sender_at: &str, segmentation: bool, ecn: u8) {
-        let receiver = Udp::bind(listen.parse().unwrap()).unwrap();
-        let mut sender = Udp::bind(sender_at.parse().unwrap()).unwrap();
+        let receiver = Udp::bind(listen.parse().unwrap(), false).unwrap();
+        let mut sender = Udp::bind(sender_at.parse().unwrap(), false).unwrap();
         sender.segmentation &= segmentation;
         let ip: IpAddr = if sender_at.starts_with('[') {
             "::1"
@@ -333,7 +349,7 @@ mod tests {
         let to = SocketAddr::new(ip, receiver.local_address().unwrap().port());
         let datagrams: Vec<u8> = (0..10_000u32).map(|n| (n / 1400) as u8).collect();
         sender
-            .send(Destination { address: to, ecn }, &datagrams, 1400)
+            .send(Destination { path: to.into(), ecn }, &datagrams, 1400)
             .unwrap();
         let received = receive(&receiver, 8);
         let lengths: Vec<_> = received.iter().map(|(_, datagram)| datagram.len()).collect();
@@ -367,7 +383,7 @@ mod tests {
 
     #[test]
     fn queues_fill_and_overflow() {
-        let receiver = Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let receiver = Udp::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let to = receiver.local_address().unwrap();
         assert_eq!(receiver.memory().unwrap().receive_queue, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -387,7 +403,7 @@ mod tests {
 
     #[test]
     fn the_code_point_can_be_set_on_both_families() {
-        let mut udp = Udp::bind("[::]:0".parse().unwrap()).unwrap();
+        let mut udp = Udp::bind("[::]:0".parse().unwrap(), false).unwrap();
         udp.set_dscp(46).unwrap();
         assert_eq!(SockRef::from(&udp.socket).tos_v4().unwrap(), 46 << 2);
         assert_eq!(SockRef::from(&udp.socket).tclass_v6().unwrap(), 46 << 2);
@@ -395,10 +411,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_sent_is_told() {
-        let mut udp = Udp::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let (_, bytes) = udp
-            .send(SocketAddr::from(([192, 0, 2, 1], 9)).into(), &[0; 3000], 1000)
-            .unwrap_err();
+        let mut udp = Udp::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let nowhere = Path::from(SocketAddr::from(([192, 0, 2, 1], 9)));
+        let (_, bytes) = udp.send(nowhere.into(), &[0; 3000], 1000).unwrap_err();
         assert_eq!(bytes, 3000);
     }
 }

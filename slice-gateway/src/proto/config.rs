@@ -15,7 +15,7 @@ use slice_runtime::handover;
 
 use super::{
     address::Subnets,
-    admit::{Owner, Segment},
+    admit::{Outbound, Owner, Segment},
     mtu,
     route::{self, Table},
     vxlan,
@@ -61,6 +61,8 @@ pub struct Gateway {
     pub name: String,
     /// A place in [`Config::clusters`].
     pub cluster: u16,
+    /// It is a host outside the clusters, and need not be of our kind.
+    pub outside: bool,
     /// What it answers to, newest first: one, or two while it changes from one to the other.
     pub public_keys: Vec<[u8; 32]>,
     pub vtep: Ipv4Addr,
@@ -101,6 +103,15 @@ impl fmt::Display for Problem {
 }
 
 impl Config {
+    /// Whether a frame goes to hosts outside the clusters, among others.
+    pub(super) fn leads_outside(&self, to: Outbound) -> bool {
+        match to {
+            Outbound::Unicast(cluster) => self.clusters[usize::from(cluster)].outside,
+            Outbound::Group => self.gateways.iter().any(|gateway| gateway.outside),
+            Outbound::Arp(..) | Outbound::Nd(..) => false,
+        }
+    }
+
     /// Checks a received configuration; the problems are peers that had to be left out.
     pub fn new(received: &handover::Config) -> Result<(Self, Vec<Problem>), Error> {
         let slice = || received.slice.clone();
@@ -216,6 +227,7 @@ impl Config {
                 self.gateways.push(Gateway {
                     name: gateway.name.clone(),
                     cluster,
+                    outside: peer.outside,
                     public_keys,
                     vtep: gateway.vtep,
                     endpoints: gateway.endpoints.clone(),

@@ -54,16 +54,19 @@ pub(super) struct Keyring {
     former: Option<Own>,
     /// As it was told last; `None` before it was told anything.
     policy: Option<KeyPolicy>,
-    wish: Option<Wish>,
+    /// What was asked for.
+    wish: Option<Change>,
     /// Under which the current key was made.
     revocation: Option<String>,
 }
 
-/// A new key that was asked for.
+/// Why there is a new key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Renew,
-    Revoke,
+pub enum Change {
+    /// The one before goes on until every peer has moved.
+    Renewal,
+    /// The ones before are trusted no more.
+    Revocation,
 }
 
 impl Keyring {
@@ -112,9 +115,11 @@ impl Keyring {
         let new = |before: &Option<String>, now: &Option<String>| now.is_some() && before != now;
         match &self.policy {
             None => self.revocation.clone_from(&policy.revocation),
-            Some(before) if new(&before.revocation, &policy.revocation) => self.wish = Some(Wish::Revoke),
+            Some(before) if new(&before.revocation, &policy.revocation) => {
+                self.wish = Some(Change::Revocation)
+            }
             Some(before) if new(&before.renewal, &policy.renewal) => {
-                self.wish.get_or_insert(Wish::Renew);
+                self.wish.get_or_insert(Change::Renewal);
             }
             Some(_) => {}
         }
@@ -133,18 +138,23 @@ impl Keyring {
         self.wish.is_some() || rotation.is_some_and(aged)
     }
 
-    /// Whether a new key can be taken now: a renewal waits until the former key is gone.
-    pub(super) fn wants_key(&self, now: Instant) -> bool {
-        self.wish == Some(Wish::Revoke) || (self.former.is_none() && self.is_due(now))
+    /// The new key that can be taken now: a renewal waits until the former key is gone.
+    pub(super) fn wants_key(&self, now: Instant) -> Option<Change> {
+        match self.wish {
+            Some(Change::Revocation) => Some(Change::Revocation),
+            _ => (self.former.is_none() && self.is_due(now)).then_some(Change::Renewal),
+        }
     }
 
-    /// Takes a new key.
-    pub(super) fn renew(&mut self, key: Key, now: Instant, random: &mut Random) {
+    /// Takes a new key. A revocation that was asked for is not settled by one that was made for a renewal.
+    pub(super) fn renew(&mut self, key: Key, change: Change, now: Instant, random: &mut Random) {
         let next = Own::new(Serial(self.current.serial.0 + 1), key, now, random);
         let before = std::mem::replace(&mut self.current, next);
-        self.former = (self.wish != Some(Wish::Revoke)).then_some(before);
-        self.wish = None;
-        self.revocation = self.policy.as_ref().and_then(|policy| policy.revocation.clone());
+        self.former = (change == Change::Renewal).then_some(before);
+        if change == Change::Revocation || self.wish != Some(Change::Revocation) {
+            self.wish = None;
+            self.revocation = self.policy.as_ref().and_then(|policy| policy.revocation.clone());
+        }
     }
 
     /// Wipes the former key.
@@ -218,7 +228,14 @@ mod tests {
     /// The end of a stranger's tunnel to the current key.
     fn stranger(own: &Keyring) -> (Tunnel, [u8; 32]) {
         let identity = Identity::new(key(200));
-        (Tunnel::new(&identity, own.keys().current, 0), identity.public())
+        (
+            Tunnel::new(&identity, own.keys().current, 0, 3),
+            identity.public(),
+        )
+    }
+
+    fn initiation(key: [u8; 32]) -> Handshake {
+        Handshake::Initiation { key, tunnel: 3 }
     }
 
     fn policy(rotation: u64, renewal: &str, revocation: &str) -> KeyPolicy {
@@ -242,7 +259,7 @@ mod tests {
             let length = tunnel.initiate(&mut datagram);
             match own.identify(now, from, &datagram[..length], &mut reply) {
                 Ok(who) => {
-                    assert_eq!(who, (Serial(0), Handshake::Initiation(public)));
+                    assert_eq!(who, (Serial(0), initiation(public)));
                     known += 1;
                 }
                 Err((Reason::CookieSent, answer)) => {
@@ -275,7 +292,7 @@ mod tests {
         assert_eq!(tunnel.handshake(now, &cookie, &mut reply), Ok(0));
         let length = tunnel.initiate(&mut datagram);
         let mut identify = |last| own.identify(now, from(last), &datagram[..length], &mut reply);
-        assert_eq!(identify(sender), Ok((Serial(0), Handshake::Initiation(public))));
+        assert_eq!(identify(sender), Ok((Serial(0), initiation(public))));
         assert_eq!(
             identify(sender + 1).map_err(|refused| refused.0),
             Err(Reason::CookieSent)
@@ -293,9 +310,9 @@ mod tests {
             let from = IpAddr::from([198, 51, 100, 7]);
             own.identify(now, from, &datagram[..length], &mut reply)
         };
-        own.renew(key(2), now, &mut Random::new(2));
+        own.renew(key(2), Change::Renewal, now, &mut Random::new(2));
         let (mut next, _) = stranger(&own);
-        let from = |serial| Ok((Serial(serial), Handshake::Initiation(public)));
+        let from = |serial| Ok((Serial(serial), initiation(public)));
         assert_eq!(identify(&mut own, &mut tunnel), from(0));
         assert_eq!(identify(&mut own, &mut next), from(1));
         own.retire();
@@ -327,21 +344,29 @@ mod tests {
         assert!(!own.is_due(now));
         assert_eq!(own.keys().revocation.as_deref(), Some("1"));
         own.follow(&policy(100, "2", "1"));
-        assert!(own.wants_key(now));
-        own.renew(key(2), now, random);
+        assert_eq!(own.wants_key(now), Some(Change::Renewal));
+        own.renew(key(2), Change::Renewal, now, random);
         assert!(!own.is_due(now));
         own.follow(&policy(100, "3", "1"));
         assert!(
-            own.is_due(now) && !own.wants_key(now),
+            own.is_due(now) && own.wants_key(now).is_none(),
             "the former key is still there"
         );
         own.follow(&policy(100, "", ""));
         own.follow(&policy(100, "3", "1"));
-        assert!(!own.wants_key(now), "nothing new");
+        assert_eq!(own.wants_key(now), None, "nothing new");
         own.follow(&policy(100, "3", "2"));
-        assert!(own.wants_key(now), "a revocation waits for nobody");
+        assert_eq!(
+            own.wants_key(now),
+            Some(Change::Revocation),
+            "it waits for nobody"
+        );
         assert_eq!(own.keys().revocation.as_deref(), Some("1"), "not yet");
-        own.renew(key(3), now, random);
+        own.retire();
+        own.renew(key(3), Change::Renewal, now, random);
+        assert_eq!(own.keys().revocation.as_deref(), Some("1"), "made before it");
+        assert_eq!(own.wants_key(now), Some(Change::Revocation));
+        own.renew(key(4), Change::Revocation, now, random);
         let keys = own.keys();
         assert_eq!((keys.former, keys.revocation.as_deref()), (None, Some("2")));
         assert!(!own.is_due(now));

@@ -15,6 +15,8 @@ const ECHO_DEAD_AFTER: Duration = Duration::from_millis(1000);
 /// The same for a stock peer that answers no probes. A WireGuard peer that receives data answers with a keepalive
 /// within 10 s and rekeys within 15 s (WireGuard paper §6.5: KEEPALIVE_TIMEOUT, REKEY_TIMEOUT).
 const SILENT_DEAD_AFTER: Duration = Duration::from_secs(25);
+/// The same for a peer of our own kind whose first probe has not come yet: it takes a round trip and a tick.
+const FIRST_WORD: Duration = Duration::from_millis(1000);
 /// Probes without any answer after which they become rare.
 const PATIENCE: u32 = 30;
 /// Between two probes of a peer that answers none.
@@ -34,6 +36,8 @@ pub const LOSS_WINDOW: u64 = IN_FLIGHT as u64;
 /// What a tunnel knows about its far end.
 #[derive(Clone, Debug)]
 pub struct Liveness {
+    /// It need not be of our own kind.
+    stock: bool,
     kind: Kind,
     /// When anything authentic arrived.
     heard: Option<Instant>,
@@ -67,6 +71,7 @@ enum Kind {
 impl Default for Liveness {
     fn default() -> Self {
         Self {
+            stock: false,
             kind: Kind::Silent,
             heard: None,
             sent: [None; IN_FLIGHT],
@@ -89,9 +94,15 @@ impl Default for Liveness {
 }
 
 impl Liveness {
+    /// Says whether the peer may be of another kind than ours.
+    pub fn set_stock(&mut self, stock: bool) {
+        self.stock = stock;
+    }
+
     /// Another process is there: forgets everything but the counts.
     pub fn restart(&mut self) {
         *self = Self {
+            stock: self.stock,
             probes: self.probes,
             echoes: self.echoes,
             rtts: self.rtts,
@@ -154,7 +165,8 @@ impl Liveness {
             return false;
         };
         match self.kind {
-            Kind::Silent => heard < SILENT_DEAD_AFTER,
+            Kind::Silent if self.stock => heard < SILENT_DEAD_AFTER,
+            Kind::Silent => heard < FIRST_WORD,
             Kind::Echoes { last } => since(last) < ECHO_DEAD_AFTER,
             Kind::Speaks { hears } => hears && heard < DEAD_AFTER,
         }
@@ -250,9 +262,17 @@ mod tests {
 
     #[test]
     fn a_stock_peer_without_icmp_lives_by_its_keepalives() {
-        let (liveness, start) = started();
+        let (mut liveness, start) = started();
+        liveness.set_stock(true);
         assert!(liveness.is_up(start + MS * 24_000));
         assert!(!liveness.is_up(start + MS * 26_000));
+    }
+
+    #[test]
+    fn our_own_kind_does_not_stay_silent() {
+        let (liveness, start) = started();
+        assert!(liveness.is_up(start + MS * 900));
+        assert!(!liveness.is_up(start + MS * 1100));
     }
 
     #[test]

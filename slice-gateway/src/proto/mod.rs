@@ -14,7 +14,8 @@
 //! 2. [`Gateway::handle_frame`] for what arrived from the slice.
 //! 3. [`Gateway::handle_timeout`] when [`Gateway::poll_timeout`] has come.
 //! 4. [`Gateway::renew`] with a new key where [`Gateway::wants_key`].
-//! 5. [`Gateway::poll_event`] until there is none.
+//! 5. [`Gateway::handle_note`] for what other lanes left ([`lane`]), where the gateway has several.
+//! 6. [`Gateway::poll_event`] until there is none.
 //!
 //! Deliberately not here: MAC learning (the index says where a MAC is), a second hop (what came from the WAN stays),
 //! and any decision about who the peers are.
@@ -30,6 +31,7 @@ pub mod flow;
 mod guard;
 pub mod ip;
 mod keyring;
+pub mod lane;
 pub mod liveness;
 pub mod mtu;
 pub mod nd;
@@ -54,6 +56,7 @@ use self::{
     admit::Outbound,
     ethernet::Header,
     keyring::{Keyring, Serial},
+    lane::{Initiation, Lane, Note},
     peer::Peer,
     probe::Message,
     segment::{Checksum, Segments},
@@ -62,10 +65,11 @@ use self::{
 };
 pub use self::{
     config::Config,
-    keyring::Keys,
+    keyring::{Change, Keys},
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
+    renewal::Need,
     segment::Offload,
     stats::{PeerStats, Stats},
     tunnel::Key,
@@ -99,20 +103,50 @@ pub trait Output {
     /// Commits bytes `start..end` of the frame buffer that was lent last. `start` is at least [`HEADROOM`], so that
     /// the caller can put a header of its own before the frame.
     fn deliver(&mut self, start: usize, end: usize);
+
+    /// Leaves something to another lane; `false` where that has no room.
+    fn leave(&mut self, lane: u8, note: Note, bytes: &[u8]) -> bool;
+}
+
+/// Which socket of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Socket {
+    /// That with the gateway's port, which all lanes share.
+    Listening,
+    /// The lane's own, with a port of its own. What lanes begin they begin here, so that the network between two
+    /// gateways can tell tunnels apart; the first lane has none and begins by the other.
+    Dialing,
+}
+
+/// Where a peer is: datagrams go and come between an address and a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Path {
+    pub address: SocketAddr,
+    pub socket: Socket,
+}
+
+impl From<SocketAddr> for Path {
+    /// By the listening socket.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            socket: Socket::Listening,
+        }
+    }
 }
 
 /// Where a datagram goes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
-    pub address: SocketAddr,
+    pub path: Path,
     /// Its ECN code point; see [`ecn`].
     pub ecn: u8,
 }
 
-impl From<SocketAddr> for Destination {
-    fn from(address: SocketAddr) -> Self {
+impl From<Path> for Destination {
+    fn from(path: Path) -> Self {
         Self {
-            address,
+            path,
             ecn: ecn::NOT_ECT,
         }
     }
@@ -131,23 +165,25 @@ pub enum Event {
     Keys,
 }
 
-/// One end of all tunnels of a slice. See the module's documentation.
+/// One end of all tunnels of a slice, or one [`lane`] of it. See the module's documentation.
 pub struct Gateway {
+    lane: Lane,
     keyring: Keyring,
     random: Random,
     config: Option<Config>,
-    /// In the order of the configuration's gateways.
+    /// Those that frames are sent to, in the order of the configuration's gateways; then those that only send.
     peers: Vec<Peer>,
     /// Whose tunnel it is, by the slot that is part of the session numbers that a peer uses.
     slots: Vec<Option<usize>>,
-    /// The slot of the tunnel between a key of ours and a peer's.
-    tunnels: BTreeMap<(Serial, [u8; 32]), usize>,
+    /// The slot of the tunnel between a key of ours and a peer's, by the lane that begins it.
+    tunnels: BTreeMap<(Serial, [u8; 32], u8), usize>,
     /// The peers in each peer cluster.
     clusters: Vec<Vec<usize>>,
     /// The peers that get the frame in hand; kept for its memory.
     route: Vec<usize>,
     /// Peers are asked to send nothing here.
     away: bool,
+    need_of_others: Need,
     next_tick: Instant,
     /// When the peers' addresses are looked through again.
     next_look: Instant,
@@ -156,10 +192,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that carries nothing until it is configured.
-    pub fn new(key: Key, seed: u64, now: Instant) -> Self {
+    /// A gateway that carries nothing until it is configured. All its lanes have one key.
+    pub fn new(lane: Lane, key: Key, seed: u64, now: Instant) -> Self {
         let mut random = Random::new(seed);
         Self {
+            lane,
             keyring: Keyring::new(key, seed, now, &mut random),
             random,
             config: None,
@@ -169,6 +206,7 @@ impl Gateway {
             clusters: Vec::new(),
             route: Vec::new(),
             away: false,
+            need_of_others: Need::Nobody,
             next_tick: now + TICK,
             next_look: now,
             events: VecDeque::new(),
@@ -192,7 +230,11 @@ impl Gateway {
         let known = self.config.iter().flat_map(|config| &config.clusters);
         for (cluster, peers) in known.zip(&self.clusters) {
             if peers.iter().any(|peer| self.peers[*peer].takes_frames()) {
-                reach.reached += 1;
+                if cluster.outside {
+                    reach.outside += 1;
+                } else {
+                    reach.reached += 1;
+                }
             } else if !peers.is_empty() && !cluster.outside {
                 reach.missing += 1;
             }
@@ -209,21 +251,32 @@ impl Gateway {
         }
         let own = (config.vtep, config.vni);
         let old = std::mem::take(&mut self.peers).into_iter();
-        let mut old: BTreeMap<String, Peer> = old.map(|peer| (peer.name.clone(), peer)).collect();
+        let (old, guests): (Vec<Peer>, Vec<Peer>) = old.partition(|peer| peer.ours);
+        let mut old: BTreeMap<String, Peer> = old.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
         self.clusters = vec![Vec::new(); config.clusters.len()];
         for gateway in &config.gateways {
+            if !self.lane.is_first() && gateway.outside {
+                continue;
+            }
             let peer = match old.remove(&gateway.name) {
                 Some(mut peer) => {
                     peer.configure(own, gateway);
                     peer
                 }
-                None => Peer::new(own, gateway),
+                None => Peer::new(own, gateway, self.lane.number(), true),
             };
             self.clusters[usize::from(gateway.cluster)].push(self.peers.len());
             self.peers.push(peer);
         }
         for gone in old.into_values().filter(|peer| peer.up) {
             self.push(Event::Down { peer: gone.name });
+        }
+        for mut guest in guests {
+            let mut gateways = config.gateways.iter();
+            if let Some(gateway) = gateways.find(|gateway| gateway.name == guest.name) {
+                guest.configure(own, gateway);
+                self.peers.push(guest);
+            }
         }
         self.config = Some(config);
         self.weave(now);
@@ -233,12 +286,33 @@ impl Gateway {
     /// Takes a frame from the slice: `buffer` is [`HEADROOM`] free bytes and the frame, which may be a super-frame.
     /// The buffer's contents are spent.
     pub fn handle_frame(&mut self, buffer: &mut [u8], offload: Offload, out: &mut impl Output) {
-        if let Err(reason) = self.outbound(buffer, offload, out) {
+        if let Err(reason) = self.outbound(buffer, offload, Scope::All, out) {
             self.drops.add(reason, 1);
         }
     }
 
-    fn outbound(&mut self, buffer: &mut [u8], offload: Offload, out: &mut impl Output) -> Result<(), Reason> {
+    /// Takes what another lane left: `buffer` is [`HEADROOM`] free bytes and those that came with the note. Its
+    /// contents are spent.
+    pub fn handle_note(&mut self, now: Instant, note: Note, buffer: &mut [u8], out: &mut impl Output) {
+        let result = match note {
+            Note::Frame(offload) => self.outbound(buffer, offload, Scope::Outside, out),
+            Note::Initiation(initiation) => match buffer.get(HEADROOM..) {
+                Some(datagram) => self.answer(now, &initiation, datagram, out),
+                None => Err(Reason::NotWireguard),
+            },
+        };
+        if let Err(reason) = result {
+            self.drops.add(reason, 1);
+        }
+    }
+
+    fn outbound(
+        &mut self,
+        buffer: &mut [u8],
+        offload: Offload,
+        scope: Scope,
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
         let frame = buffer.get_mut(HEADROOM..).ok_or(Reason::FrameTooShort)?;
         let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
         let mut segments = match offload {
@@ -273,11 +347,26 @@ impl Gateway {
             Outbound::Nd(solicitation, mac) => return answer(out, |frame| solicitation.answer(mac, frame)),
             Outbound::Unicast(_) | Outbound::Group => {}
         }
+        let here = self.lane.is_first() || !config.leads_outside(verdict);
+        if !here {
+            // What was left undone above is done now.
+            let offload = if segments.is_some() {
+                offload
+            } else {
+                Offload::default()
+            };
+            if !out.leave(0, Note::Frame(offload), frame) {
+                self.drops.add(Reason::LaneFull, 1);
+            }
+            if matches!(verdict, Outbound::Unicast(_)) {
+                return Ok(());
+            }
+        }
         let mark = Mark {
             flow: flow::hash(&header, payload),
             ecn: ecn::of(&header, payload),
         };
-        self.route(verdict, mark.flow)?;
+        self.route(verdict, mark.flow, scope)?;
         let Some(segments) = &mut segments else {
             let length = frame.len();
             self.carry(buffer, length, mark, out);
@@ -295,7 +384,7 @@ impl Gateway {
     }
 
     /// Chooses the peers that get a frame into `self.route`.
-    fn route(&mut self, verdict: Outbound, flow: u64) -> Result<(), Reason> {
+    fn route(&mut self, verdict: Outbound, flow: u64, scope: Scope) -> Result<(), Reason> {
         self.route.clear();
         if let Outbound::Unicast(cluster) = verdict {
             let peer = self.pick(cluster.into(), flow).ok_or(Reason::NoTunnel)?;
@@ -303,6 +392,11 @@ impl Gateway {
             return Ok(());
         }
         for cluster in 0..self.clusters.len() {
+            let config = self.config.as_ref();
+            let outside = config.is_some_and(|config| config.clusters[cluster].outside);
+            if scope == Scope::Outside && !outside {
+                continue;
+            }
             match self.pick(cluster, flow) {
                 Some(peer) => self.route.push(peer),
                 // A cluster that has no gateway yet has no attachment either.
@@ -341,7 +435,7 @@ impl Gateway {
     pub fn handle_datagram(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         ecn: u8,
         datagram: &[u8],
         out: &mut impl Output,
@@ -362,30 +456,109 @@ impl Gateway {
         }
     }
 
-    fn handshake(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut impl Output) {
+    fn handshake(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut impl Output) {
         let mut reply = [0; MAX_HANDSHAKE];
-        let slot = match self.keyring.identify(now, from.ip(), datagram, &mut reply) {
-            Ok((own, Handshake::Initiation(key))) => {
-                self.tunnels.get(&(own, key)).copied().ok_or(Reason::UnknownPeer)
+        let result = match self
+            .keyring
+            .identify(now, from.address.ip(), datagram, &mut reply)
+        {
+            Ok((own, Handshake::Initiation { key, tunnel })) => {
+                let initiation = Initiation {
+                    own,
+                    key,
+                    tunnel,
+                    from,
+                };
+                self.admit(now, initiation, datagram, out)
             }
-            Ok((_, Handshake::Answer { receiver })) => Ok(tunnel::slot_of(receiver)),
+            Ok((_, Handshake::Answer { receiver })) => {
+                let slot = tunnel::slot_of(receiver);
+                self.converse(now, slot, from, datagram, out)
+            }
             Err((reason, cookie)) => {
                 peer::write(out, from, &reply[..cookie]);
                 Err(reason)
             }
         };
-        let slot = match slot {
-            Ok(slot) => slot,
-            Err(reason) => return self.drops.add(reason, 1),
-        };
-        let Some(Some(peer)) = self.slots.get(slot) else {
-            return self.drops.add(Reason::UnknownSession, 1);
-        };
-        let peer = &mut self.peers[*peer];
-        match peer.handshake(slot, now, from, datagram, out) {
-            Ok(()) => {}
-            Err(reason) => peer.drops.add(reason, 1),
+        if let Err(reason) = result {
+            self.drops.add(reason, 1);
         }
+    }
+
+    /// Gives a handshake that somebody began to the lane that it is for.
+    fn admit(
+        &mut self,
+        now: Instant,
+        initiation: Initiation,
+        datagram: &[u8],
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
+        let Initiation { own, key, tunnel, .. } = initiation;
+        // Every peer has a tunnel of the first lane there, and of this one elsewhere.
+        let known = self.tunnels.get(&(own, key, self.lane.number()));
+        let known = known.and_then(|slot| self.slots[*slot]);
+        let peer = &self.peers[known.ok_or(Reason::UnknownPeer)?];
+        // Others than our kind number their sessions as they like.
+        let tunnel = if peer.outside { 0 } else { tunnel };
+        let initiation = Initiation { tunnel, ..initiation };
+        let lane = self.lane.of_tunnel(tunnel);
+        if lane == self.lane.number() {
+            self.answer(now, &initiation, datagram, out)
+        } else if out.leave(lane, Note::Initiation(initiation), datagram) {
+            Ok(())
+        } else {
+            Err(Reason::LaneFull)
+        }
+    }
+
+    /// Answers a handshake that somebody began with this lane.
+    fn answer(
+        &mut self,
+        now: Instant,
+        initiation: &Initiation,
+        datagram: &[u8],
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
+        let Initiation {
+            own,
+            key,
+            tunnel,
+            from,
+        } = *initiation;
+        if !self.tunnels.contains_key(&(own, key, tunnel)) {
+            self.host(now, key, tunnel)?;
+        }
+        let slot = self.tunnels.get(&(own, key, tunnel)).copied();
+        self.converse(now, slot.ok_or(Reason::UnknownPeer)?, from, datagram, out)
+    }
+
+    /// Takes in a tunnel that a lane begins which only the peer has.
+    fn host(&mut self, now: Instant, key: [u8; 32], tunnel: u8) -> Result<(), Reason> {
+        let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
+        let mut gateways = config.gateways.iter();
+        let gateway = gateways.find(|gateway| gateway.public_keys.contains(&key));
+        let own = (config.vtep, config.vni);
+        let guest = Peer::new(own, gateway.ok_or(Reason::UnknownPeer)?, tunnel, false);
+        self.peers.push(guest);
+        self.weave(now);
+        Ok(())
+    }
+
+    /// Takes a handshake message for the tunnel with this slot.
+    fn converse(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        from: Path,
+        datagram: &[u8],
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
+        let peer = self.slots.get(slot).copied().flatten();
+        let peer = &mut self.peers[peer.ok_or(Reason::UnknownSession)?];
+        if let Err(reason) = peer.handshake(slot, now, from, datagram, out) {
+            peer.drops.add(reason, 1);
+        }
+        Ok(())
     }
 
     /// Does what has become due.
@@ -408,6 +581,9 @@ impl Gateway {
             peer.tick(now, (own, self.away), &mut self.random, out);
             let (up, away, name) = (peer.up, peer.liveness.is_away(), peer.name.clone());
             let was_away = std::mem::replace(&mut peer.told_away, away);
+            if !peer.ours {
+                continue;
+            }
             match (was_up, up) {
                 (false, true) => self.push(Event::Up { peer: name.clone() }),
                 (true, false) => self.push(Event::Down { peer: name.clone() }),
@@ -420,7 +596,7 @@ impl Gateway {
                 });
             }
         }
-        self.retire(now);
+        self.retire_when_due(now);
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -446,16 +622,21 @@ impl Gateway {
 
     /// Everything that is counted.
     pub fn stats(&self, now: Instant) -> Stats {
-        let peers = self.peers.iter();
+        let (ours, guests): (Vec<_>, Vec<_>) = self.peers.iter().partition(|peer| peer.ours);
+        let stats = |peer: &&Peer| PeerStats::new(peer, now, &self.config);
+        let mut peers: Vec<PeerStats> = ours.iter().map(stats).collect();
+        for guest in guests.iter().map(stats) {
+            if let Some(peer) = peers.iter_mut().find(|peer| peer.name == guest.name) {
+                peer.count(&guest);
+            }
+        }
         Stats {
             drops: self.drops,
             reach: self.reach(),
             keys: self.keys(),
             key_age: self.keyring.age(now),
             renewal_waits_for: self.renewal_waits_for(now).map(|peer| peer.name.clone()),
-            peers: peers
-                .map(|peer| PeerStats::new(peer, now, &self.config))
-                .collect(),
+            peers,
         }
     }
 }
@@ -465,8 +646,18 @@ impl Gateway {
 pub struct Reach {
     /// Peer clusters with a healthy tunnel whose far end wants frames.
     pub reached: usize,
+    /// Hosts outside the clusters, the same.
+    pub outside: usize,
     /// Peer clusters that have a gateway and are not reached; hosts outside the clusters do not count.
     pub missing: usize,
+}
+
+/// Who a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    All,
+    /// Hosts outside the clusters, among those whom a group address is meant for.
+    Outside,
 }
 
 /// What the headers take from a frame.
@@ -490,7 +681,7 @@ fn inbound(
     peer: &mut Peer,
     slot: usize,
     now: Instant,
-    (from, ecn): (SocketAddr, u8),
+    (from, ecn): (Path, u8),
     datagram: &[u8],
     out: &mut impl Output,
 ) -> Result<(), Reason> {

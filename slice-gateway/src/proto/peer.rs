@@ -3,6 +3,9 @@
 //! There is one tunnel for each key of ours with each key of the peer's: one in all, and more only while one of the two
 //! changes from one key to the next. Frames and probes take the newest that has a session; where the peer is and
 //! whether it lives does not depend on the tunnel.
+//!
+//! A gateway that has more lanes than we ([`super::lane`]) is a peer once more for each tunnel that it begins with one
+//! of those: frames only come that way.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Destination, Output, config, ecn, flow, ip,
+    Destination, Output, Path, Socket, config, ecn, flow, ip,
     keyring::Serial,
     liveness::Liveness,
     probe::{self, Word},
@@ -47,11 +50,24 @@ impl Carried {
         self.frames += 1;
         self.bytes += bytes as u64;
     }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
 }
 
 pub(super) struct Peer {
     pub(super) name: String,
+    /// The lane that begins its tunnels.
+    pub(super) lane: u8,
+    /// That is a lane of ours, so that frames go this way.
+    pub(super) ours: bool,
     pub(super) cluster: u16,
+    /// What it answers to, newest first.
+    keys: Vec<[u8; 32]>,
+    /// It is a host outside the clusters.
+    pub(super) outside: bool,
     pub(super) vtep: Ipv4Addr,
     pub(super) template: Template,
     /// The newest first.
@@ -64,7 +80,7 @@ pub(super) struct Peer {
     /// Whether it was away as of the last tick.
     pub(super) told_away: bool,
     /// Where the last authentic datagram came from.
-    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) endpoint: Option<Path>,
     configured: Vec<SocketAddr>,
     /// Handshakes completed.
     pub(super) handshakes: u64,
@@ -97,7 +113,7 @@ impl Link {
     pub(super) fn new(
         (own, identity): (Serial, &Identity),
         key: [u8; 32],
-        slot: usize,
+        (slot, lane): (usize, u8),
         now: Instant,
         random: &mut Random,
     ) -> Self {
@@ -105,7 +121,7 @@ impl Link {
             own,
             key,
             slot,
-            tunnel: Tunnel::new(identity, key, slot),
+            tunnel: Tunnel::new(identity, key, slot, lane),
             dial: Some(Dial {
                 at: now + random.below(FIRST_DIAL),
                 attempt: 0,
@@ -116,10 +132,14 @@ impl Link {
 }
 
 impl Peer {
-    /// A peer without tunnels: see [`Self::weave`].
-    pub(super) fn new(own: (Ipv4Addr, u32), gateway: &config::Gateway) -> Self {
+    /// A peer without tunnels: see [`Self::weave`]. They are begun by this `lane`, which is `ours` or only the peer's.
+    pub(super) fn new(own: (Ipv4Addr, u32), gateway: &config::Gateway, lane: u8, ours: bool) -> Self {
         let mut this = Self {
             name: gateway.name.clone(),
+            lane,
+            ours,
+            keys: Vec::new(),
+            outside: false,
             cluster: gateway.cluster,
             vtep: gateway.vtep,
             template: Template::new(own.0, gateway.vtep, own.1),
@@ -142,6 +162,9 @@ impl Peer {
     /// Takes what may change without a new session.
     pub(super) fn configure(&mut self, own: (Ipv4Addr, u32), gateway: &config::Gateway) {
         self.cluster = gateway.cluster;
+        self.keys.clone_from(&gateway.public_keys);
+        self.outside = gateway.outside;
+        self.liveness.set_stock(gateway.outside);
         self.vtep = gateway.vtep;
         self.template = Template::new(own.0, gateway.vtep, own.1);
         if self.configured != gateway.endpoints {
@@ -156,18 +179,13 @@ impl Peer {
     /// sessions; `make` makes those that are missing.
     ///
     /// A peer of which nothing stays is another process: what was known of the one before does not hold.
-    pub(super) fn weave(
-        &mut self,
-        own: &[Serial],
-        keys: &[[u8; 32]],
-        mut make: impl FnMut(Serial, [u8; 32]) -> Link,
-    ) {
+    pub(super) fn weave(&mut self, own: &[Serial], mut make: impl FnMut(Serial, [u8; 32]) -> Link) {
         let mut old = std::mem::take(&mut self.links);
-        if !old.iter().any(|link| keys.contains(&link.key)) {
+        if !old.iter().any(|link| self.keys.contains(&link.key)) {
             self.liveness.restart();
             self.endpoint = None;
         }
-        for key in keys {
+        for key in &self.keys {
             for own in own {
                 let kept = old.iter().position(|link| (link.own, link.key) == (*own, *key));
                 let link = kept.map_or_else(|| make(*own, *key), |place| old.swap_remove(place));
@@ -211,7 +229,7 @@ impl Peer {
     /// room.
     pub(super) fn send(&mut self, packet: &[u8], ecn: u8, out: &mut impl Output) -> Option<bool> {
         let to = Destination {
-            address: self.endpoint?,
+            path: self.endpoint?,
             ecn,
         };
         let sessions = |link: &&mut Link| link.tunnel.session().is_some();
@@ -233,7 +251,7 @@ impl Peer {
         &mut self,
         slot: usize,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         out: &mut [u8],
     ) -> Result<usize, Reason> {
@@ -245,7 +263,13 @@ impl Peer {
             link.dial = None;
             self.on_session(now);
         }
-        self.on_heard(now, from);
+        self.liveness.on_heard(now);
+        // Where both ends have begun a session, each by sockets of its own, each may use another one of the two: the
+        // way that the peer's frames take is then not ours.
+        let same = |known: Path| known.socket == from.socket || opened.current;
+        if self.endpoint.is_none_or(same) {
+            self.endpoint = Some(from);
+        }
         Ok(opened.length)
     }
 
@@ -260,15 +284,8 @@ impl Peer {
 
     /// Where it may be.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.endpoint.iter().chain(&self.configured).map(SocketAddr::ip)
-    }
-
-    /// Something authentic has arrived from there.
-    fn on_heard(&mut self, now: Instant, from: SocketAddr) {
-        self.liveness.on_heard(now);
-        if self.endpoint != Some(from) {
-            self.endpoint = Some(from);
-        }
+        let endpoint = self.endpoint.iter().map(|path| &path.address);
+        endpoint.chain(&self.configured).map(SocketAddr::ip)
     }
 
     /// The peer probes us: answers, and takes note of what it said.
@@ -284,7 +301,7 @@ impl Peer {
         &mut self,
         slot: usize,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         out: &mut impl Output,
     ) -> Result<(), Reason> {
@@ -302,13 +319,11 @@ impl Peer {
             write(out, from, &reply[..length]);
         }
         let complete = link.tunnel.session() != before;
+        // An initiation moves nothing yet: it may be one that was recorded in another lane. What completes it does.
         if complete {
             link.dial = None;
-        }
-        if length > 0 {
-            self.on_heard(now, from);
-        }
-        if complete {
+            self.liveness.on_heard(now);
+            self.endpoint = Some(from);
             self.on_session(now);
         }
         Ok(())
@@ -349,13 +364,23 @@ impl Peer {
             probe::request(own, self.vtep, identifier, sequence, word, &mut packet);
             self.send(&packet, ecn::NOT_ECT, out);
         }
+        if !self.ours && !self.up {
+            // It is begun where it is wanted; only what is missing beside a session is made from here, too.
+            return;
+        }
+        let socket = if self.lane == 0 {
+            Socket::Listening
+        } else {
+            Socket::Dialing
+        };
         for link in &mut self.links {
             // While the peer is heard it is where it is; in silence everything that is known is tried in turn.
-            let others = self
-                .configured
-                .iter()
-                .filter(|other| !self.up && self.endpoint != Some(**other));
-            let candidates = self.endpoint.iter().chain(others).copied();
+            let configured = self.configured.iter().map(|address| Path {
+                address: *address,
+                socket,
+            });
+            let others = configured.filter(|other| !self.up && self.endpoint != Some(*other));
+            let candidates = self.endpoint.into_iter().chain(others);
             link.dial(now, self.up, candidates, random, out);
         }
     }
@@ -367,7 +392,7 @@ impl Link {
         &mut self,
         now: Instant,
         up: bool,
-        mut candidates: impl Iterator<Item = SocketAddr> + Clone,
+        mut candidates: impl Iterator<Item = Path> + Clone,
         random: &mut Random,
         out: &mut impl Output,
     ) {
@@ -409,7 +434,7 @@ impl Link {
 }
 
 /// Sends a message as it is; drops it where there is no room.
-pub(super) fn write(out: &mut impl Output, to: SocketAddr, message: &[u8]) {
+pub(super) fn write(out: &mut impl Output, to: Path, message: &[u8]) {
     if message.is_empty() {
         return;
     }

@@ -47,6 +47,8 @@ reasons! {
     NoTunnel = "no_tunnel",
     /// The send buffers are full.
     SendBufferFull = "send_buffer_full",
+    /// Another thread of the gateway, whose part it is, has no room for it.
+    LaneFull = "lane_full",
     /// The kernel did not take a datagram: no route, or longer than the path's MTU.
     SendFailed = "send_failed",
 
@@ -106,6 +108,13 @@ impl Default for Drops {
 impl Drops {
     pub fn add(&mut self, reason: Reason, count: u64) {
         self.0[reason as usize] += count;
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
     }
 
     pub fn of(&self, reason: Reason) -> u64 {

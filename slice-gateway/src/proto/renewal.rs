@@ -11,9 +11,21 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     Event, Gateway, Key, Keys,
-    keyring::Serial,
+    keyring::{Change, Serial},
     peer::{Link, Peer},
 };
+
+/// Who needs the former key, the most first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// A peer that is away may come back with it in mind.
+    Absent,
+    /// Frames go or come by it.
+    Frames,
+}
 
 impl Gateway {
     /// What others need to know of our keys.
@@ -21,33 +33,33 @@ impl Gateway {
         self.keyring.keys()
     }
 
-    /// Whether it is time for [`Self::renew`].
-    pub fn wants_key(&self, now: Instant) -> bool {
-        self.keyring.wants_key(now)
+    /// Whether it is time for [`Self::renew`]. Only the first lane says so, and the others then take the same key.
+    pub fn wants_key(&self, now: Instant) -> Option<Change> {
+        self.keyring.wants_key(now).filter(|_| self.lane.is_first())
     }
 
-    /// Takes a new key. Where that was asked for by a revocation, the ones before are wiped and every session with
-    /// them; otherwise sessions go on until there are new ones.
-    pub fn renew(&mut self, now: Instant, key: Key) {
-        self.keyring.renew(key, now, &mut self.random);
+    /// Takes a new key. With a revocation the ones before are wiped and every session with them; with a renewal
+    /// sessions go on until there are new ones.
+    pub fn renew(&mut self, now: Instant, key: Key, change: Change) {
+        self.keyring.renew(key, change, now, &mut self.random);
         self.weave(now);
         self.push(Event::Keys);
     }
 
     /// Makes the tunnels those between all keys of ours and of the peers. Slots of tunnels that stay do not change.
     pub(super) fn weave(&mut self, now: Instant) {
-        let Some(config) = &self.config else { return };
         let used: BTreeSet<usize> = std::mem::take(&mut self.tunnels).into_values().collect();
         let mut free = (0..).filter(|slot| !used.contains(slot));
         let own: Vec<Serial> = self.keyring.identities().map(|(serial, _)| serial).collect();
-        for (peer, gateway) in self.peers.iter_mut().zip(&config.gateways) {
-            peer.weave(&own, &gateway.public_keys, |serial, key| {
+        for peer in &mut self.peers {
+            let lane = peer.lane;
+            peer.weave(&own, |serial, key| {
                 let mut identities = self.keyring.identities();
                 let identity = identities
                     .find(|(other, _)| *other == serial)
                     .expect("a key of ours");
                 let slot = free.next().expect("as many as wanted");
-                Link::new(identity, key, slot, now, &mut self.random)
+                Link::new(identity, key, (slot, lane), now, &mut self.random)
             });
         }
         self.slots.clear();
@@ -58,20 +70,52 @@ impl Gateway {
                 self.slots.resize(link.slot + 1, None);
             }
             self.slots[link.slot] = Some(peer);
-            self.tunnels.insert((link.own, link.key), link.slot);
+            let lane = self.peers[peer].lane;
+            self.tunnels.insert((link.own, link.key, lane), link.slot);
         }
     }
 
-    /// Wipes the former key once nobody needs it.
-    pub(super) fn retire(&mut self, now: Instant) {
+    /// Who needs the former key in this lane.
+    pub fn need_of_former(&self, now: Instant) -> Need {
         let Some(former) = self.keyring.former() else {
-            return;
+            return Need::Nobody;
         };
         let current = self.keyring.current();
-        let moved = |peer: &Peer| peer.has_session_of(current);
-        let relied_on = self.peers.iter().any(|peer| peer.relies_on(former, now));
+        let moved = |peer: &Peer| peer.has_session_of(current) || !peer.ours;
+        if self.peers.iter().any(|peer| peer.relies_on(former, now)) {
+            Need::Frames
+        } else if self.peers.iter().all(moved) {
+            Need::Nobody
+        } else {
+            Need::Absent
+        }
+    }
+
+    /// Takes the greatest need of the other lanes: the first one decides for all.
+    pub fn set_need_of_others(&mut self, need: Need) {
+        self.need_of_others = need;
+    }
+
+    /// Wipes the former key once nobody needs it.
+    pub(super) fn retire_when_due(&mut self, now: Instant) {
+        if !self.lane.is_first() || self.keyring.former().is_none() {
+            return;
+        }
+        let need = self.need_of_former(now).max(self.need_of_others);
         // Who is away may come back with that key, but does not hold the next one up.
-        if !relied_on && (self.keyring.is_due(now) || self.peers.iter().all(moved)) {
+        if need == Need::Nobody || need == Need::Absent && self.keyring.is_due(now) {
+            self.retire(now);
+        }
+    }
+
+    /// Whether there is a former key.
+    pub fn has_former(&self) -> bool {
+        self.keyring.former().is_some()
+    }
+
+    /// Wipes the former key.
+    pub fn retire(&mut self, now: Instant) {
+        if self.has_former() {
             self.keyring.retire();
             self.weave(now);
             self.push(Event::Keys);

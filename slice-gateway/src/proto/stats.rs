@@ -47,7 +47,42 @@ pub struct PeerStats {
     pub drops: Drops,
 }
 
+impl Stats {
+    /// Adds what another lane of the same gateway says. Its keys are those of the first.
+    pub fn merge(&mut self, other: &Self) {
+        self.drops.merge(&other.drops);
+        self.reach.reached = self.reach.reached.min(other.reach.reached);
+        self.reach.missing = self.reach.missing.max(other.reach.missing);
+        for peer in &other.peers {
+            if let Some(known) = self.peers.iter_mut().find(|known| known.name == peer.name) {
+                known.merge(peer);
+            }
+        }
+    }
+}
+
 impl PeerStats {
+    /// Adds what another lane says: a peer is up where it is in all of them.
+    fn merge(&mut self, other: &Self) {
+        self.up &= other.up;
+        self.away |= other.away;
+        self.handshake_age = self.handshake_age.max(other.handshake_age);
+        self.rtt = self.rtt.max(other.rtt);
+        self.count(other);
+    }
+
+    /// Adds what another tunnel to the same gateway has counted.
+    pub(super) fn count(&mut self, other: &Self) {
+        self.handshakes += other.handshakes;
+        self.probes += other.probes;
+        self.echoes += other.echoes;
+        self.rtts.merge(&other.rtts);
+        self.losses.merge(&other.losses);
+        self.sent.merge(other.sent);
+        self.received.merge(other.received);
+        self.drops.merge(&other.drops);
+    }
+
     pub(super) fn new(peer: &Peer, now: Instant, config: &Option<Config>) -> Self {
         let cluster = config
             .as_ref()
@@ -58,7 +93,7 @@ impl PeerStats {
             cluster: cluster.map(|cluster| cluster.name.clone()).unwrap_or_default(),
             up: peer.up,
             away: peer.liveness.is_away(),
-            endpoint: peer.endpoint,
+            endpoint: peer.endpoint.map(|path| path.address),
             handshake_age: peer.session().map(|session| age(session.established)),
             handshakes: peer.handshakes,
             rtt: peer.liveness.rtt(),

@@ -39,6 +39,7 @@ const COOKIE: u32 = 3;
 const DATA: u32 = 4;
 
 /// A Curve25519 key pair. It is made in the process, never written anywhere, and wiped when dropped.
+#[derive(Clone)]
 pub struct Key {
     secret: StaticSecret,
     public: PublicKey,
@@ -72,8 +73,8 @@ pub(super) struct Identity {
 /// What a handshake message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handshake {
-    /// From the peer with this public key.
-    Initiation([u8; 32]),
+    /// From the peer with this public key, for a tunnel that this lane of it begins.
+    Initiation { key: [u8; 32], tunnel: u8 },
     /// For the tunnel that began it; see [`slot_of`].
     Answer { receiver: u32 },
 }
@@ -124,7 +125,10 @@ impl Identity {
         match &message.0 {
             Packet::HandshakeInit(initiation) => {
                 parse_handshake_anon(&self.key.secret, &self.key.public, initiation)
-                    .map(|half| Handshake::Initiation(half.peer_static_public))
+                    .map(|half| Handshake::Initiation {
+                        key: half.peer_static_public,
+                        tunnel: lane_of(half.peer_index),
+                    })
                     .map_err(|_| Reason::BadHandshake)
             }
             Packet::HandshakeResponse(response) => Ok(Handshake::Answer {
@@ -156,9 +160,15 @@ pub(super) fn receiver_of_data(datagram: &[u8]) -> Option<u32> {
     data.then(|| word(datagram, 4))
 }
 
-/// Which tunnel a receiver index belongs to: boringtun keeps its eight session numbers in the low byte.
-pub(super) const fn slot_of(receiver: u32) -> usize {
-    (receiver >> 8) as usize
+/// Which tunnel a session number of ours belongs to. boringtun keeps its eight sessions apart by the low byte; four
+/// bits are the lane's.
+pub(super) const fn slot_of(session: u32) -> usize {
+    (session >> 12) as usize
+}
+
+/// The lane that began the tunnel of a session number, ours or one of a peer of our kind.
+const fn lane_of(session: u32) -> u8 {
+    (session >> 8 & 0xf) as u8
 }
 
 fn word(datagram: &[u8], at: usize) -> u32 {
@@ -188,23 +198,27 @@ pub(super) struct Opened {
     pub(super) length: usize,
     /// It was the first message in a session that the peer began: the handshake is complete.
     pub(super) confirmed: bool,
+    /// It came by the session that is in use from here.
+    pub(super) current: bool,
 }
 
 impl Tunnel {
+    /// The end of a tunnel that this `lane` of ours or the peer's begins.
+    ///
     /// # Panics
-    /// Where `slot` is 2²⁴ or more.
-    pub(super) fn new(identity: &Identity, peer: [u8; 32], slot: usize) -> Self {
+    /// Where `slot` is 2²⁰ or more.
+    pub(super) fn new(identity: &Identity, peer: [u8; 32], slot: usize, lane: u8) -> Self {
         let slot = u32::try_from(slot)
             .ok()
-            .filter(|slot| *slot < 1 << 24)
-            .expect("fewer than 2²⁴ tunnels");
+            .filter(|slot| *slot < 1 << 20)
+            .expect("fewer than 2²⁰ tunnels");
         let limiter = Some(identity.calm.clone());
         let tunn = Tunn::new(
             identity.key.secret.clone(),
             PublicKey::from(peer),
             None,
             None,
-            slot,
+            slot << 4 | u32::from(lane),
             limiter,
         );
         Self {
@@ -265,7 +279,12 @@ impl Tunnel {
             self.session = offered;
             self.wants_handshake = false;
         }
-        Ok(Opened { length, confirmed })
+        let current = self.session.is_some_and(|session| session.receiver == receiver);
+        Ok(Opened {
+            length,
+            confirmed,
+            current,
+        })
     }
 
     /// Takes a handshake message; an answer of the returned length, if any, is written to `reply`.
@@ -371,7 +390,7 @@ mod tests {
     #[test]
     fn an_unanswered_handshake_is_tried_again_with_jitter_only() {
         let start = Instant::now();
-        let mut tunnel = Tunnel::new(&identity(1), identity(2).public(), 0);
+        let mut tunnel = Tunnel::new(&identity(1), identity(2).public(), 0, 0);
         let mut out = [0; MAX_HANDSHAKE];
         tunnel.tick(start, &mut out);
         assert_eq!(tunnel.initiate(&mut out), 148);

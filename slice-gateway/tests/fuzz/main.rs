@@ -7,6 +7,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 #![expect(clippy::print_stderr, reason = "the input that fails")]
 
+#[path = "../sim/machine.rs"]
+#[allow(dead_code, reason = "shared with the simulation")]
+mod machine;
 mod model;
 mod parsers;
 #[path = "../sim/world.rs"]

@@ -1,8 +1,9 @@
 //! The whole sans-IO gateway against a model of who must receive which frame.
 //!
 //! The bytes are a script: frames of any source and destination, broadcast, time, weather, cuts, pauses, restarts with
-//! a new key, keys renewed and revoked, configurations that lose something, datagrams that are replayed, spoilt or made
-//! up. The model knows for each frame which clusters may have it. Then, whatever happens:
+//! a new key and another number of threads, keys renewed and revoked, configurations that lose something, datagrams
+//! that are replayed, spoilt or made up. The model knows for each frame which clusters may have it. Then, whatever
+//! happens:
 //!
 //! - a frame is delivered in no cluster but those, unchanged, and in each of them once at most, by one gateway;
 //! - where the network keeps the order, a flow keeps it;
@@ -20,8 +21,8 @@ use crate::world::{self, CALM, MS, MTU, ODD, STORM, Weather, World};
 
 /// More steps than this are not taken: each may cost milliseconds.
 const MAX_STEPS: usize = 96;
-/// Gateways in each cluster.
-const GATEWAYS: [u32; 3] = [2, 1, 2];
+/// Gateways in each cluster, and the threads of each.
+const GATEWAYS: [(u32, u8); 3] = [(2, 1), (1, 2), (2, 3)];
 
 /// A frame on its way.
 struct Sent {
@@ -64,7 +65,7 @@ pub(crate) fn follow(bytes: &[u8]) {
     let mut script = Script(bytes);
     let seed = u64::from(script.next());
     let mut model = Model {
-        world: World::new(seed, &GATEWAYS),
+        world: World::with_threads(seed, &GATEWAYS),
         sent: HashMap::new(),
         count: 0,
         spell: 0,
@@ -101,7 +102,7 @@ impl Model {
                 node.alive = !node.alive;
             }
             10 => {
-                self.world.restart(&name);
+                self.world.restart_with(&name, 1 + (detail >> 4) % 4);
                 if detail & 0x80 == 0 {
                     self.world.configure();
                 }
@@ -199,7 +200,7 @@ impl Model {
         }
         let (config, _) = Config::new(&config).expect("a configuration");
         let now = self.world.now;
-        self.world.node(name).gateway.reconfigure(now, config);
+        self.world.node(name).gateway.reconfigure(now, &config);
     }
 
     /// A datagram of the past comes again, to this gateway, from wherever, perhaps with a bit changed or cut short.
@@ -298,7 +299,7 @@ impl Model {
         }
         self.world.configure();
         // What is under way arrives, what was silent is missed, and those that gave up try again.
-        self.world.run(MS * 1000);
+        self.world.run(MS * 1500);
         // Keys that were asked for have been made.
         self.world.configure();
         for _ in 0..60 {

@@ -17,6 +17,7 @@ use slice_gateway::{
         ecn,
         ethernet::{self, Header},
         flow, ip,
+        lane::Lane,
         probe::{self, Message},
         route::Table,
         segment::{self, Gso, Segments},
@@ -333,7 +334,7 @@ pub(crate) fn config(bytes: &[u8]) {
     assert_eq!(keys.len(), count, "one tunnel for each key");
     let now = std::time::Instant::now();
     let key = slice_gateway::proto::Key::from_random([1; 32].into());
-    slice_gateway::proto::Gateway::new(key, 1, now).reconfigure(now, config);
+    slice_gateway::proto::Gateway::new(Lane::ONLY, key, 1, now).reconfigure(now, config);
 }
 
 /// Bytes on the hand-over socket.
@@ -343,7 +344,7 @@ pub(crate) fn handover(bytes: &[u8]) {
     let length = bytes.len().min(32 << 10);
     std::io::Write::write_all(&mut writer, &bytes[..length]).expect("write");
     drop(writer);
-    while let Ok((_, fd)) = handover::receive::<handover::ToGateway>(&reader) {
-        assert!(fd.is_none());
+    while let Ok((_, fds)) = handover::receive::<handover::ToGateway>(&reader) {
+        assert!(fds.is_empty());
     }
 }

@@ -9,6 +9,7 @@ mod lab;
 mod traffic;
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
@@ -200,7 +201,7 @@ fn broadcast_and_multicast_arrive_once_at_everybody() {
     // Each of 6 pods sent 60; a sender hears its own broadcasts from its own stack at most, never from the wire.
     for (socket, pod) in sockets.iter().zip(&pods) {
         let others = 5 * 60;
-        let mut heard = std::collections::BTreeMap::new();
+        let mut heard = BTreeMap::new();
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let mut buffer = [0; 100];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -302,34 +303,79 @@ fn a_gateway_that_was_killed_comes_back_with_a_new_key() {
 #[test]
 fn keys_change_under_load_without_a_loss() {
     let lab = Lab::new(&[1, 2], Underlay::V4);
+    check_nothing_is_lost(&lab, 1, || (0..3).for_each(|_| lab.renew_keys()));
+}
+
+/// Two thousand datagrams a second cross, of so many flows, while `act` runs: each must arrive once, and those of a
+/// flow in order.
+fn check_nothing_is_lost(lab: &Lab, flows: usize, act: impl FnOnce()) {
     let to = addresses('b', 0)[0];
     let receiver = within(&lab.at("b-pod0"), || UdpSocket::bind((to, 4000)).unwrap());
     receiver
         .set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
-    let sender = within(&lab.at("a-pod0"), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let senders: Vec<UdpSocket> = (0..flows)
+        .map(|_| within(&lab.at("a-pod0"), || UdpSocket::bind("0.0.0.0:0").unwrap()))
+        .collect();
     let (stop, stopping) = std::sync::mpsc::channel::<()>();
     let sending = thread::spawn(move || {
         let mut number = 0u32;
         while stopping.recv_timeout(Duration::from_micros(500)).is_err() {
+            let sender = &senders[number as usize % flows];
             sender.send_to(&number.to_be_bytes(), (to, 4000)).unwrap();
             number += 1;
         }
         number
     });
     let receiving = thread::spawn(move || {
-        let (mut arrived, mut buffer) = (Vec::new(), [0; 4]);
+        let (mut arrived, mut buffer) = (vec![Vec::new(); flows], [0; 4]);
         while receiver.recv(&mut buffer).is_ok() {
-            arrived.push(u32::from_be_bytes(buffer));
+            let number = u32::from_be_bytes(buffer);
+            arrived[number as usize % flows].push(number);
         }
         arrived
     });
-    for _ in 0..3 {
-        lab.renew_keys();
-    }
+    act();
     stop.send(()).unwrap();
     let (sent, arrived) = (sending.join().unwrap(), receiving.join().unwrap());
-    assert_eq!(arrived, (0..sent).collect::<Vec<_>>(), "each once and in order");
+    for (first, arrived) in (0..).zip(arrived) {
+        let expected: Vec<u32> = (first..sent).step_by(flows).collect();
+        assert_eq!(arrived, expected, "each once and in order");
+    }
+}
+
+/// A lane each way between every two gateways is a conversation of its own on the wire.
+#[test]
+fn several_threads_share_the_flows() {
+    let mut lab = Lab::with_threads(&[1, 2], Underlay::V4, 3);
+    check_everything_crosses(&lab);
+    let metrics = lab.admin("b-gw1", "/metrics");
+    for line in ["weft_gateway_threads{", "weft_gateway_tap_queues{"] {
+        let line = metrics.lines().find(|found| found.starts_with(line)).unwrap();
+        assert!(line.ends_with(" 3"), "{line}");
+    }
+    let capture = lab.capture();
+    check_nothing_is_lost(&lab, 48, || lab.renew_keys());
+    let mut conversations = BTreeMap::new();
+    for frame in capture.finish() {
+        // Data in IPv4, with a frame in it: probes are shorter.
+        if frame[12..14] == [0x08, 0x00] && frame[42] == 4 && frame.len() > 130 {
+            // Addresses and ports.
+            *conversations.entry(frame[26..38].to_vec()).or_insert(0) += 1;
+        }
+    }
+    assert!(conversations.len() >= 6, "{conversations:?}");
+    assert!(lab.hang_up("a-gw0").has_tap);
+    lab.ip_in("a-node", "link delete tap0");
+    lab.remake_tap("a-gw0");
+    within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("through the new device");
+    assert!(
+        lab.terminate("b-gw0"),
+        "it ends when all lanes have nothing to carry"
+    );
+    check_nothing_is_lost(&lab, 12, || {
+        within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 1)[0])).ping("by the other gateway");
+    });
 }
 
 #[test]

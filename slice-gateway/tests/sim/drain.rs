@@ -101,6 +101,6 @@ fn a_host_outside_the_clusters_that_is_off_is_not_missed() {
     host.unwrap().outside = true;
     let (config, _) = Config::new(&config).unwrap();
     let now = world.now;
-    world.node("a/0").gateway.reconfigure(now, config);
+    world.node("a/0").gateway.reconfigure(now, &config);
     assert_eq!((reach(&world).reached, reach(&world).missing), (1, 0));
 }

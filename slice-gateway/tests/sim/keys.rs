@@ -125,7 +125,7 @@ fn what_nobody_hears_of_breaks_nothing_and_is_not_repeated() {
     config.peers[0].gateways[0].public_key = old;
     let (config, _) = Config::new(&config).unwrap();
     let now = world.now;
-    world.node("a/0").gateway.reconfigure(now, config);
+    world.node("a/0").gateway.reconfigure(now, &config);
     assert_eq!(carry(&mut world, 5000, false), 0);
     assert_eq!(keys(&world), waiting, "the next renewal waits");
     assert_eq!(world.stats("a/0").renewal_waits_for.as_deref(), Some("b/0"));
@@ -173,7 +173,7 @@ fn a_peer_that_only_dials_hears_of_a_new_key_too() {
         let (config, _) = Config::new(&config).unwrap();
         let now = world.now;
         world.configure();
-        world.node("a/0").gateway.reconfigure(now, config);
+        world.node("a/0").gateway.reconfigure(now, &config);
     };
     configure(&mut world);
     world.settle();
@@ -219,7 +219,7 @@ fn a_revoked_key_is_gone_at_once() {
     // Nothing that was sealed or begun with the old keys is taken.
     let frames = |world: &World| world.stats("a/0").peers[0].received.frames;
     let taken = frames(&world);
-    let from = world.nodes["b/0"].address;
+    let from = world.nodes["b/0"].gateway.address;
     for datagram in held {
         world.offer("a/0", from, &datagram);
     }

@@ -4,6 +4,8 @@
 
 mod drain;
 mod keys;
+mod lanes;
+mod machine;
 #[allow(dead_code, reason = "shared with the fuzz targets")]
 mod world;
 
@@ -127,7 +129,7 @@ fn a_cluster_cannot_speak_for_another() {
     config.peers[1].ranges.clear();
     let (config, _) = Config::new(&config).unwrap();
     let now = world.now;
-    world.node("a/0").gateway.reconfigure(now, config);
+    world.node("a/0").gateway.reconfigure(now, &config);
     let spoofed = frame(130, Mac::of_index(70), ODD, b"I am c");
     let stolen_address = {
         let mut frame = udp(5, 70, 9, b"I am 6");
@@ -316,11 +318,14 @@ fn a_peer_is_where_its_last_authentic_datagram_came_from() {
     let mut world = World::new(43, &[1, 1]);
     world.settle();
     let moved: SocketAddr = "203.0.113.9:4000".parse().unwrap();
-    world.node("b/0").address = moved;
+    world.node("b/0").gateway.address = moved;
     world.run(MS * 400);
     assert_eq!(world.stats("a/0").peers[0].endpoint, Some(moved));
     // Garbage from elsewhere does not move it, nor does a replay.
-    let (replay, to) = (world.wire.last().unwrap().clone(), world.nodes["a/0"].address);
+    let (replay, to) = (
+        world.wire.last().unwrap().clone(),
+        world.nodes["a/0"].gateway.address,
+    );
     world.transmit("198.51.100.1:1".parse().unwrap(), to, replay);
     world.transmit("198.51.100.1:1".parse().unwrap(), to, vec![4; 200]);
     world.run(MS * 10);
@@ -339,14 +344,14 @@ fn a_silent_peer_is_looked_for_where_it_is_configured() {
     config.peers[0].gateways[0].endpoints.clear();
     let (config, _) = Config::new(&config).unwrap();
     let now = world.now;
-    world.node("b/0").gateway.reconfigure(now, config);
-    let home = world.nodes["b/0"].address;
+    world.node("b/0").gateway.reconfigure(now, &config);
+    let home = world.nodes["b/0"].gateway.address;
     world.settle();
-    world.node("b/0").address = "203.0.113.9:4000".parse().unwrap();
+    world.node("b/0").gateway.address = "203.0.113.9:4000".parse().unwrap();
     world.run(MS * 400);
     // Both move, so that neither is where the other heard it last.
-    world.node("b/0").address = home;
-    world.node("a/0").address = "203.0.113.10:4000".parse().unwrap();
+    world.node("b/0").gateway.address = home;
+    world.node("a/0").gateway.address = "203.0.113.10:4000".parse().unwrap();
     world.run(MS * 8000);
     assert_eq!(world.stats("a/0").peers[0].endpoint, Some(home));
     assert!(world.stats("a/0").peers[0].up);
@@ -486,7 +491,7 @@ fn strangers_and_garbage_are_counted_and_ignored() {
         other.run(MS * 1000);
         other.wire.into_iter().find(|datagram| datagram[0] == 1).unwrap()
     };
-    let to = world.nodes["a/0"].address;
+    let to = world.nodes["a/0"].gateway.address;
     let from: SocketAddr = "198.51.100.1:1".parse().unwrap();
     let mut unknown_session = vec![4, 0, 0, 0];
     unknown_session.extend([0xff; 60]);

@@ -8,12 +8,14 @@ use std::{
 };
 
 use slice_gateway::proto::{
-    Config, Destination, Event, Gateway, HEADROOM, Key, Offload, Output, Random, Stats,
+    Config, Event, Key, Random, Stats,
     address::Mac,
     config::encode_key,
     ethernet::{self, Header},
 };
 use slice_runtime::handover;
+
+use crate::machine::{Machine, Yield};
 
 pub(crate) const MTU: u16 = 1370;
 /// An EtherType for experiments (IEEE 802 §9.2.4).
@@ -51,6 +53,8 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// When the gateways make themselves new keys.
     pub(crate) policy: Policy,
+    /// Clusters that are hosts outside of all.
+    pub(crate) outside: BTreeSet<String>,
     /// Arrival, a number that keeps the order of equals, from, to, datagram.
     in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     count: u64,
@@ -74,8 +78,7 @@ pub(crate) struct Policy {
 
 /// A gateway and its surroundings.
 pub(crate) struct Node {
-    pub(crate) gateway: Gateway,
-    pub(crate) address: SocketAddr,
+    pub(crate) gateway: Machine,
     pub(crate) cluster: String,
     /// Frames that it delivered to its slice.
     pub(crate) delivered: Vec<Vec<u8>>,
@@ -83,45 +86,24 @@ pub(crate) struct Node {
     pub(crate) alive: bool,
 }
 
-#[derive(Default)]
-struct Buffers {
-    datagrams: Vec<(SocketAddr, Vec<u8>)>,
-    lent: Option<(SocketAddr, Vec<u8>)>,
-    ecn: u8,
-    frames: Vec<Vec<u8>>,
-    frame: Vec<u8>,
-}
-
-impl Output for Buffers {
-    fn datagram(&mut self, to: Destination, length: usize) -> Option<&mut [u8]> {
-        self.ecn = to.ecn;
-        Some(&mut self.lent.insert((to.address, vec![0xaa; length])).1)
-    }
-
-    fn send(&mut self) {
-        self.datagrams.extend(self.lent.take());
-    }
-
-    fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
-        self.frame = vec![0xaa; length];
-        Some(&mut self.frame)
-    }
-
-    fn deliver(&mut self, start: usize, end: usize) {
-        assert!(start >= HEADROOM);
-        self.frames.push(self.frame[start..end].to_vec());
-    }
-}
-
 impl World {
     /// Clusters of so many gateways each, named a, b, …; cluster n owns indices 64·n to 64·n + 63.
     pub(crate) fn new(seed: u64, gateways: &[u32]) -> Self {
+        Self::with_threads(
+            seed,
+            &gateways.iter().map(|count| (*count, 1)).collect::<Vec<_>>(),
+        )
+    }
+
+    /// Clusters of so many gateways each, of so many threads.
+    pub(crate) fn with_threads(seed: u64, gateways: &[(u32, u8)]) -> Self {
         let mut this = Self {
             now: Instant::now(),
             weather: CALM,
             random: Random::new(seed),
             nodes: BTreeMap::new(),
             policy: Policy::default(),
+            outside: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             count: 0,
             cuts: BTreeSet::new(),
@@ -129,22 +111,22 @@ impl World {
             marks: None,
             last_ecn: 0,
         };
-        for (cluster, gateways) in ('a'..).zip(gateways) {
+        for (cluster, (gateways, threads)) in ('a'..).zip(gateways) {
             for ordinal in 0..*gateways {
                 let address = IpAddr::from([192, 0, 2, (cluster as u8 - b'a') * 16 + ordinal as u8 + 1]);
-                this.add(&format!("{cluster}/{ordinal}"), SocketAddr::new(address, 51820));
+                let name = format!("{cluster}/{ordinal}");
+                this.add(&name, SocketAddr::new(address, 51820), *threads);
             }
         }
         this.configure();
         this
     }
 
-    fn add(&mut self, name: &str, address: SocketAddr) {
-        let gateway = Gateway::new(self.key(), self.random.number(), self.now);
+    fn add(&mut self, name: &str, address: SocketAddr, threads: u8) {
+        let gateway = Machine::new(threads, &self.key(), address, &mut self.random, self.now);
         let cluster = name.split('/').next().unwrap().to_owned();
         let node = Node {
             gateway,
-            address,
             cluster,
             delivered: Vec::new(),
             events: Vec::new(),
@@ -154,17 +136,19 @@ impl World {
     }
 
     fn key(&mut self) -> Key {
-        let mut bytes = [0; 32];
-        bytes
-            .chunks_mut(8)
-            .for_each(|chunk| chunk.copy_from_slice(&self.random.number().to_le_bytes()));
-        Key::from_random(bytes.into())
+        key(&mut self.random)
     }
 
     /// The process of this gateway starts again, and so has a new key.
     pub(crate) fn restart(&mut self, name: &str) {
-        let address = self.nodes[name].address;
-        self.add(name, address);
+        let threads = self.nodes[name].gateway.lanes.len() as u8;
+        self.restart_with(name, threads);
+    }
+
+    /// With so many threads.
+    pub(crate) fn restart_with(&mut self, name: &str, threads: u8) {
+        let address = self.nodes[name].gateway.address;
+        self.add(name, address, threads);
     }
 
     /// Tells every gateway about the others, as the node agents do.
@@ -175,7 +159,7 @@ impl World {
             let (config, problems) = Config::new(&config).unwrap();
             assert_eq!(problems, []);
             let now = self.now;
-            self.node(&name).gateway.reconfigure(now, config);
+            self.node(&name).gateway.reconfigure(now, &config);
         }
     }
 
@@ -184,7 +168,7 @@ impl World {
         let clusters: BTreeSet<&String> = self.nodes.values().map(|node| &node.cluster).collect();
         let peer = |cluster: &&String| handover::Peer {
             cluster: cluster.to_string(),
-            outside: false,
+            outside: self.outside.contains(*cluster),
             ranges: vec![range(cluster)],
             gateways: self
                 .nodes
@@ -248,9 +232,12 @@ impl World {
             let (from, to, datagram) = entry.remove();
             let ecn = self.marks.unwrap_or(0);
             self.with_nodes(|this, nodes| {
-                if let Some(node) = nodes.values_mut().find(|node| node.address == to) {
-                    this.turn(node, |gateway, out| {
-                        gateway.handle_datagram(now, from, ecn, &datagram, out)
+                if let Some(node) = nodes
+                    .values_mut()
+                    .find(|node| node.gateway.address.ip() == to.ip())
+                {
+                    this.turn(node, |gateway| {
+                        gateway.handle_datagram(now, (from, to), ecn, &datagram)
                     });
                 }
             });
@@ -258,10 +245,10 @@ impl World {
         self.with_nodes(|this, nodes| {
             for node in nodes.values_mut() {
                 if node.gateway.poll_timeout() <= now {
-                    this.turn(node, |gateway, out| gateway.handle_timeout(now, out));
+                    this.turn(node, |gateway| Some(gateway.handle_timeout(now)));
                 }
-                if node.alive && node.gateway.wants_key(now) {
-                    node.gateway.renew(now, this.key());
+                if node.alive {
+                    node.gateway.renew(now, || key(&mut this.random));
                 }
             }
         });
@@ -274,23 +261,22 @@ impl World {
         self.nodes = nodes;
     }
 
-    fn turn(&mut self, node: &mut Node, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
-        let mut out = Buffers::default();
+    fn turn(&mut self, node: &mut Node, act: impl FnOnce(&mut Machine) -> Option<Yield>) {
         if !node.alive {
             return;
         }
-        act(&mut node.gateway, &mut out);
+        let Some(mut out) = act(&mut node.gateway) else {
+            return;
+        };
         node.delivered.append(&mut out.frames);
-        while let Some(event) = node.gateway.poll_event() {
-            node.events.push(event);
-        }
+        node.events.append(&mut out.events);
         self.last_ecn = out.ecn;
-        for (to, datagram) in out.datagrams {
-            self.transmit(node.address, to, datagram);
+        for (from, to, datagram) in out.datagrams {
+            self.transmit(from, to, datagram);
         }
     }
 
-    fn turn_of(&mut self, name: &str, act: impl FnOnce(&mut Gateway, &mut Buffers)) {
+    fn turn_of(&mut self, name: &str, act: impl FnOnce(&mut Machine) -> Option<Yield>) {
         self.with_nodes(|this, nodes| {
             let node = nodes.get_mut(name).unwrap_or_else(|| panic!("no gateway {name}"));
             this.turn(node, act);
@@ -317,24 +303,24 @@ impl World {
     /// A datagram reaches this gateway from nowhere in the network, at once. Returns how many bytes it sends there.
     pub(crate) fn offer(&mut self, name: &str, from: SocketAddr, datagram: &[u8]) -> usize {
         let (now, mut sent) = (self.now, 0);
-        self.turn_of(name, |gateway, out| {
-            gateway.handle_datagram(now, from, 0, datagram, out);
+        let to = self.nodes[name].gateway.address;
+        self.turn_of(name, |gateway| {
+            let out = gateway.handle_datagram(now, (from, to), 0, datagram)?;
             sent = out
                 .datagrams
                 .iter()
-                .filter(|(to, _)| *to == from)
-                .map(|(_, bytes)| bytes.len())
+                .filter(|(_, to, _)| *to == from)
+                .map(|(_, _, bytes)| bytes.len())
                 .sum();
+            Some(out)
         });
         sent
     }
 
     /// A frame comes out of the slice at this gateway.
     pub(crate) fn inject(&mut self, name: &str, frame: &[u8]) {
-        let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
-        self.turn_of(name, |gateway, out| {
-            gateway.handle_frame(&mut buffer, Offload::default(), out)
-        });
+        let now = self.now;
+        self.turn_of(name, |gateway| Some(gateway.handle_frame(now, frame)));
     }
 
     /// How many of the cluster's gateways, taken together, delivered this frame how often; forgets all deliveries.
@@ -378,9 +364,20 @@ impl World {
 
     /// Cuts the path between two gateways, in one direction.
     pub(crate) fn cut(&mut self, from: &str, to: &str) {
-        let (from, to) = (self.nodes[from].address.ip(), self.nodes[to].address.ip());
+        let (from, to) = (
+            self.nodes[from].gateway.address.ip(),
+            self.nodes[to].gateway.address.ip(),
+        );
         self.cuts.insert((from, to));
     }
+}
+
+fn key(random: &mut Random) -> Key {
+    let mut bytes = [0; 32];
+    bytes
+        .chunks_mut(8)
+        .for_each(|chunk| chunk.copy_from_slice(&random.number().to_le_bytes()));
+    Key::from_random(bytes.into())
 }
 
 fn number(cluster: &str) -> u32 {
@@ -411,7 +408,7 @@ fn peer_gateway((name, node): (&String, &Node)) -> handover::PeerGateway {
         public_key: encode_key(&keys.current),
         former_key: keys.former.as_ref().map(encode_key),
         vtep: vtep(name),
-        endpoints: vec![node.address],
+        endpoints: vec![node.gateway.address],
     }
 }
 

@@ -7,7 +7,7 @@ use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 use slice_netop::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink, desired},
     kernel::{Kernel, Linux, Observation, Query},
-    model::{Name, Netns, PodLink, State},
+    model::{Name, Netns, PodLink, Queues, State},
     plan::{Plan, diff},
 };
 
@@ -73,7 +73,7 @@ impl Cluster {
                 remotes: others
                     .map(|(other, address)| (*address, BTreeSet::from([block(other)])))
                     .collect(),
-                taps: BTreeSet::new(),
+                taps: BTreeMap::new(),
                 uplink: Uplink::None,
                 relay: None,
                 attachments: BTreeMap::new(),
@@ -125,7 +125,7 @@ impl Cluster {
         for (n, other) in self.nodes.iter_mut().enumerate() {
             let segment = other.segment(slice);
             if n == node {
-                segment.taps.insert(0);
+                segment.taps.insert(0, Queues::One);
                 segment.uplink = Uplink::Local(0);
                 segment.relay = Some(0);
             } else {
@@ -134,13 +134,8 @@ impl Cluster {
         }
         self.sync().await;
         let name = Name::new(names::tap(slice, 0));
-        Tap::new(
-            self.nodes[node]
-                .kernel
-                .open_tap(&name)
-                .unwrap()
-                .expect("nobody holds it"),
-        )
+        let opened = self.nodes[node].kernel.open_tap(&name, 1).unwrap();
+        Tap::new(opened.expect("nobody holds it").remove(0))
     }
 
     pub fn underlay_overhead(&self) -> usize {

@@ -107,8 +107,19 @@ pub fn arp_request(frame_from: Mac, sender: (Mac, IpAddr), target: IpAddr) -> Ve
     ethernet(Mac::BROADCAST, frame_from, 0x0806, &payload)
 }
 
-/// A UDP datagram in IPv4 in Ethernet, without UDP checksum.
+/// A UDP datagram in IPv4 in Ethernet, without UDP checksum, from the echo service's port to the same.
 pub fn udp4(to: Mac, from: (Mac, IpAddr), destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    udp4_between(to, from, destination, (7, 7), payload)
+}
+
+/// The same with its source and destination port.
+pub fn udp4_between(
+    to: Mac,
+    from: (Mac, IpAddr),
+    destination: IpAddr,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.1, destination) else {
         panic!("IPv4")
     };
@@ -129,8 +140,8 @@ pub fn udp4(to: Mac, from: (Mac, IpAddr), destination: IpAddr, payload: &[u8]) -
     let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
     ip[10..12].copy_from_slice(&checksum.to_be_bytes());
     let udp = [
-        &7u16.to_be_bytes()[..],
-        &7u16.to_be_bytes(),
+        &ports.0.to_be_bytes()[..],
+        &ports.1.to_be_bytes(),
         &(length - 20).to_be_bytes(),
         &[0, 0],
         payload,

@@ -1,10 +1,8 @@
 //! The node agent's side of the conversation.
 
 use std::{
-    fs::File,
-    io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     sync::{
@@ -15,8 +13,10 @@ use std::{
     time::Duration,
 };
 
-use nix::libc;
-use slice_runtime::handover::{self, FromGateway, ToGateway};
+use slice_runtime::{
+    handover::{self, FromGateway, ToGateway},
+    tap,
+};
 
 use super::{eventually, within};
 
@@ -51,29 +51,32 @@ impl Agent {
 
     pub(super) fn tell(&self, message: &ToGateway) {
         if let Some(stream) = &*self.stream.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = handover::send(stream, message, None);
+            let _ = handover::send(stream, message, &[]);
         }
     }
 
     /// One call: hello, TAP, reports.
     fn converse(&self, stream: &UnixStream) {
-        let Ok((FromGateway::Hello(hello), socket)) = handover::receive(stream) else {
+        let Ok((FromGateway::Hello(hello), sockets)) = handover::receive(stream) else {
             return;
         };
-        handover::widen(&socket.expect("a gateway sends its socket")).expect("root may");
-        let has_tap = hello.has_tap;
+        assert!(!sockets.is_empty(), "a gateway sends its sockets");
+        sockets.iter().try_for_each(handover::widen).expect("root may");
+        let (has_tap, queues) = (hello.has_tap, hello.queues);
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
         *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = handover::Report::default();
         if !has_tap {
-            let fd = eventually("the TAP device is free", || {
-                within(&self.node, || open_tap(&self.tap, false)).ok()
+            let opened = eventually("the TAP device is free", || {
+                within(&self.node, || tap::open(&self.tap, queues)).ok().flatten()
             });
+            assert!(opened.refused.is_none(), "root may have several queues");
+            let fds: Vec<RawFd> = opened.queues.iter().map(AsRawFd::as_raw_fd).collect();
             let tap = ToGateway::Tap(handover::Tap {
                 interface: self.tap.clone(),
-                offloads: 0,
+                offloads: tap::OFFLOADS,
             });
-            if handover::send(stream, &tap, Some(fd.as_raw_fd())).is_err() {
+            if handover::send(stream, &tap, &fds).is_err() {
                 return;
             }
         }
@@ -96,39 +99,4 @@ pub(super) fn serve(agent: Arc<Agent>, listener: UnixListener) {
             }
         }
     });
-}
-
-mod ioctl {
-    use nix::libc::{c_int, ifreq};
-
-    nix::ioctl_write_ptr_bad!(
-        tunsetiff,
-        nix::request_code_write!(b'T', 202, size_of::<c_int>()),
-        ifreq
-    );
-    nix::ioctl_write_int_bad!(
-        tunsetpersist,
-        nix::request_code_write!(b'T', 203, size_of::<c_int>())
-    );
-}
-
-pub(super) fn open_tap(name: &str, persist: bool) -> io::Result<OwnedFd> {
-    // Opening a device that is not there would make one.
-    if !persist {
-        nix::net::if_::if_nametoindex(name)?;
-    }
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: all bytes zero is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-    // SAFETY: the descriptor is open and `request` outlives the call.
-    unsafe { ioctl::tunsetiff(file.as_raw_fd(), &raw const request) }?;
-    if persist {
-        // SAFETY: the descriptor is open and the argument is an integer.
-        unsafe { ioctl::tunsetpersist(file.as_raw_fd(), 1) }?;
-    }
-    Ok(file.into())
 }

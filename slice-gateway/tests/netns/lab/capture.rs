@@ -31,13 +31,17 @@ impl Capture {
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
             let (mut frames, mut buffer) = (Vec::new(), vec![0; 70_000]);
-            loop {
-                match (&socket).read(&mut buffer) {
-                    Ok(length) => frames.push(buffer[..length].to_vec()),
-                    Err(_) if stopped.load(Ordering::SeqCst) => return frames,
-                    Err(_) => {}
+            while !stopped.load(Ordering::SeqCst) {
+                if let Ok(length) = (&socket).read(&mut buffer) {
+                    frames.push(buffer[..length].to_vec());
                 }
             }
+            // What is there already is of before.
+            socket.set_nonblocking(true).expect("a socket that does not wait");
+            while let Ok(length) = (&socket).read(&mut buffer) {
+                frames.push(buffer[..length].to_vec());
+            }
+            frames
         });
         Self { stop, thread }
     }

@@ -30,9 +30,9 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 use slice_gateway::proto::address::Mac;
-use slice_runtime::handover;
+use slice_runtime::{handover, tap};
 
-use agent::{Agent, open_tap, serve};
+use agent::{Agent, serve};
 use capture::Capture;
 pub(crate) use capture::packet_socket;
 use config::number;
@@ -55,6 +55,8 @@ pub(crate) struct Lab {
     pub(crate) clusters: Vec<Cluster>,
     directory: tempfile::TempDir,
     agents: Vec<Arc<Agent>>,
+    /// Of each gateway.
+    threads: u8,
     /// Clusters that every gateway is told of and that do not exist.
     pub(crate) absent: AtomicU32,
     /// New keys that were asked for.
@@ -123,6 +125,11 @@ pub(crate) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) 
 impl Lab {
     /// Clusters of so many gateways each, with two pods each; all tunnels are up.
     pub(crate) fn new(gateways: &[usize], underlay: Underlay) -> Self {
+        Self::with_threads(gateways, underlay, 1)
+    }
+
+    /// The same with gateways of so many threads.
+    pub(crate) fn with_threads(gateways: &[usize], underlay: Underlay, threads: u8) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "these tests make network namespaces and TAP devices: run them as root \
@@ -142,6 +149,7 @@ impl Lab {
             clusters: Vec::new(),
             directory,
             agents: Vec::new(),
+            threads,
             absent: AtomicU32::new(0),
             renewals: AtomicU32::new(0),
             guests: Mutex::default(),
@@ -242,7 +250,7 @@ impl Lab {
         self.ip_in("wan", &format!("link set {port} master wan addrgenmode none up"));
 
         let tap = format!("tap{ordinal}");
-        within(&self.at(node), || open_tap(&tap, true)).expect("make a TAP device");
+        self.create_tap(&self.at(node), &tap);
         self.ip_in(
             node,
             &format!("link set {tap} mtu {MTU} master seg0 addrgenmode none up"),
@@ -270,6 +278,10 @@ impl Lab {
         serve(self.agents[agent].clone(), listener);
         let child = Some(self.spawn(&name, ordinal));
         Gateway { name, child, agent }
+    }
+
+    fn create_tap(&self, node: &str, name: &str) {
+        within(node, || tap::create(name, self.threads > 1)).expect("make a TAP device");
     }
 
     fn socket(&self, gateway: &str) -> PathBuf {
@@ -306,6 +318,8 @@ impl Lab {
                     "--log",
                     &log_filter(),
                 ])
+                // Not where it is the default: another build may not know of it.
+                .args((self.threads > 1).then(|| format!("--threads={}", self.threads)))
                 .arg("--socket")
                 .arg(self.socket(gateway))
                 .uid(USER)
@@ -416,7 +430,7 @@ impl Lab {
     pub(crate) fn remake_tap(&self, name: &str) {
         let agent = self.agent(name);
         let calls = agent.calls.load(Ordering::SeqCst);
-        within(&agent.node, || open_tap(&agent.tap, true)).expect("make a TAP device");
+        self.create_tap(&agent.node, &agent.tap);
         let node = agent.node.clone();
         ip(&format!(
             "-n {node} link set {} mtu {MTU} master seg0 addrgenmode none up",

@@ -1,0 +1,307 @@
+//! What the threads of a gateway share: letters to the lanes, and what those have counted. Locks are taken a few times a
+//! second, never per packet.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    io::{
+        batch::Counts,
+        exchange::Exchange,
+        tap::{Level, Tap},
+        udp::Memory,
+    },
+    proto::{Change, Config, Key, Need, Stats},
+    sizes::Sizes,
+};
+
+/// What the lanes of a gateway, and the threads beside them, know of each other.
+pub struct Shared {
+    exchange: Arc<Exchange>,
+    lanes: Vec<Desk>,
+    /// Wakes the control thread: a tunnel went up or down, or the TAP was lost.
+    news: EventFd,
+    draining: AtomicBool,
+    stopping: CancellationToken,
+}
+
+/// What there is for and of one lane.
+#[derive(Default)]
+struct Desk {
+    letters: Mutex<Letters>,
+    figures: Mutex<Arc<Figures>>,
+    has_tap: AtomicBool,
+    /// Nothing has come for a while.
+    quiet: AtomicBool,
+    /// Keys that it has taken.
+    keys: AtomicU64,
+    /// [`Need`] of the former key.
+    need: AtomicU8,
+}
+
+/// What a lane is told. The newest of each replaces the one before, but for keys.
+#[derive(Default)]
+pub(crate) struct Letters {
+    pub(crate) config: Option<Config>,
+    /// A queue of the TAP device, or that it is lost.
+    pub(crate) tap: Option<Option<Tap>>,
+    pub(crate) keys: Vec<KeyLetter>,
+}
+
+/// What the first lane tells the others.
+pub(crate) enum KeyLetter {
+    Take(Key, Change),
+    /// Nobody needs the former one.
+    Retire,
+}
+
+/// What the data path has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub slice: String,
+    /// There is a configuration, and the rest is about it.
+    pub configured: bool,
+    pub stats: Stats,
+    pub counts: Counts,
+    /// Turns of the loop.
+    pub turns: u64,
+    pub frames_read: u64,
+    /// System calls that received datagrams.
+    pub receive_calls: u64,
+    /// Datagrams that the kernel had put together.
+    pub received: Sizes,
+    /// Frames that waited at the TAP device when a turn read from it, as far as one turn reads.
+    pub waiting: Sizes,
+    pub segmentation: bool,
+    pub coalescing: bool,
+    pub memory: Memory,
+    /// What the TAP device leaves to us.
+    pub offload: Level,
+    /// Threads that carry frames.
+    pub threads: u32,
+    /// Of them those that have a queue of the TAP device to themselves.
+    pub queues: u32,
+}
+
+impl Figures {
+    /// Adds those of another lane.
+    fn merge(&mut self, other: &Self) {
+        self.configured &= other.configured;
+        self.stats.merge(&other.stats);
+        self.counts.merge(&other.counts);
+        self.turns += other.turns;
+        self.frames_read += other.frames_read;
+        self.receive_calls += other.receive_calls;
+        self.received.merge(&other.received);
+        self.waiting.merge(&other.waiting);
+        self.segmentation &= other.segmentation;
+        self.coalescing &= other.coalescing;
+        self.memory.merge(&other.memory);
+        self.offload = self.offload.min(other.offload);
+        self.threads += other.threads;
+        self.queues += other.queues;
+    }
+}
+
+impl Shared {
+    /// # Errors
+    /// Where the kernel has no descriptors left.
+    ///
+    /// # Panics
+    /// Where there are no lanes.
+    pub fn new(lanes: usize) -> io::Result<Arc<Self>> {
+        assert!(lanes > 0, "a gateway has a thread");
+        Ok(Arc::new(Self {
+            exchange: Arc::new(Exchange::new(lanes)?),
+            lanes: std::iter::repeat_with(Desk::default).take(lanes).collect(),
+            news: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            draining: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// The first lane gets it last, so that a key that it then makes finds the others informed.
+    pub fn set_config(&self, config: &Config) {
+        for lane in (0..self.lanes.len()).rev() {
+            self.write(lane, |letters| letters.config = Some(config.clone()));
+        }
+    }
+
+    /// Gives each lane a queue of the TAP device; where there are fewer, the last lanes write by the first one.
+    ///
+    /// # Errors
+    /// Where the kernel has no descriptors left. Nobody has a queue then.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn set_taps(&self, taps: Vec<Tap>) -> io::Result<()> {
+        let writers = (taps.len()..self.lanes.len()).map(|_| taps[0].writer());
+        let writers: Vec<Tap> = writers.collect::<io::Result<_>>()?;
+        for (lane, tap) in taps.into_iter().chain(writers).take(self.lanes.len()).enumerate() {
+            self.lanes[lane].has_tap.store(true, Ordering::Release);
+            self.write(lane, |letters| letters.tap = Some(Some(tap)));
+        }
+        Ok(())
+    }
+
+    /// The TAP device is gone: all lanes close it, so that the agent can hand it over anew.
+    pub(crate) fn lose_taps(&self) {
+        for lane in 0..self.lanes.len() {
+            self.write(lane, |letters| letters.tap = Some(None));
+        }
+    }
+
+    /// A lane has closed its queue.
+    pub(crate) fn tap_closed(&self, lane: usize) {
+        self.lanes[lane].has_tap.store(false, Ordering::Release);
+        self.tell();
+    }
+
+    /// Whether every lane holds a queue of the TAP device.
+    pub fn has_tap(&self) -> bool {
+        self.lanes.iter().all(|desk| desk.has_tap.load(Ordering::Acquire))
+    }
+
+    /// Whether no lane holds a queue of the TAP device.
+    pub fn has_no_tap(&self) -> bool {
+        !self.lanes.iter().any(|desk| desk.has_tap.load(Ordering::Acquire))
+    }
+
+    /// Asks everybody to send frames another way, and stops once they do.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.call_all();
+    }
+
+    /// Whether [`Self::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Says whether a lane has nothing left to carry; whether none has.
+    pub(crate) fn set_quiet(&self, lane: usize, quiet: bool) -> bool {
+        self.lanes[lane].quiet.store(quiet, Ordering::Release);
+        self.lanes.iter().all(|desk| desk.quiet.load(Ordering::Acquire))
+    }
+
+    /// Ends all threads at once.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+        self.call_all();
+    }
+
+    /// Cancelled by [`Self::stop`].
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Gives the other lanes a key, or tells them to wipe the former one.
+    pub(crate) fn tell_others(&self, letter: impl Fn() -> KeyLetter) {
+        for lane in 1..self.lanes.len() {
+            self.write(lane, |letters| letters.keys.push(letter()));
+        }
+    }
+
+    /// A lane has taken another key, and needs the former one so much.
+    pub(crate) fn key_taken(&self, lane: usize, need: Need) {
+        self.set_need(lane, need);
+        self.lanes[lane].keys.fetch_add(1, Ordering::AcqRel);
+        self.exchange.call(0);
+    }
+
+    /// Whether the other lanes have taken so many keys.
+    pub(crate) fn others_have_keys(&self, count: u64) -> bool {
+        let mut others = self.lanes[1..].iter();
+        others.all(|desk| desk.keys.load(Ordering::Acquire) >= count)
+    }
+
+    /// Says how much a lane needs the former key.
+    pub(crate) fn set_need(&self, lane: usize, need: Need) {
+        self.lanes[lane].need.store(need as u8, Ordering::Release);
+    }
+
+    /// How much the lanes but the first need the former key.
+    pub(crate) fn need_of_others(&self) -> Need {
+        let needs = self.lanes[1..]
+            .iter()
+            .map(|desk| desk.need.load(Ordering::Acquire));
+        match needs.max() {
+            None | Some(0) => Need::Nobody,
+            Some(1) => Need::Absent,
+            Some(_) => Need::Frames,
+        }
+    }
+
+    pub(crate) fn take_letters(&self, lane: usize) -> Letters {
+        // An error says that there are none.
+        let _ = self.exchange.wake(lane).read();
+        let letters = self.lanes[lane].letters.lock();
+        std::mem::take(&mut letters.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self, lane: usize, write: impl FnOnce(&mut Letters)) {
+        let letters = self.lanes[lane].letters.lock();
+        write(&mut letters.unwrap_or_else(PoisonError::into_inner));
+        self.exchange.call(lane);
+    }
+
+    pub(crate) fn publish(&self, lane: usize, figures: Figures) {
+        let mut known = self.lanes[lane]
+            .figures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(figures);
+    }
+
+    /// What all lanes have counted, as of a moment ago.
+    pub fn figures(&self) -> Figures {
+        let mut lanes = self.lanes.iter().map(|desk| {
+            let figures = desk.figures.lock().unwrap_or_else(PoisonError::into_inner);
+            figures.clone()
+        });
+        let mut all = lanes.next().map(|first| (*first).clone()).unwrap_or_default();
+        for other in lanes {
+            all.merge(&other);
+        }
+        all
+    }
+
+    /// Becomes readable when something has happened that should be told at once; see [`Self::clear_news`].
+    pub fn news(&self) -> &EventFd {
+        &self.news
+    }
+
+    /// Something has happened that should be told at once.
+    pub(crate) fn tell(&self) {
+        // It cannot fail but by being told already.
+        let _ = self.news.write(1);
+    }
+
+    pub fn clear_news(&self) {
+        // An error says that there was none.
+        let _ = self.news.read();
+    }
+
+    fn call_all(&self) {
+        for lane in 0..self.lanes.len() {
+            self.exchange.call(lane);
+        }
+        self.tell();
+    }
+}
