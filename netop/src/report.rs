@@ -210,6 +210,7 @@ impl Writer {
             node: Some(report.node.clone()),
             connected: report.connected,
             tunnels: report.tunnels.clone(),
+            data_path: report.data_path.clone(),
             observed_at: Some(Time(Timestamp::now())),
         };
         let api = Api::<SliceGateway>::namespaced(self.client.clone(), MEMBER_NAMESPACE);

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use slice_crds::{
     conditions::{READY, Verdict, reason},
     labels,
-    v1alpha1::{SliceNodePhase, TunnelStatus},
+    v1alpha1::{DataPathStatus, SliceNodePhase, TunnelStatus},
 };
-use slice_runtime::handover::{Hello, Keys, Report, Tunnel};
+use slice_runtime::handover::{DataPath, Hello, Keys, Report, Tunnel};
 
 use crate::{
     intent::{PodDecision, Wanted},
@@ -59,6 +59,7 @@ pub struct GatewayReport {
     pub node: String,
     pub connected: bool,
     pub tunnels: Vec<TunnelStatus>,
+    pub data_path: Option<DataPathStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +84,8 @@ impl GatewayReport {
                 .collect()
         }
         (&self.keys, &self.renewal_waits_for) == (&other.keys, &other.renewal_waits_for)
-            && (&self.node, self.connected) == (&other.node, other.connected)
+            && (&self.node, self.connected, &self.data_path)
+                == (&other.node, other.connected, &other.data_path)
             && state(self) == state(other)
     }
 }
@@ -105,6 +107,13 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
         former_key: None,
         revocation: None,
     };
+    let data_path = |path: &DataPath| DataPathStatus {
+        threads: path.threads,
+        tap_queues: path.tap_queues,
+        tap_offload: path.tap_offload.clone(),
+        udp_segmentation: path.udp_segmentation,
+        udp_coalescing: path.udp_coalescing,
+    };
     let said = report.and_then(|report| report.keys.clone());
     GatewayReport {
         keys: Some(said.unwrap_or_else(first)),
@@ -116,6 +125,7 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
             .flat_map(|report| &report.tunnels)
             .map(tunnel)
             .collect(),
+        data_path: report.and_then(|report| report.data_path.as_ref().map(data_path)),
     }
 }
 

@@ -165,6 +165,24 @@ pub struct Report {
     pub reached: u32,
     /// It is about to stop: frames should go another way.
     pub draining: bool,
+    /// Absent until it has its TAP device.
+    pub data_path: Option<DataPath>,
+}
+
+/// What a gateway has of the kernel's help: without some of it, it carries less.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPath {
+    /// That carry frames.
+    pub threads: u32,
+    /// Of the TAP device, that are read: fewer than threads where flows cannot be kept on one.
+    pub tap_queues: u32,
+    /// What the TAP device leaves to the gateway: `none`, `checksum`, `tcp` or `udp`, each with what is before it.
+    pub tap_offload: String,
+    /// Datagrams are handed to the kernel in groups (UDP_SEGMENT).
+    pub udp_segmentation: bool,
+    /// Datagrams come from the kernel in groups (UDP_GRO).
+    pub udp_coalescing: bool,
 }
 
 /// The keys that a gateway answers to.

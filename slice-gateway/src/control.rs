@@ -15,7 +15,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slice_runtime::{
     admin::Pending,
-    handover::{self, FromGateway, Hello, Keys, Report, ToGateway, Tunnel},
+    handover::{self, DataPath, FromGateway, Hello, Keys, Report, ToGateway, Tunnel},
     version::VERSION,
 };
 
@@ -230,6 +230,13 @@ fn report(shared: &Shared) -> Report {
         tunnels: tunnels.collect(),
         reached: u32::try_from(figures.stats.reach.reached + figures.stats.reach.outside).unwrap_or(u32::MAX),
         draining: shared.is_draining(),
+        data_path: (figures.queues > 0).then(|| DataPath {
+            threads: figures.threads,
+            tap_queues: figures.queues,
+            tap_offload: figures.offload.label().to_owned(),
+            udp_segmentation: figures.segmentation,
+            udp_coalescing: figures.coalescing,
+        }),
     }
 }
 

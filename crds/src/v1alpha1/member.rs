@@ -202,8 +202,28 @@ pub struct SliceGatewayStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["peer".into()]))]
     pub tunnels: Vec<TunnelStatus>,
+    /// What of the kernel's help the gateway has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path: Option<DataPathStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
+}
+
+/// What of the kernel's help a gateway has: without some of it, it carries less.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPathStatus {
+    /// Threads that carry frames.
+    pub threads: u32,
+    /// Queues of the TAP device that are read: fewer than threads where the node's kernel cannot keep a flow on one.
+    pub tap_queues: u32,
+    /// What the TAP device leaves to the gateway: none, checksum, tcp or udp, each with what is before it. With udp
+    /// (Linux 6.2) or tcp it gives super-frames.
+    pub tap_offload: String,
+    /// Whether datagrams are handed to the kernel in groups (UDP_SEGMENT, Linux 4.18).
+    pub udp_segmentation: bool,
+    /// Whether datagrams come from the kernel in groups (UDP_GRO, Linux 5.0).
+    pub udp_coalescing: bool,
 }
 
 /// A node of this cluster, named as its Node.

@@ -18,9 +18,9 @@ pub use hub::{
     SlicePeerStatus, SliceQos,
 };
 pub use member::{
-    Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus, SliceGateway, SliceGatewaySpec, SliceGatewayStatus,
-    SliceNode, SliceNodePhase, SliceNodeSpec, SliceNodeStatus, SliceService, SliceServiceSpec, SliceSpec,
-    SliceStatus,
+    DataPathStatus, Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus, SliceGateway, SliceGatewaySpec,
+    SliceGatewayStatus, SliceNode, SliceNodePhase, SliceNodeSpec, SliceNodeStatus, SliceService,
+    SliceServiceSpec, SliceSpec, SliceStatus,
 };
 pub use shared::{
     AttachMode, Broadcast, Exposure, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway, ServiceEndpoint,

@@ -3,7 +3,7 @@
 //! run and interleaved, because the machine's speed changes from minute to minute.
 //!
 //! ```text
-//!  make bench [BENCH="--rounds N --seconds S --only weft,vxlan --test tcp1,rr --docs"]
+//!  make bench [BENCH="--rounds N --seconds S --only weft,vxlan --test tcp1,rr --threads N --docs"]
 //! ```
 //!
 //! On a plain wire (tests `…-wire`, systems `veth-wire` and `vxlan-wire`; see [`wire`]) no device between the clusters
@@ -78,6 +78,8 @@ struct Arguments {
     seconds: f64,
     only: Option<Vec<String>>,
     tests: Option<Vec<String>>,
+    /// Of each of our gateways.
+    threads: u8,
     docs: bool,
     counters: bool,
 }
@@ -95,6 +97,7 @@ impl Arguments {
             seconds: value("--seconds").map_or(1.5, |text| text.parse().unwrap()),
             only: list("--only"),
             tests: list("--test"),
+            threads: value("--threads").map_or(1, |text| text.parse().unwrap()),
             docs: arguments.iter().any(|argument| argument == "--docs"),
             counters: arguments.iter().any(|argument| argument == "--counters"),
         }
@@ -144,7 +147,7 @@ impl<'a> Run<'a> {
             boringtun: any(&["boringtun-vxlan"]).then(Program::boringtun),
             openvpn: any(&["openvpn-gcm", "openvpn-cbc", "openvpn-tap"]).then(OpenVpn::new),
         };
-        let lab = Lab::new(&[1, 1], Underlay::V4);
+        let lab = Lab::with_threads(&[1, 1], Underlay::V4, arguments.threads);
         let mut systems = Vec::new();
         let mut add = |name: &str, make: &dyn Fn() -> Option<System>| {
             if arguments.wants(name) {
@@ -186,13 +189,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Every test of every system once; back and forth, so that a drift of the machine is nobody's gain.
+    /// Every test of every system; back and forth, so that a drift of the machine is nobody's gain. What is compared
+    /// with ourselves is near to it, and measured twice.
     fn round(&mut self, round: usize) {
         let mut systems = std::mem::take(&mut self.systems);
         let forth = round.is_multiple_of(2);
         for place in 0..systems.len() {
             let system = &systems[if forth { place } else { systems.len() - 1 - place }];
-            for test in ["tcp1", "tcp4", "udp", "rr"] {
+            let tests: &[&str] = match system.name {
+                "weft" => &["tcp1", "tcp4", "udp", "rr", "tcp4", "tcp1"],
+                _ => &["tcp1", "tcp4", "udp", "rr"],
+            };
+            for test in tests {
                 self.measure(system, test, &[(system.name, test)]);
             }
             for (name, tests, other) in WIRE {
@@ -213,7 +221,7 @@ impl<'a> Run<'a> {
                 }
             }
             if system.name == "weft" {
-                self.many_peers(system, forth);
+                self.many_peers(system);
             }
         }
         std::mem::swap(&mut self.systems, &mut systems);
@@ -274,7 +282,7 @@ impl<'a> Run<'a> {
     }
 
     /// The same traffic with more peers configured, none of which is there, and what they cost in memory.
-    fn many_peers(&mut self, system: &System, forth: bool) {
+    fn many_peers(&mut self, system: &System) {
         if !PEERS
             .iter()
             .any(|peers| self.arguments.wants_test(&format!("peers-{peers}")))
@@ -290,8 +298,7 @@ impl<'a> Run<'a> {
                 (self.lab.report("a-gw0").tunnels.len() == peers as usize).then_some(())
             });
         };
-        for place in 0..PEERS.len() {
-            let peers = PEERS[if forth { place } else { PEERS.len() - 1 - place }];
+        for peers in PEERS.into_iter().chain(PEERS.into_iter().rev()) {
             configure(peers);
             let load = quiet::measured(&self.pids, &mut self.disturbed, || {
                 measure::tcp(&self.lab, system, 1, self.arguments.seconds)
@@ -300,7 +307,7 @@ impl<'a> Run<'a> {
             self.results.add("weft", &test, GBPS, load.gbps());
             self.results.add("weft", &test, OWN_CPU, load.own);
             // Memory is not given back: it is only comparable on the way up, the first time.
-            if forth && self.rates.insert(test.clone(), 0.0).is_none() {
+            if self.rates.insert(test.clone(), 0.0).is_none() {
                 self.results
                     .add("weft", &test, RSS, measure::resident(&system.pids));
             }
