@@ -3,8 +3,11 @@
 //! run and interleaved, because the machine's speed changes from minute to minute.
 //!
 //! ```text
-//!  make bench [BENCH="--rounds N --seconds S --only weft,vxlan --test tcp1,rr --threads N --docs"]
+//!  make bench [BENCH="--rounds N --seconds S --only weft,vxlan --test tcp1,rr --threads N --share PERCENT --docs"]
 //! ```
+//!
+//! With `--threads` our gateways have so many, and with `--share` each of those gets no more than that of a processor
+//! ([`share`]). The tests are tcp1 and any other number of streams, udp, rr, and peers-1, -8 and -64.
 //!
 //! On a plain wire (tests `…-wire`, systems `veth-wire` and `vxlan-wire`; see [`wire`]) no device between the clusters
 //! segments for its host, and packets cross it as they cross a plain Ethernet.
@@ -25,6 +28,7 @@ mod openvpn;
 mod quiet;
 #[path = "../report/mod.rs"]
 mod report;
+mod share;
 mod systems;
 mod wire;
 mod wireguard;
@@ -80,6 +84,8 @@ struct Arguments {
     tests: Option<Vec<String>>,
     /// Of each of our gateways.
     threads: u8,
+    /// Hundredths of a processor for each of them.
+    share: Option<u64>,
     docs: bool,
     counters: bool,
 }
@@ -98,6 +104,7 @@ impl Arguments {
             only: list("--only"),
             tests: list("--test"),
             threads: value("--threads").map_or(1, |text| text.parse().unwrap()),
+            share: value("--share").map(|text| text.parse().unwrap()),
             docs: arguments.iter().any(|argument| argument == "--docs"),
             counters: arguments.iter().any(|argument| argument == "--counters"),
         }
@@ -120,6 +127,7 @@ impl Arguments {
 struct Run<'a> {
     arguments: &'a Arguments,
     systems: Vec<System>,
+    shares: Option<share::Shares>,
     programs: Programs,
     lab: Lab,
     results: Results,
@@ -177,8 +185,10 @@ impl<'a> Run<'a> {
         for system in &systems {
             system.settle(&lab);
         }
+        let limit = |share| share::Shares::limit(&lab.pids(), share);
         Self {
             arguments,
+            shares: arguments.share.map(limit),
             pids: systems.iter().flat_map(|system| system.pids.clone()).collect(),
             systems,
             programs,
@@ -200,7 +210,12 @@ impl<'a> Run<'a> {
                 "weft" => &["tcp1", "tcp4", "udp", "rr", "tcp4", "tcp1"],
                 _ => &["tcp1", "tcp4", "udp", "rr"],
             };
-            for test in tests {
+            let more = self.arguments.tests.iter().flatten();
+            let more: Vec<&str> = more
+                .map(String::as_str)
+                .filter(|test| streams(test).is_some() && !tests.contains(test))
+                .collect();
+            for test in tests.iter().chain(&more) {
                 self.measure(system, test, &[(system.name, test)]);
             }
             for (name, tests, other) in WIRE {
@@ -239,9 +254,8 @@ impl<'a> Run<'a> {
         }
         let seconds = self.arguments.seconds;
         let mut values = Vec::new();
-        match test {
-            "tcp1" | "tcp4" => {
-                let streams = if test == "tcp1" { 1 } else { 4 };
+        match (test, streams(test)) {
+            (_, Some(streams)) => {
                 let load = quiet::measured(&self.pids, &mut self.disturbed, || {
                     measure::tcp(&self.lab, system, streams, seconds)
                 });
@@ -250,7 +264,7 @@ impl<'a> Run<'a> {
                     values.extend([(OWN_CPU, load.own), (RSS, measure::resident(&system.pids))]);
                 }
             }
-            "udp" => {
+            ("udp", None) => {
                 let hint = self
                     .rates
                     .entry(names[0].0.to_owned() + names[0].1)
@@ -409,6 +423,11 @@ impl<'a> Run<'a> {
             }
         }
     }
+}
+
+/// How many streams a test of TCP has.
+fn streams(test: &str) -> Option<usize> {
+    test.strip_prefix("tcp")?.parse().ok()
 }
 
 fn charts(rows: &[Row], systems: &[(&'static str, &'static str, Carries)]) -> Vec<(&'static str, String)> {
