@@ -263,9 +263,13 @@ impl<K: Kernel> Agent<K> {
                 self.look |= !gateway.carries;
                 continue;
             }
-            let opened = match self.kernel.open_tap(&name, gateway.hello.queues) {
-                Ok(opened) => opened,
-                Err(error) => {
+            let busy = tap.queues == Queues::Several && tap.held;
+            // It is told when that is over, but perhaps it is already: it is looked again in any case.
+            self.look |= busy;
+            let opened = match (!busy).then(|| self.kernel.open_tap(&name, gateway.hello.queues)) {
+                None => None,
+                Some(Ok(opened)) => opened,
+                Some(Err(error)) => {
                     tracing::warn!(slice, ordinal, error = format!("{error:#}"), "TAP not opened");
                     continue;
                 }

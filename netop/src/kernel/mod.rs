@@ -116,7 +116,8 @@ pub trait Kernel: Send {
     fn apply(&mut self, plan: &Plan) -> impl Future<Output = Outcome> + Send;
 
     /// Opens so many queues of a TAP that is there and made for as many, or one where the kernel cannot keep a flow on
-    /// one of several. `None` where a process holds it.
+    /// one of several. `None` where a process holds the one queue; that nobody holds one with several is what the
+    /// caller has seen.
     ///
     /// # Errors
     /// Where the device cannot be opened.

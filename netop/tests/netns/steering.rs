@@ -215,7 +215,6 @@ fn where_bpf_is_forbidden_one_queue_is_opened() {
     let refused = opened.refused.expect("a reason");
     assert!(matches!(refused, Error::Load(_)));
     assert!(refused.to_string().contains("CAP_SYS_ADMIN"), "{refused}");
-    assert!(space.run(|| tap::open("wt-test0", 4)).is_none(), "it is held");
     drop(opened.queues);
     let opened = space.run(|| tap::open("wt-test0", 4)).expect("nobody holds it");
     assert_eq!((opened.queues.len(), opened.refused.is_none()), (4, true));
@@ -232,7 +231,8 @@ fn a_device_is_opened_as_what_it_is_and_never_made_by_that() {
         let held = space
             .run(|| tap::open("wt-test0", fits))
             .expect("nobody holds it");
-        assert!(space.run(|| tap::open("wt-test0", fits)).is_none(), "it is held");
+        // With several the kernel does not mind.
+        assert_eq!(space.run(|| tap::open("wt-test0", fits)).is_some(), multi);
         drop(held);
         space.ip("link delete wt-test0");
     }

@@ -5,6 +5,7 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -68,7 +69,10 @@ impl Agent {
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = handover::Report::default();
         if !has_tap {
             let opened = eventually("the TAP device is free", || {
-                within(&self.node, || tap::open(&self.tap, queues)).ok().flatten()
+                // With several queues the kernel does not mind a second holder.
+                let held = queues > 1 && has_carrier(&self.node, &self.tap);
+                let open = || within(&self.node, || tap::open(&self.tap, queues)).ok().flatten();
+                (!held).then(open).flatten()
             });
             assert!(opened.refused.is_none(), "root may have several queues");
             let fds: Vec<RawFd> = opened.queues.iter().map(AsRawFd::as_raw_fd).collect();
@@ -85,6 +89,13 @@ impl Agent {
             *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
         }
     }
+}
+
+/// Whether somebody holds the device.
+fn has_carrier(node: &str, tap: &str) -> bool {
+    let arguments = ["-n", node, "-o", "link", "show", "dev", tap];
+    let output = Command::new("ip").args(arguments).output().expect("run ip(8)");
+    String::from_utf8_lossy(&output.stdout).contains("LOWER_UP")
 }
 
 pub(super) fn serve(agent: Arc<Agent>, listener: UnixListener) {
