@@ -141,8 +141,17 @@ impl Drop for Stock<'_> {
 
 #[test]
 fn a_stock_linux_host_is_a_peer() {
-    let lab = Lab::new(&[2, 1], Underlay::V4);
-    let host = Stock::new(&lab);
+    check_stock_host(&Lab::new(&[2, 1], Underlay::V4));
+}
+
+/// It knows one tunnel for each gateway, whichever of its threads has a flow.
+#[test]
+fn a_stock_linux_host_is_a_peer_of_gateways_with_several_threads() {
+    check_stock_host(&Lab::with_threads(&[2, 1], Underlay::V4, 3));
+}
+
+fn check_stock_host(lab: &Lab) {
+    let host = Stock::new(lab);
     let script = host.script();
     host.run(&script);
     lab.settle();
@@ -152,13 +161,13 @@ fn a_stock_linux_host_is_a_peer() {
         for (from, to) in own.into_iter().zip(addresses(cluster, 1)) {
             within(&lab.at("host"), || Pinger::new(to)).ping("a pod answers the host");
             within(&lab.at(&pod), || Pinger::new(from)).ping("the host answers a pod");
-            transfer(&lab, "host", (&pod, to), 1 << 20);
-            transfer(&lab, &pod, ("host", from), 1 << 20);
+            transfer(lab, "host", (&pod, to), 1 << 20);
+            transfer(lab, &pod, ("host", from), 1 << 20);
         }
     }
     // Among the clusters nothing has changed.
     within(&lab.at("a-pod0"), || Pinger::new(addresses('b', 0)[0])).ping("the clusters reach each other");
-    broadcasts_arrive_once(&lab);
+    broadcasts_arrive_once(lab);
     // Printed and run again it changes nothing that runs.
     let mut pinger = within(&lab.at("host"), || Pinger::new(addresses('a', 0)[0]));
     pinger.ping("before");
