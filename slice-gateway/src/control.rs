@@ -21,7 +21,7 @@ use slice_runtime::{
 
 use crate::{
     io::tap::Tap,
-    proto::{Config, config},
+    proto::{Config, config, lane::MAX_LANES},
     shared::{Figures, Shared},
 };
 
@@ -120,7 +120,7 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         udp_port: caller.udp_port,
         version: VERSION.to_owned(),
         has_tap: had_tap,
-        queues: shared.lanes().try_into().unwrap_or(handover::MAX_QUEUES),
+        queues: shared.lanes().try_into().unwrap_or(MAX_LANES),
     };
     let sockets: Vec<RawFd> = caller.udp.iter().map(AsRawFd::as_raw_fd).collect();
     handover::send(&stream, &FromGateway::Hello(hello), &sockets)?;

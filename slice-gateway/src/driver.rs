@@ -372,7 +372,7 @@ impl Driver {
         }
         self.figures.segmentation = self.batches.sockets().segmentation();
         self.figures.coalescing = self.batches.sockets().coalescing();
-        self.shared.publish(self.lane, self.figures.clone());
+        self.shared.publish(self.lane, &self.figures);
         if news {
             self.shared.tell();
         }

@@ -37,7 +37,7 @@ pub struct Shared {
 #[derive(Default)]
 struct Desk {
     letters: Mutex<Letters>,
-    figures: Mutex<Arc<Figures>>,
+    figures: Mutex<Figures>,
     has_tap: AtomicBool,
     /// Nothing has come for a while.
     quiet: AtomicBool,
@@ -261,24 +261,19 @@ impl Shared {
         self.exchange.call(lane);
     }
 
-    pub(crate) fn publish(&self, lane: usize, figures: Figures) {
-        let mut known = self.lanes[lane]
-            .figures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *known = Arc::new(figures);
+    pub(crate) fn publish(&self, lane: usize, figures: &Figures) {
+        let known = self.lanes[lane].figures.lock();
+        known.unwrap_or_else(PoisonError::into_inner).clone_from(figures);
     }
 
     /// What all lanes have counted, as of a moment ago.
     pub fn figures(&self) -> Figures {
         let mut lanes = self.lanes.iter().map(|desk| {
-            let figures = desk.figures.lock().unwrap_or_else(PoisonError::into_inner);
-            figures.clone()
+            let figures = desk.figures.lock();
+            figures.unwrap_or_else(PoisonError::into_inner)
         });
-        let mut all = lanes.next().map(|first| (*first).clone()).unwrap_or_default();
-        for other in lanes {
-            all.merge(&other);
-        }
+        let mut all = lanes.next().map(|first| first.clone()).unwrap_or_default();
+        lanes.for_each(|other| all.merge(&other));
         all
     }
 

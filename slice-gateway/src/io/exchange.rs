@@ -50,10 +50,6 @@ impl Exchange {
         })
     }
 
-    pub fn lanes(&self) -> usize {
-        self.boxes.len()
-    }
-
     /// Becomes readable when the lane is wanted.
     pub fn wake(&self, lane: usize) -> &EventFd {
         &self.boxes[lane].wake

@@ -16,10 +16,14 @@
 //!   for them.
 //! - It decides when a key is made, and gives it to the others.
 
+use slice_runtime::handover::MAX_QUEUES;
+
 use super::{Offload, Path, keyring::Serial};
 
-/// Lanes that session numbers have room for.
-pub const MAX_LANES: u8 = 16;
+/// One for each queue of the TAP device.
+pub const MAX_LANES: u8 = MAX_QUEUES;
+// Session numbers have four bits for them.
+const _: () = assert!(MAX_LANES <= 16);
 
 /// Which of a gateway's lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

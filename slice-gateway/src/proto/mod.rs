@@ -29,12 +29,14 @@ pub mod ecn;
 pub mod ethernet;
 pub mod flow;
 mod guard;
+mod handshake;
 pub mod ip;
 mod keyring;
 pub mod lane;
 pub mod liveness;
 pub mod mtu;
 pub mod nd;
+mod output;
 mod peer;
 pub mod probe;
 mod random;
@@ -48,7 +50,6 @@ pub mod vxlan;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -56,16 +57,16 @@ use self::{
     admit::Outbound,
     ethernet::Header,
     keyring::{Keyring, Serial},
-    lane::{Initiation, Lane, Note},
+    lane::{Lane, Note},
     peer::Peer,
     probe::Message,
     segment::{Checksum, Segments},
-    tunnel::{Handshake, MAX_HANDSHAKE},
     vxlan::Inner,
 };
 pub use self::{
     config::Config,
     keyring::{Change, Keys},
+    output::{Destination, Output, Path, Socket},
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
@@ -86,71 +87,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that wait for [`Gateway::poll_event`]; the oldest goes first.
 const MAX_EVENTS: usize = 1024;
-
-/// Where the output of a call goes: buffers of the caller.
-///
-/// At most one buffer is lent at a time; lending the next one takes back one that was not committed.
-pub trait Output {
-    /// Lends exactly `length` bytes for a datagram to `to`; `None` where there is no room.
-    fn datagram(&mut self, to: Destination, length: usize) -> Option<&mut [u8]>;
-
-    /// Commits the datagram that was lent last. Datagrams to one address leave in the order of their commits.
-    fn send(&mut self);
-
-    /// Lends at least `length` bytes for a frame; `None` where there is no room.
-    fn frame(&mut self, length: usize) -> Option<&mut [u8]>;
-
-    /// Commits bytes `start..end` of the frame buffer that was lent last. `start` is at least [`HEADROOM`], so that
-    /// the caller can put a header of its own before the frame.
-    fn deliver(&mut self, start: usize, end: usize);
-
-    /// Leaves something to another lane; `false` where that has no room.
-    fn leave(&mut self, lane: u8, note: Note, bytes: &[u8]) -> bool;
-}
-
-/// Which socket of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Socket {
-    /// That with the gateway's port, which all lanes share.
-    Listening,
-    /// The lane's own, with a port of its own. What lanes begin they begin here, so that the network between two
-    /// gateways can tell tunnels apart; the first lane has none and begins by the other.
-    Dialing,
-}
-
-/// Where a peer is: datagrams go and come between an address and a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Path {
-    pub address: SocketAddr,
-    pub socket: Socket,
-}
-
-impl From<SocketAddr> for Path {
-    /// By the listening socket.
-    fn from(address: SocketAddr) -> Self {
-        Self {
-            address,
-            socket: Socket::Listening,
-        }
-    }
-}
-
-/// Where a datagram goes, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Destination {
-    pub path: Path,
-    /// Its ECN code point; see [`ecn`].
-    pub ecn: u8,
-}
-
-impl From<Path> for Destination {
-    fn from(path: Path) -> Self {
-        Self {
-            path,
-            ecn: ecn::NOT_ECT,
-        }
-    }
-}
 
 /// Something that the outside may want to know at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -454,111 +390,6 @@ impl Gateway {
         if let Err(reason) = inbound(config, peer, slot, now, (from, ecn), datagram, out) {
             peer.drops.add(reason, 1);
         }
-    }
-
-    fn handshake(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut impl Output) {
-        let mut reply = [0; MAX_HANDSHAKE];
-        let result = match self
-            .keyring
-            .identify(now, from.address.ip(), datagram, &mut reply)
-        {
-            Ok((own, Handshake::Initiation { key, tunnel })) => {
-                let initiation = Initiation {
-                    own,
-                    key,
-                    tunnel,
-                    from,
-                };
-                self.admit(now, initiation, datagram, out)
-            }
-            Ok((_, Handshake::Answer { receiver })) => {
-                let slot = tunnel::slot_of(receiver);
-                self.converse(now, slot, from, datagram, out)
-            }
-            Err((reason, cookie)) => {
-                peer::write(out, from, &reply[..cookie]);
-                Err(reason)
-            }
-        };
-        if let Err(reason) = result {
-            self.drops.add(reason, 1);
-        }
-    }
-
-    /// Gives a handshake that somebody began to the lane that it is for.
-    fn admit(
-        &mut self,
-        now: Instant,
-        initiation: Initiation,
-        datagram: &[u8],
-        out: &mut impl Output,
-    ) -> Result<(), Reason> {
-        let Initiation { own, key, tunnel, .. } = initiation;
-        // Every peer has a tunnel of the first lane there, and of this one elsewhere.
-        let known = self.tunnels.get(&(own, key, self.lane.number()));
-        let known = known.and_then(|slot| self.slots[*slot]);
-        let peer = &self.peers[known.ok_or(Reason::UnknownPeer)?];
-        // Others than our kind number their sessions as they like.
-        let tunnel = if peer.outside { 0 } else { tunnel };
-        let initiation = Initiation { tunnel, ..initiation };
-        let lane = self.lane.of_tunnel(tunnel);
-        if lane == self.lane.number() {
-            self.answer(now, &initiation, datagram, out)
-        } else if out.leave(lane, Note::Initiation(initiation), datagram) {
-            Ok(())
-        } else {
-            Err(Reason::LaneFull)
-        }
-    }
-
-    /// Answers a handshake that somebody began with this lane.
-    fn answer(
-        &mut self,
-        now: Instant,
-        initiation: &Initiation,
-        datagram: &[u8],
-        out: &mut impl Output,
-    ) -> Result<(), Reason> {
-        let Initiation {
-            own,
-            key,
-            tunnel,
-            from,
-        } = *initiation;
-        if !self.tunnels.contains_key(&(own, key, tunnel)) {
-            self.host(now, key, tunnel)?;
-        }
-        let slot = self.tunnels.get(&(own, key, tunnel)).copied();
-        self.converse(now, slot.ok_or(Reason::UnknownPeer)?, from, datagram, out)
-    }
-
-    /// Takes in a tunnel that a lane begins which only the peer has.
-    fn host(&mut self, now: Instant, key: [u8; 32], tunnel: u8) -> Result<(), Reason> {
-        let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
-        let mut gateways = config.gateways.iter();
-        let gateway = gateways.find(|gateway| gateway.public_keys.contains(&key));
-        let own = (config.vtep, config.vni);
-        let guest = Peer::new(own, gateway.ok_or(Reason::UnknownPeer)?, tunnel, false);
-        self.peers.push(guest);
-        self.weave(now);
-        Ok(())
-    }
-
-    /// Takes a handshake message for the tunnel with this slot.
-    fn converse(
-        &mut self,
-        now: Instant,
-        slot: usize,
-        from: Path,
-        datagram: &[u8],
-        out: &mut impl Output,
-    ) -> Result<(), Reason> {
-        let peer = self.slots.get(slot).copied().flatten();
-        let peer = &mut self.peers[peer.ok_or(Reason::UnknownSession)?];
-        if let Err(reason) = peer.handshake(slot, now, from, datagram, out) {
-            peer.drops.add(reason, 1);
-        }
-        Ok(())
     }
 
     /// Does what has become due.

@@ -15,7 +15,7 @@ use super::{
     peer::{Link, Peer},
 };
 
-/// Who needs the former key, the most first.
+/// Who needs the former key, the least first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     /// Nobody.
