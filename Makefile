@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 export CARGO_TARGET_DIR := $(CURDIR)/target
+# A failed test ends with what is wrong, not with forty lines of where in the async runtime its error was made.
+export RUST_LIB_BACKTRACE := 0
 
 PACKAGES := $(addprefix -p ,slice-operator slice-netop slice-gateway slice-dns slicectl slice-e2e)
 LAB := target/lab/weft-lab

@@ -1,7 +1,8 @@
 //! Watches as stores: a kind's objects, kept in memory, and one bell that rings whenever any of them changed.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
+use backon::ExponentialBuilder;
 use futures::StreamExt;
 use kube::{
     Api, Resource,
@@ -14,6 +15,16 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+/// Before a broken watch is first taken up again.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// The longest back-off of a broken watch, without its jitter, which is as much again at most.
+///
+/// client-go's reflector waits up to 30 s, and again as long when the API server, back at last, answers that the
+/// resource version has expired. Keys of gateways come by these watches: a gateway that restarted just after an API
+/// server would stay alone for that time. A refused connection costs an API server nothing, and a watch that goes on
+/// is served from its cache.
+const LAST_RETRY: Duration = Duration::from_millis(2500);
 
 /// Starts watches that share one bell and one end.
 #[derive(Clone)]
@@ -60,7 +71,7 @@ impl Watches {
         let kind = K::kind(&K::DynamicType::default()).into_owned();
         let (bell, stop) = (Arc::clone(&self.bell), self.stop.clone());
         tokio::spawn(async move {
-            let stream = reflector(writer, watcher(api, config).default_backoff());
+            let stream = reflector(writer, watcher(api, config).backoff(back_off()));
             let mut stream = std::pin::pin!(stream.take_until(stop.cancelled_owned()));
             let mut failing = false;
             while let Some(event) = stream.next().await {
@@ -82,5 +93,31 @@ impl Watches {
             }
         });
         reader
+    }
+}
+
+fn back_off() -> watcher::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_RETRY)
+        .with_max_delay(LAST_RETRY)
+        .with_jitter()
+        .without_max_times()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_watch_is_tried_again_for_ever_and_soon() {
+        let delays: Vec<Duration> = back_off().take(1000).collect();
+        assert_eq!(delays.len(), 1000);
+        assert!(
+            delays[0] >= FIRST_RETRY && delays[0] <= 2 * FIRST_RETRY,
+            "{:?}",
+            delays[0]
+        );
+        assert!(delays.iter().all(|delay| *delay <= 2 * LAST_RETRY));
     }
 }

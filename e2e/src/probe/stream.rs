@@ -127,6 +127,10 @@ impl Stream {
         stream
             .set_read_timeout(Some(patience))
             .context("set a deadline")?;
+        // A send buffer that stays full is a gap, not a broken connection.
+        stream
+            .set_write_timeout(Some(patience))
+            .context("set a deadline")?;
         let mut reader = stream.try_clone().context("share the connection")?;
         let reading = std::thread::spawn(move || {
             let mut arrivals = Arrivals::new();
