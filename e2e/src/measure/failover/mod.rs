@@ -39,6 +39,8 @@ pub enum Fault {
     GatewayKill,
     /// A node loses its network.
     NodeCut,
+    /// A node's plug is pulled; it boots again when the conversations are over.
+    NodeOff,
     /// Nothing passes between two nodes of different clusters.
     PathCut,
     /// The same in one direction.
@@ -52,9 +54,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::GatewayKill,
         Self::NodeCut,
+        Self::NodeOff,
         Self::PathCut,
         Self::OneWayCut,
         Self::Drain,
@@ -67,10 +70,16 @@ impl Fault {
         matches!(self, Self::Drain | Self::RollingUpdate | Self::Rotation)
     }
 
+    /// Who is on the node that is struck has no network either.
+    const fn takes_the_node(self) -> bool {
+        matches!(self, Self::NodeCut | Self::NodeOff)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::GatewayKill => "gateway-kill",
             Self::NodeCut => "node-cut",
+            Self::NodeOff => "node-off",
             Self::PathCut => "path-cut",
             Self::OneWayCut => "one-way-cut",
             Self::Drain => "drain",
@@ -82,7 +91,7 @@ impl Fault {
     /// How long conversations last: until after everything is healed.
     const fn lasts(self) -> Duration {
         match self {
-            Self::RollingUpdate => Duration::from_secs(30),
+            Self::RollingUpdate => Duration::from_secs(12),
             Self::Rotation => Duration::from_secs(10),
             _ => Duration::from_secs(5),
         }

@@ -3,7 +3,11 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Pod};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ContainerStatus, Pod},
+};
 use kube::{
     ResourceExt,
     api::{Api, DeleteParams, ListParams, Patch, PatchParams},
@@ -14,6 +18,7 @@ use nix::{
 };
 use serde_json::json;
 use slice_crds::{labels, names, v1alpha1::SliceGateway};
+use tokio::task::block_in_place;
 
 use super::{Fault, Round};
 use crate::{
@@ -68,8 +73,8 @@ impl<'a> Scene<'a> {
         let mut victims = self.gateways().await?;
         let victim = victims.swap_remove(self.below(victims.len()));
         let node = victim.node.clone();
-        // Who is on the node that is cut has no network at all: not what is measured.
-        let talks = |member: &&Member| fault != Fault::NodeCut || !member.name.ends_with(&format!("-{node}"));
+        let there = |member: &Member| member.name.ends_with(&format!("-{node}"));
+        let talks = |member: &&Member| !(fault.takes_the_node() && there(member));
         let (near, far): (Vec<_>, Vec<_>) = self
             .members
             .iter()
@@ -99,6 +104,11 @@ impl<'a> Scene<'a> {
         tokio::time::sleep(pause).await;
         self.strike(fault, &victim, other).await?;
         let (udp, tcp) = streams.finish().await?;
+        match fault {
+            Fault::NodeOff => self.boot(&victim).await?,
+            Fault::RollingUpdate => victim.ensure_updated().await?,
+            _ => {}
+        }
         self.steady().await?;
         ensure!(
             tcp.broken.is_none() && tcp.lost == 0,
@@ -108,7 +118,7 @@ impl<'a> Scene<'a> {
         let lost = udp.lost as f64;
         Ok(Round {
             fault,
-            at: jiff::Timestamp::now().to_string(),
+            at: Timestamp::now().to_string(),
             what: format!(
                 "{} of {} from {from} to {to}: {}",
                 fault.name(),
@@ -144,6 +154,7 @@ impl<'a> Scene<'a> {
                 let port = &self.machine(&victim.node)?.port;
                 cut(&[format!("iifname {port} drop"), format!("oifname {port} drop")]).await
             }
+            Fault::NodeOff => block_in_place(|| self.environment.lab()?.stop_machine(&victim.node)),
             Fault::PathCut | Fault::OneWayCut => {
                 let (one, two) = (self.address(&victim.node)?, self.address(&other.node)?);
                 let rule = |from: Ipv4Addr, to: Ipv4Addr| format!("ip saddr {from} ip daddr {to} drop");
@@ -156,6 +167,43 @@ impl<'a> Scene<'a> {
                 .await
             }
         }
+    }
+
+    /// Boots the node whose plug was pulled, and waits for the pod on it.
+    async fn boot(&mut self, victim: &Gateway) -> Result<()> {
+        let lab = self.environment.lab()?;
+        let before = Timestamp::now();
+        block_in_place(|| lab.start_cluster(&victim.cluster.name))?;
+        let name = format!("on-{}", victim.node);
+        let again = |pod: &Pod| {
+            let status = pod.status.as_ref();
+            let containers = status.and_then(|status| status.container_statuses.as_ref());
+            let started =
+                |one: &ContainerStatus| Some(one.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0);
+            // The record of a pod that went with its node still says Ready. Times have whole seconds; a boot takes more.
+            is_ready(pod) && containers.is_some_and(|all| all.iter().all(|one| started(one) > Some(before)))
+        };
+        let pods = victim.cluster.pods(NAMESPACE);
+        let what = format!("pod {NAMESPACE}/{name} runs again");
+        victim
+            .cluster
+            .await_object(&pods, &name, &what, BACK, again)
+            .await?;
+        // It may have another address now, and its annotation the former one a while longer.
+        let fresh = poll(
+            BACK,
+            &format!("{name} has the address that its record says"),
+            async || {
+                let member = victim.cluster.member(NAMESPACE, &name, SLICE).await?;
+                let own = member.v4()?.to_string();
+                member.probe(&["tcp", &own, "--bytes", "1"]).await?;
+                Ok(Some(member))
+            },
+        )
+        .await?;
+        let place = self.members.iter_mut().find(|member| member.name == name);
+        *place.context("no such pod")? = fresh;
+        Ok(())
     }
 
     fn machine(&self, node: &str) -> Result<&crate::lab::plan::Machine> {
@@ -270,7 +318,7 @@ impl Gateway {
     /// As `kubectl rollout restart` does.
     async fn replace_all(&self) -> Result<()> {
         let sets: Api<StatefulSet> = Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE);
-        let annotation = json!({"kubectl.kubernetes.io/restartedAt": jiff::Timestamp::now().to_string()});
+        let annotation = json!({"kubectl.kubernetes.io/restartedAt": Timestamp::now().to_string()});
         let patch = json!({"spec": {"template": {"metadata": {"annotations": annotation}}}});
         sets.patch(
             &names::gateway_workload(SLICE),
@@ -279,6 +327,19 @@ impl Gateway {
         )
         .await
         .context("restart the gateways")?;
+        Ok(())
+    }
+
+    /// Whether what [`Self::replace_all`] began is over.
+    async fn ensure_updated(&self) -> Result<()> {
+        let sets: Api<StatefulSet> = Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE);
+        let status = sets.get(&names::gateway_workload(SLICE)).await?.status;
+        let status = status.context("a StatefulSet without status")?;
+        ensure!(
+            status.current_revision == status.update_revision
+                && status.ready_replicas == Some(status.replicas),
+            "the conversations ended before the update did: {status:?}"
+        );
         Ok(())
     }
 }
