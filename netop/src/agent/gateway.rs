@@ -244,68 +244,69 @@ impl<K: Kernel> Agent<K> {
 
     /// Gives TAPs to gateways that are without; whether any got one.
     pub(super) fn hand_over_taps(&mut self) -> bool {
-        let mut any = false;
         let waiting = self.gateways.iter().filter(|(_, gateway)| !gateway.carries);
         let waiting: Vec<_> = waiting
             .filter_map(|(key, _)| Some((key.clone(), self.tap(key)?)))
             .collect();
-        for (key, tap) in waiting {
-            let (slice, ordinal) = &key;
-            let name = Name::new(names::tap(slice, *ordinal));
-            let (Some(gateway), Some(facts)) = (self.gateways.get_mut(&key), self.world.slices.get(slice))
-            else {
-                continue;
-            };
-            if tap.queues != Queues::of(gateway.hello.queues) {
-                // It is in use, by this gateway or an earlier process of it. When that lets go, it is made anew.
-                gateway.carries = gateway.hello.has_tap && tap.held;
-                any |= gateway.carries;
-                self.look |= !gateway.carries;
-                continue;
+        waiting
+            .into_iter()
+            .fold(false, |any, (key, tap)| self.hand_over_tap(&key, &tap) || any)
+    }
+
+    /// Gives a gateway its TAP if it is free; whether the gateway has it now.
+    fn hand_over_tap(&mut self, key: &(String, u32), tap: &SeenTap) -> bool {
+        let (slice, ordinal) = key;
+        let name = Name::new(names::tap(slice, *ordinal));
+        let (Some(gateway), Some(facts)) = (self.gateways.get_mut(key), self.world.slices.get(slice)) else {
+            return false;
+        };
+        if tap.queues != Queues::of(gateway.hello.queues) {
+            // It is in use, by this gateway or an earlier process of it. When that lets go, it is made anew.
+            gateway.carries = gateway.hello.has_tap && tap.held;
+            self.look |= !gateway.carries;
+            return gateway.carries;
+        }
+        let busy = tap.queues == Queues::Several && tap.held;
+        // It is told when that is over, but perhaps it is already: it is looked again in any case.
+        self.look |= busy;
+        let opened = if busy {
+            Ok(None)
+        } else {
+            self.kernel.open_tap(&name, gateway.hello.queues)
+        };
+        let fds = match opened {
+            Ok(Some(fds)) => fds,
+            Ok(None) => {
+                // This process holds it, or an earlier one of the same gateway, whose end frees the device.
+                gateway.carries = gateway.hello.has_tap;
+                tracing::debug!(slice, ordinal, carries = gateway.carries, "TAP is in use");
+                return gateway.carries;
             }
-            let busy = tap.queues == Queues::Several && tap.held;
-            // It is told when that is over, but perhaps it is already: it is looked again in any case.
-            self.look |= busy;
-            let opened = match (!busy).then(|| self.kernel.open_tap(&name, gateway.hello.queues)) {
-                None => None,
-                Some(Ok(opened)) => opened,
-                Some(Err(error)) => {
-                    tracing::warn!(slice, ordinal, error = format!("{error:#}"), "TAP not opened");
-                    continue;
-                }
-            };
-            match opened {
-                Some(fds) => {
-                    // The configuration goes first: with the TAP come frames.
-                    let Some(config) = intent::gateway_config(slice, facts, *ordinal) else {
-                        continue;
-                    };
-                    let tap = Tap {
-                        interface: name.as_str().to_owned(),
-                        offloads: TAP_OFFLOADS,
-                    };
-                    let queues = fds.len();
-                    let sent = gateway.connection.send(ToGateway::Config(config.clone()), vec![])
-                        && gateway.connection.send(ToGateway::Tap(tap), fds);
-                    if sent {
-                        tracing::info!(slice, ordinal, interface = %name, queues, "TAP handed over");
-                        gateway.config = Some(config);
-                        gateway.carries = true;
-                        any = true;
-                        if let Some(seen) = &mut self.seen {
-                            seen.held.insert(name);
-                        }
-                    }
-                }
-                None if gateway.hello.has_tap => {
-                    gateway.carries = true;
-                    any = true;
-                }
-                // An earlier process of the same gateway still holds it: its end frees the device.
-                None => tracing::debug!(slice, ordinal, "TAP is busy"),
+            Err(error) => {
+                tracing::warn!(slice, ordinal, error = format!("{error:#}"), "TAP not opened");
+                return false;
+            }
+        };
+        // The configuration goes first: with the TAP come frames.
+        let Some(config) = intent::gateway_config(slice, facts, *ordinal) else {
+            return false;
+        };
+        let tap = Tap {
+            interface: name.as_str().to_owned(),
+            offloads: TAP_OFFLOADS,
+        };
+        let queues = fds.len();
+        let sent = gateway.connection.send(ToGateway::Config(config.clone()), vec![])
+            && gateway.connection.send(ToGateway::Tap(tap), fds);
+        if sent {
+            tracing::info!(slice, ordinal, interface = %name, queues, "TAP handed over");
+            gateway.config = Some(config);
+            gateway.carries = true;
+            if let Some(seen) = &mut self.seen {
+                seen.held.insert(name);
             }
         }
-        any
+        sent
     }
 
     /// Whether a gateway is connected and waits for its TAP.

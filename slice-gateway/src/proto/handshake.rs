@@ -60,7 +60,7 @@ impl Gateway {
         let known = known.and_then(|slot| self.slots[*slot]);
         let peer = &self.peers[known.ok_or(Reason::UnknownPeer)?];
         // Others than our kind number their sessions as they like.
-        let tunnel = if peer.outside { 0 } else { tunnel };
+        let tunnel = if peer.liveness.is_stock() { 0 } else { tunnel };
         let initiation = Initiation { tunnel, ..initiation };
         let lane = self.lane.of_tunnel(tunnel);
         if lane == self.lane.number() {

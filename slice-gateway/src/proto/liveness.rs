@@ -99,6 +99,11 @@ impl Liveness {
         self.stock = stock;
     }
 
+    /// Whether the peer may be of another kind than ours.
+    pub fn is_stock(&self) -> bool {
+        self.stock
+    }
+
     /// Another process is there: forgets everything but the counts.
     pub fn restart(&mut self) {
         *self = Self {

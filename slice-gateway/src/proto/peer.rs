@@ -66,8 +66,6 @@ pub(super) struct Peer {
     pub(super) cluster: u16,
     /// What it answers to, newest first.
     keys: Vec<[u8; 32]>,
-    /// It is a host outside the clusters.
-    pub(super) outside: bool,
     pub(super) vtep: Ipv4Addr,
     pub(super) template: Template,
     /// The newest first.
@@ -139,7 +137,6 @@ impl Peer {
             lane,
             ours,
             keys: Vec::new(),
-            outside: false,
             cluster: gateway.cluster,
             vtep: gateway.vtep,
             template: Template::new(own.0, gateway.vtep, own.1),
@@ -163,7 +160,6 @@ impl Peer {
     pub(super) fn configure(&mut self, own: (Ipv4Addr, u32), gateway: &config::Gateway) {
         self.cluster = gateway.cluster;
         self.keys.clone_from(&gateway.public_keys);
-        self.outside = gateway.outside;
         self.liveness.set_stock(gateway.outside);
         self.vtep = gateway.vtep;
         self.template = Template::new(own.0, gateway.vtep, own.1);
