@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
+    sync::Once,
 };
 
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
@@ -22,9 +23,9 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use slice_crds::Mac;
 
-use super::{Linux, Outcome, nft, rtnl::Rtnl, tap};
+use super::{Linux, Outcome, nexthop, nft, observe, rtnl::Rtnl, tap};
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, Via, Vxlan, table::ANY},
+    model::{Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, UPLINK_PORT, Via, Vxlan, table::ANY},
     plan::{Action, Plan, PodAction, PodEnd, Step},
 };
 
@@ -177,22 +178,14 @@ async fn add_link(
                 IpAddr::V4(ip) => InfoVxlan::Local(ip),
                 IpAddr::V6(ip) => InfoVxlan::Local6(ip),
             };
-            let mut data = vec![
+            let data = vec![
                 InfoVxlan::Id(vxlan.vni),
                 local,
                 InfoVxlan::Port(vxlan.port),
                 InfoVxlan::Learning(false),
             ];
-            data.extend(vxlan.remote.map(group));
-            new_link(
-                linux,
-                name,
-                link.mtu,
-                InfoKind::Vxlan,
-                InfoData::Vxlan(data),
-                vec![],
-            )
-            .await?
+            let data = InfoData::Vxlan(data);
+            new_link(linux, name, link.mtu, InfoKind::Vxlan, data, vec![]).await?
         }
         Kind::Tap(queues) => {
             let made = linux.rtnl.link(name.as_str()).await?.is_none();
@@ -222,15 +215,83 @@ async fn add_link(
     finished
 }
 
-/// The kernel makes the new entry of the all-zero address and removes the old one under one lock
-/// (drivers/net/vxlan/vxlan_core.c, vxlan_changelink).
+/// Changes where a VXLAN interface sends what it knows no other place for.
 async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
+    if default_remote(linux, name).await?.is_some() {
+        // An earlier version's, or that of a kernel that was booted before.
+        set_default(linux, name, vxlan, None).await?;
+    }
+    let Some(node) = vxlan.remote else {
+        let entry = uplink_message(linux, name, None).await?;
+        linux
+            .rtnl
+            .ensure(RouteNetlinkMessage::DelNeighbour(entry), 0, &[Errno::ENOENT])
+            .await?;
+        return Ok(nexthop::forget(&mut linux.nexthops, vxlan.vni).await?);
+    };
+    match nexthop::lead(&mut linux.nexthops, vxlan.vni, node).await {
+        Ok(()) => {}
+        Err(error) if error.is(Errno::EINVAL) || error.is(Errno::EOPNOTSUPP) => {
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                tracing::warn!(
+                    "this kernel has no nexthops for VXLAN (Linux 5.8): when the gateway that this node uses \
+                     changes, frames of that very moment may arrive twice"
+                );
+            });
+            return set_default(linux, name, vxlan, Some(node)).await;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let entry = uplink_message(linux, name, Some(nexthop::group(vxlan.vni))).await?;
+    let entry = RouteNetlinkMessage::NewNeighbour(entry);
+    Ok(linux
+        .rtnl
+        .ensure(entry, NLM_F_CREATE | NLM_F_EXCL, &[Errno::EEXIST])
+        .await?)
+}
+
+/// The forwarding entry for all addresses that have none.
+async fn uplink_message(
+    linux: &mut Linux,
+    name: &Name,
+    group: Option<u32>,
+) -> anyhow::Result<NeighbourMessage> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index(linux, name).await?;
+    message.header.flags = NeighbourFlags::Own;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(ANY.0.to_vec())];
+    let attribute = |id: u32| DefaultNla::new(nexthop::NDA_NH_ID, id.to_ne_bytes().to_vec());
+    message
+        .attributes
+        .extend(group.map(attribute).map(NeighbourAttribute::Other));
+    Ok(message)
+}
+
+/// The default destination in the interface's own settings.
+async fn default_remote(linux: &mut Linux, name: &Name) -> anyhow::Result<Option<IpAddr>> {
+    let link = linux.rtnl.link(name.as_str()).await?;
+    Ok(link.and_then(|link| observe::vxlan_of(&link)?.remote))
+}
+
+/// Changes it. Both the new one and the old one are there for a moment.
+async fn set_default(
+    linux: &mut Linux,
+    name: &Name,
+    vxlan: Vxlan,
+    remote: Option<IpAddr>,
+) -> anyhow::Result<()> {
     let none = match vxlan.local {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let data = vec![InfoVxlan::Id(vxlan.vni), group(vxlan.remote.unwrap_or(none))];
-    let data = InfoData::Vxlan(data);
+    let group = match remote.unwrap_or(none) {
+        IpAddr::V4(ip) => InfoVxlan::Group(ip),
+        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
+    };
+    let data = InfoData::Vxlan(vec![InfoVxlan::Id(vxlan.vni), group]);
     let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
     let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
     Ok(linux
@@ -239,15 +300,11 @@ async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Res
         .await?)
 }
 
-fn group(remote: IpAddr) -> InfoVxlan {
-    match remote {
-        IpAddr::V4(ip) => InfoVxlan::Group(ip),
-        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
-    }
-}
-
 async fn finish_link(linux: &mut Linux, name: &Name, link: &Link) -> anyhow::Result<()> {
     set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await?;
+    if let Some(vxlan) = link.kind.vxlan().filter(|vxlan| vxlan.remote.is_some()) {
+        set_remote(linux, name, vxlan).await?;
+    }
     match &link.port {
         Some(port) => set_port(linux, name, port).await,
         None => Ok(()),
@@ -316,6 +373,11 @@ async fn new_pair(
 }
 
 async fn del_link(linux: &mut Linux, name: &Name) -> anyhow::Result<()> {
+    let link = linux.rtnl.link(name.as_str()).await?;
+    let vxlan = link.and_then(|link| observe::vxlan_of(&link));
+    if let Some(vxlan) = vxlan.filter(|vxlan| vxlan.port == UPLINK_PORT) {
+        nexthop::forget(&mut linux.nexthops, vxlan.vni).await?;
+    }
     let mut message = LinkMessage::default();
     message
         .attributes

@@ -14,6 +14,7 @@ mod change;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod netns;
+mod nexthop;
 mod nft;
 mod observe;
 mod probe;
@@ -129,6 +130,7 @@ pub struct Linux {
     /// The node's network namespace; `None` is this process's own.
     namespace: Option<PathBuf>,
     rtnl: rtnl::Rtnl,
+    nexthops: rtnl::Rtnl<nexthop::Message>,
     /// Interface indices as last seen.
     indices: BTreeMap<Name, u32>,
     /// The same for those who are told of changes.
@@ -142,9 +144,11 @@ impl Linux {
     /// Where the namespace is gone.
     pub fn open(namespace: Option<&Path>) -> anyhow::Result<Self> {
         let rtnl = rtnl::Rtnl::open(namespace).context("open a netlink socket")?;
+        let nexthops = rtnl::Rtnl::open(namespace).context("open a netlink socket for nexthops")?;
         Ok(Self {
             namespace: namespace.map(Path::to_owned),
             rtnl,
+            nexthops,
             indices: BTreeMap::new(),
             ours: Arc::default(),
             unsteered: BTreeSet::new(),

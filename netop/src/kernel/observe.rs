@@ -22,7 +22,7 @@ use netlink_packet_route::{
 use slice_crds::Mac;
 
 use super::{
-    Linux, Observation, Query, netns, nft,
+    Linux, Observation, Query, netns, nexthop, nft,
     rtnl::{Error, Rtnl},
 };
 use crate::{
@@ -62,7 +62,10 @@ pub(super) async fn observe(linux: &mut Linux, query: &Query) -> anyhow::Result<
 
     *linux.ours.lock().unwrap_or_else(PoisonError::into_inner) = ours.keys().copied().collect();
 
-    read_neighbours(&mut linux.rtnl, &ours, &mut seen).await?;
+    let nodes = nexthop::list(&mut linux.nexthops)
+        .await
+        .context("read the nexthops")?;
+    read_neighbours(&mut linux.rtnl, &ours, &nodes, &mut seen).await?;
     read_pods(linux, query, &links, &mut seen).await?;
     if let Some(address) = query.node_address {
         seen.underlay_mtu = underlay_mtu(&mut linux.rtnl, &links, address).await?;
@@ -151,6 +154,18 @@ fn is_multi_queue(item: &InfoTun) -> bool {
     value != [0]
 }
 
+/// What a VXLAN interface says of itself.
+pub(super) fn vxlan_of(link: &LinkMessage) -> Option<Vxlan> {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => vxlan(data),
+        _ => None,
+    })
+}
+
 /// `None` where it learns, or lacks what every one of ours has.
 fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
     let (mut vni, mut port, mut local, mut remote) = (None, None, None, None);
@@ -214,6 +229,7 @@ fn autoconf(families: &[AfSpecUnspec]) -> bool {
 async fn read_neighbours(
     rtnl: &mut Rtnl,
     ours: &BTreeMap<u32, Name>,
+    nodes: &BTreeMap<u32, IpAddr>,
     seen: &mut Observation,
 ) -> anyhow::Result<()> {
     for family in [AddressFamily::Bridge, AddressFamily::Inet, AddressFamily::Inet6] {
@@ -232,7 +248,14 @@ async fn read_neighbours(
             let Some(link) = ours.get(&entry.header.ifindex) else {
                 continue;
             };
-            if family == AddressFamily::Bridge {
+            if let Some(group) = group_of(&entry) {
+                if let Some(Kind::Vxlan(vxlan)) = seen.state.links.get_mut(link).map(|link| &mut link.kind)
+                    && mac_of(&entry) == Some(ANY)
+                    && group == nexthop::group(vxlan.vni)
+                {
+                    vxlan.remote = nodes.get(&group).copied();
+                }
+            } else if family == AddressFamily::Bridge {
                 let remote = seen
                     .state
                     .links
@@ -276,6 +299,18 @@ fn neighbour(link: &Name, entry: &NeighbourMessage) -> Option<Neighbour> {
         bridge: link.clone(),
         ip: address_of(entry)?,
         mac: mac_of(entry)?,
+    })
+}
+
+/// The group of nexthops that the entry names.
+fn group_of(entry: &NeighbourMessage) -> Option<u32> {
+    entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Other(other) if other.kind() == nexthop::NDA_NH_ID && other.value_len() == 4 => {
+            let mut value = [0; 4];
+            other.emit_value(&mut value);
+            Some(u32::from_ne_bytes(value))
+        }
+        _ => None,
     })
 }
 

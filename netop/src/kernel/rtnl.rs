@@ -2,28 +2,46 @@
 //!
 //! A socket runs one dump at a time (the kernel answers EBUSY to a second), hence `&mut self` throughout.
 
-use std::{io, path::Path};
+use std::{fmt::Debug, io, path::Path};
 
 use futures::StreamExt;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
 };
 use nix::errno::Errno;
-use rtnetlink::Handle;
+use rtnetlink::{
+    proto::{ConnectionHandle, new_connection},
+    sys::{SocketAddr, protocols::NETLINK_ROUTE},
+};
 
 use super::netns;
 
 /// How often a dump is repeated that the kernel says was changed while it was read.
 const DUMP_ATTEMPTS: usize = 5;
 
-/// One socket. Dropping it closes it.
-pub(super) struct Rtnl {
-    handle: Handle,
+/// What is said over a socket.
+pub(super) trait Words:
+    NetlinkSerializable + NetlinkDeserializable + Clone + Debug + Send + Unpin + 'static
+{
 }
+
+impl<M> Words for M where
+    M: NetlinkSerializable + NetlinkDeserializable + Clone + Debug + Send + Unpin + 'static
+{
+}
+
+/// One socket. Dropping it closes it.
+pub(super) struct Rtnl<M: Words = RouteNetlinkMessage> {
+    handle: ConnectionHandle<M>,
+}
+
+/// The kernel.
+const KERNEL: fn() -> SocketAddr = || SocketAddr::new(0, 0);
 
 /// What went wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +60,7 @@ impl Error {
     }
 }
 
-impl Rtnl {
+impl<M: Words> Rtnl<M> {
     /// Opens a socket in a namespace, or in this process's own.
     ///
     /// # Errors
@@ -51,7 +69,7 @@ impl Rtnl {
         let runtime = tokio::runtime::Handle::current();
         let (mut connection, handle, _) = netns::maybe_within(namespace, || {
             let _guard = runtime.enter();
-            rtnetlink::new_connection()
+            new_connection(NETLINK_ROUTE)
         })?;
         // Without these, the end of a stream of answers means success or a lost socket.
         connection.set_forward_ack(true);
@@ -61,10 +79,14 @@ impl Rtnl {
     }
 
     /// Sends a request and waits for the kernel's word on it.
-    pub(super) async fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Error> {
-        let mut request = NetlinkMessage::from(message);
+    pub(super) async fn request(&mut self, message: M, flags: u16) -> Result<(), Error> {
+        let mut request =
+            NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut answers = self.handle.request(request).map_err(|_| Error::Closed)?;
+        let mut answers = self
+            .handle
+            .request(request, KERNEL())
+            .map_err(|_| Error::Closed)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload {
                 return match error.code {
@@ -77,12 +99,7 @@ impl Rtnl {
     }
 
     /// As [`Rtnl::request`]; `settled` says that it was so already.
-    pub(super) async fn ensure(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        settled: &[Errno],
-    ) -> Result<(), Error> {
+    pub(super) async fn ensure(&mut self, message: M, flags: u16, settled: &[Errno]) -> Result<(), Error> {
         match self.request(message, flags).await {
             Err(Error::Kernel(errno)) if settled.contains(&errno) => Ok(()),
             other => other,
@@ -90,14 +107,17 @@ impl Rtnl {
     }
 
     /// Reads a whole table, again where it changed meanwhile.
-    pub(super) async fn dump(
-        &mut self,
-        message: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    pub(super) async fn dump(&mut self, message: M) -> Result<Vec<M>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let mut request = NetlinkMessage::from(message.clone());
+            let mut request = NetlinkMessage::new(
+                NetlinkHeader::default(),
+                NetlinkPayload::InnerMessage(message.clone()),
+            );
             request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let mut answers = self.handle.request(request).map_err(|_| Error::Closed)?;
+            let mut answers = self
+                .handle
+                .request(request, KERNEL())
+                .map_err(|_| Error::Closed)?;
             let (mut seen, mut torn, mut whole) = (vec![], false, false);
             while let Some(answer) = answers.next().await {
                 torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
@@ -120,14 +140,19 @@ impl Rtnl {
         }
         Err(Error::Unsteady)
     }
+}
 
+impl Rtnl {
     /// One interface by its name, or `None`.
     pub(super) async fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(message));
         request.header.flags = NLM_F_REQUEST;
-        let mut answers = self.handle.request(request).map_err(|_| Error::Closed)?;
+        let mut answers = self
+            .handle
+            .request(request, KERNEL())
+            .map_err(|_| Error::Closed)?;
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),
