@@ -18,7 +18,7 @@ use std::{
 use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 
 use crate::model::{
-    Element, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
+    Element, Exit, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
     State, Table, UPLINK_PORT, Via, Vxlan, filter::HOST_TABLE, table::ANY,
 };
 
@@ -167,18 +167,22 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         .attachments
         .iter()
         .flat_map(|(name, attachment)| pod_elements(intent, name, attachment.index));
-    let taps = intent
-        .taps
-        .keys()
-        .map(|ordinal| Element::Tap(segment.tap(*ordinal)));
+    let taps = intent.taps.keys().flat_map(|ordinal| {
+        let name = segment.tap(*ordinal);
+        [
+            Element::Tap(name.clone()),
+            Element::Exit(name, Exit::tap(*ordinal)),
+        ]
+    });
     let way = match intent.uplink {
         Uplink::None => None,
-        Uplink::Local(ordinal) => Some(segment.tap(ordinal)),
-        Uplink::Remote(_) => Some(segment.uplink()),
+        Uplink::Local(ordinal) => Some(Exit::tap(ordinal)),
+        Uplink::Remote(_) => Some(Exit::UPLINK),
     };
-    let relay = intent.relay.map(|ordinal| Element::Relay(segment.tap(ordinal)));
+    let relay = intent.relay.map(Exit::tap).map(Element::Relay);
     let elements = pods
         .chain(taps)
+        .chain([Element::Exit(segment.uplink(), Exit::UPLINK)])
         .chain(way.map(Element::Way))
         .chain(relay)
         .collect();

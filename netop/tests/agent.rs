@@ -16,11 +16,17 @@ use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
     liveness::{self, Heard, Word},
-    model::{Name, Segment},
+    model::{Element, Exit, Name, Segment},
     world::PodView,
 };
 use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
 use support::{Node, block, gateway, labelled, pod, slice};
+
+/// The element that decides by which exit the pods' frames leave the node.
+fn way(exit: Exit) -> String {
+    let table = Segment::of_slice("shop").table();
+    format!("element {table} ways {}", Element::Way(exit))
+}
 
 fn port(slice: &str, pod: &str) -> Name {
     Name::new(names::pod_port(slice, &format!("uid-{pod}")))
@@ -373,21 +379,20 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     });
     node.settle().await;
     let uplink = names::uplink("shop");
-    let way = |link: &str| format!("element {} ways \"{link}\"", Segment::of_slice("shop").table());
     let log = node.kernel.take_log();
     assert!(
         log.iter()
             .any(|step| step.contains(&uplink) && step.contains("remote 192.168.7.2")),
         "the other node's gateway is used: {log:?}"
     );
-    assert!(log.contains(&format!("+ {}", way(&uplink))));
+    assert!(log.contains(&format!("+ {}", way(Exit::UPLINK))));
 
     let mut near = node.connect("shop", 0, false).await;
     let log = node.kernel.take_log();
     let place = |step: String| log.iter().position(|line| *line == step).unwrap();
-    let moved = place(format!("+ {}", way(&names::tap("shop", 0))));
+    let moved = place(format!("+ {}", way(Exit::tap(0))));
     assert_eq!(
-        place(format!("- {}", way(&uplink))) + 1,
+        place(format!("- {}", way(Exit::UPLINK))) + 1,
         moved,
         "in one transaction"
     );
@@ -496,13 +501,9 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
         node.settle().await;
         node.kernel.take_log()
     };
-    let (table, tap) = (Segment::of_slice("shop").table(), names::tap("shop", 0));
     node.kernel.take_log();
     let log = say(&mut node, &near, report(1, false)).await;
-    assert!(
-        log.contains(&format!("+ element {table} ways \"{tap}\"")),
-        "{log:?}"
-    );
+    assert!(log.contains(&format!("+ {}", way(Exit::tap(0)))), "{log:?}");
     assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
 
     let log = say(&mut node, &near, report(1, true)).await;
@@ -510,8 +511,8 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
         log,
         [
             format!("~ link {uplink} remote 192.168.7.3"),
-            format!("- element {table} ways \"{tap}\""),
-            format!("+ element {table} ways \"{uplink}\""),
+            format!("- {}", way(Exit::tap(0))),
+            format!("+ {}", way(Exit::UPLINK)),
         ],
         "the other way is open before it is taken, and what others send still passes"
     );

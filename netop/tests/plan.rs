@@ -79,37 +79,38 @@ fn a_segment_is_born_closed_and_opens_last() {
         &State::default(),
         &state(Some(with_pod(shop(), "wp-a", 1))),
         expect![[r#"
-        + table weft_host host
-        + element weft_host nodes4 192.168.7.1
-        + element weft_host nodes4 192.168.7.2
-        + table weft_rwiaduzm segment, 1000 broadcasts/s, any protocol
-        + element weft_rwiaduzm pods "wp-a"
-        + element weft_rwiaduzm macs "wp-a" . 02:5c:00:00:00:01
-        + element weft_rwiaduzm sources4 "wp-a" . 10.80.0.1
-        + element weft_rwiaduzm sources6 "wp-a" . ::
-        + element weft_rwiaduzm sources6 "wp-a" . fe80::5c:ff:fe00:1
-        + element weft_rwiaduzm targets "wp-a" . 0xfe80000000000000005c00fffe000001
-        + link wb-rwiaduzm bridge mtu 1370
-        + link wx-rwiaduzm vxlan 77 port 14789 local 192.168.7.1 mtu 1370 master wb-rwiaduzm group suppress isolated
-        + link wu-rwiaduzm vxlan 77 port 14790 local 192.168.7.1 mtu 1370 master wb-rwiaduzm unknown group suppress isolated
-        + link wp-a veth mtu 1370 master wb-rwiaduzm group peer sl-shop mac 02:5c:00:00:00:01 in cni-wp-a
-        + fdb 00:00:00:00:00:00 dev wx-rwiaduzm dst 192.168.7.2
-        + fdb 02:5c:00:00:00:04 dev wx-rwiaduzm dst 192.168.7.2
-        + fdb 02:5c:00:00:00:05 dev wx-rwiaduzm dst 192.168.7.2
-        + fdb 02:5c:00:00:00:01 dev wp-a master
-        + fdb 02:5c:00:00:00:04 dev wx-rwiaduzm master
-        + fdb 02:5c:00:00:00:05 dev wx-rwiaduzm master
-        + neighbour 10.80.0.1 is 02:5c:00:00:00:01 dev wb-rwiaduzm
-        + neighbour 10.80.0.4 is 02:5c:00:00:00:04 dev wb-rwiaduzm
-        + neighbour 10.80.0.5 is 02:5c:00:00:00:05 dev wb-rwiaduzm
-        + address 10.80.0.1/28 dev sl-shop in cni-wp-a
-        ~ link wb-rwiaduzm up
-        ~ link wx-rwiaduzm up
-        ~ link wu-rwiaduzm up
-        ~ link wp-a up
-        ~ link sl-shop up in cni-wp-a
-        + route 10.80.0.0/28 dev sl-shop in cni-wp-a
-    "#]],
+            + table weft_host host
+            + element weft_host nodes4 192.168.7.1
+            + element weft_host nodes4 192.168.7.2
+            + table weft_rwiaduzm segment, 1000 broadcasts/s, any protocol
+            + element weft_rwiaduzm pods "wp-a"
+            + element weft_rwiaduzm macs "wp-a" . 02:5c:00:00:00:01
+            + element weft_rwiaduzm sources4 "wp-a" . 10.80.0.1
+            + element weft_rwiaduzm sources6 "wp-a" . ::
+            + element weft_rwiaduzm sources6 "wp-a" . fe80::5c:ff:fe00:1
+            + element weft_rwiaduzm targets "wp-a" . 0xfe80000000000000005c00fffe000001
+            + element weft_rwiaduzm exits "wu-rwiaduzm" . 3
+            + link wb-rwiaduzm bridge mtu 1370
+            + link wx-rwiaduzm vxlan 77 port 14789 local 192.168.7.1 mtu 1370 master wb-rwiaduzm group suppress isolated
+            + link wu-rwiaduzm vxlan 77 port 14790 local 192.168.7.1 mtu 1370 master wb-rwiaduzm unknown group suppress isolated
+            + link wp-a veth mtu 1370 master wb-rwiaduzm group peer sl-shop mac 02:5c:00:00:00:01 in cni-wp-a
+            + fdb 00:00:00:00:00:00 dev wx-rwiaduzm dst 192.168.7.2
+            + fdb 02:5c:00:00:00:04 dev wx-rwiaduzm dst 192.168.7.2
+            + fdb 02:5c:00:00:00:05 dev wx-rwiaduzm dst 192.168.7.2
+            + fdb 02:5c:00:00:00:01 dev wp-a master
+            + fdb 02:5c:00:00:00:04 dev wx-rwiaduzm master
+            + fdb 02:5c:00:00:00:05 dev wx-rwiaduzm master
+            + neighbour 10.80.0.1 is 02:5c:00:00:00:01 dev wb-rwiaduzm
+            + neighbour 10.80.0.4 is 02:5c:00:00:00:04 dev wb-rwiaduzm
+            + neighbour 10.80.0.5 is 02:5c:00:00:00:05 dev wb-rwiaduzm
+            + address 10.80.0.1/28 dev sl-shop in cni-wp-a
+            ~ link wb-rwiaduzm up
+            ~ link wx-rwiaduzm up
+            ~ link wu-rwiaduzm up
+            ~ link wp-a up
+            ~ link sl-shop up in cni-wp-a
+            + route 10.80.0.0/28 dev sl-shop in cni-wp-a
+        "#]],
     );
 }
 
@@ -207,11 +208,12 @@ fn the_way_to_other_clusters_changes_at_one_moment() {
         &first,
         expect![[r#"
             + element weft_rwiaduzm taps "wt-rwiaduzm0"
+            + element weft_rwiaduzm exits "wt-rwiaduzm0" . 4
             + link wt-rwiaduzm0 tap mtu 1370 master wb-rwiaduzm unknown group suppress
             ~ link wt-rwiaduzm0 up
-            - element weft_rwiaduzm ways "wu-rwiaduzm"
-            + element weft_rwiaduzm ways "wt-rwiaduzm0"
-            + element weft_rwiaduzm relays "wt-rwiaduzm0"
+            - element weft_rwiaduzm ways 1 : 3
+            + element weft_rwiaduzm ways 1 : 4
+            + element weft_rwiaduzm ways 2 : 4
             ~ link wu-rwiaduzm remote none
         "#]],
     );
@@ -219,8 +221,8 @@ fn the_way_to_other_clusters_changes_at_one_moment() {
         &both,
         &second,
         expect![[r#"
-            - element weft_rwiaduzm ways "wt-rwiaduzm0"
-            + element weft_rwiaduzm ways "wt-rwiaduzm1"
+            - element weft_rwiaduzm ways 1 : 4
+            + element weft_rwiaduzm ways 1 : 5
         "#]],
     );
     check(
@@ -229,10 +231,11 @@ fn the_way_to_other_clusters_changes_at_one_moment() {
         expect![[r#"
             - link wt-rwiaduzm0
             - element weft_rwiaduzm taps "wt-rwiaduzm0"
+            - element weft_rwiaduzm exits "wt-rwiaduzm0" . 4
             ~ link wu-rwiaduzm remote 192.168.7.2
-            - element weft_rwiaduzm ways "wt-rwiaduzm0"
-            - element weft_rwiaduzm relays "wt-rwiaduzm0"
-            + element weft_rwiaduzm ways "wu-rwiaduzm"
+            - element weft_rwiaduzm ways 1 : 4
+            - element weft_rwiaduzm ways 2 : 4
+            + element weft_rwiaduzm ways 1 : 3
         "#]],
     );
 }
@@ -248,14 +251,15 @@ fn a_new_budget_replaces_the_table_in_one_go() {
         &state(Some(with_pod(shop(), "wp-a", 1))),
         &state(Some(strict)),
         expect![[r#"
-        + table weft_rwiaduzm segment, 5 broadcasts/s, IP and ARP only
-        + element weft_rwiaduzm pods "wp-a"
-        + element weft_rwiaduzm macs "wp-a" . 02:5c:00:00:00:01
-        + element weft_rwiaduzm sources4 "wp-a" . 10.80.0.1
-        + element weft_rwiaduzm sources6 "wp-a" . ::
-        + element weft_rwiaduzm sources6 "wp-a" . fe80::5c:ff:fe00:1
-        + element weft_rwiaduzm targets "wp-a" . 0xfe80000000000000005c00fffe000001
-    "#]],
+            + table weft_rwiaduzm segment, 5 broadcasts/s, IP and ARP only
+            + element weft_rwiaduzm pods "wp-a"
+            + element weft_rwiaduzm macs "wp-a" . 02:5c:00:00:00:01
+            + element weft_rwiaduzm sources4 "wp-a" . 10.80.0.1
+            + element weft_rwiaduzm sources6 "wp-a" . ::
+            + element weft_rwiaduzm sources6 "wp-a" . fe80::5c:ff:fe00:1
+            + element weft_rwiaduzm targets "wp-a" . 0xfe80000000000000005c00fffe000001
+            + element weft_rwiaduzm exits "wu-rwiaduzm" . 3
+        "#]],
     );
 }
 

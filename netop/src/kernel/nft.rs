@@ -171,7 +171,7 @@ impl Reading {
                             .clone_into(&mut seen.mark);
                     }
                 }
-                "set" => seen.read_set(object),
+                "set" | "map" => seen.read_set(object),
                 "counter" => {
                     if let (Some(counter), Some(packets)) =
                         (object["name"].as_str(), object["packets"].as_u64())
@@ -205,11 +205,15 @@ impl Seen {
     fn read_set(&mut self, set: &Value) {
         let name = set["name"].as_str().unwrap_or_default();
         for element in set["elem"].as_array().into_iter().flatten() {
-            let parts = match &element["concat"] {
-                Value::Array(parts) => parts.clone(),
+            let parts = match (&element["concat"], element) {
+                (Value::Array(parts), _) => parts.clone(),
+                // A map's: key and value.
+                (_, Value::Array(pair)) => pair.clone(),
                 _ => vec![element.clone()],
             };
-            let parts: Vec<&str> = parts.iter().filter_map(Value::as_str).collect();
+            let text = |part: &Value| part.as_str().map_or_else(|| part.to_string(), str::to_owned);
+            let parts: Vec<String> = parts.iter().map(text).collect();
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
             match Element::parse(name, &parts) {
                 Some(element) => _ = self.elements.insert(element),
                 None => self.strange = true,

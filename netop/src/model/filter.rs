@@ -52,13 +52,33 @@ pub enum Element {
     Target(Name, Ipv6Addr),
     /// A port with a gateway behind it.
     Tap(Name),
-    /// The port by which the pods' frames go to other clusters: a gateway's, or the uplink to another node.
-    Way(Name),
-    /// The gateway's port that takes what comes in by the uplink from other nodes.
-    Relay(Name),
+    /// A port that leads out of the node, and the mark of frames that may leave by it.
+    Exit(Name, Exit),
+    /// By which exit the pods' frames go to other clusters.
+    Way(Exit),
+    /// By which exit goes what comes in by the uplink from other nodes.
+    Relay(Exit),
     /// The address of a node of this cluster.
     Node(IpAddr),
 }
+
+/// The mark of a frame (skb->mark) that leaves the node by one of its ports: the uplink's, or a gateway's. A frame has it
+/// between two chains of its segment's table only, and none of the host's IP filters sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exit(u32);
+
+impl Exit {
+    pub const UPLINK: Self = Self(3);
+
+    /// A gateway's.
+    pub const fn tap(ordinal: u32) -> Self {
+        Self(4 + ordinal)
+    }
+}
+
+/// The marks of frames whose exit has not been looked up: keys of the map of exits, and no exit's mark.
+const FROM_PODS: u32 = 1;
+const FROM_UPLINK: u32 = 2;
 
 /// Counters of a segment's table, and what an increase of each means.
 pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
@@ -159,14 +179,16 @@ impl Rules {
                 ("sources6", "type ifname . ipv6_addr"),
                 ("targets", "typeof iifname . @th,64,128"),
                 ("taps", "type ifname"),
-                ("ways", "type ifname"),
-                ("relays", "type ifname"),
+                ("exits", "type ifname . mark"),
             ],
             Self::Host => &[("nodes4", "type ipv4_addr"), ("nodes6", "type ipv6_addr")],
             Self::Altered => &[],
         };
         for (name, type_) in sets {
             let _ = writeln!(text, "  set {name} {{ {type_}; }}");
+        }
+        if matches!(self, Self::Segment { .. }) {
+            let _ = writeln!(text, "  map ways {{ type mark : mark; }}");
         }
         for Chain { name, hook, rules } in self.chains(table) {
             let _ = writeln!(text, "  chain {name} {{");
@@ -211,8 +233,14 @@ const BRIDGE_HOOKS: [&str; 3] = [
     "output priority -200",
 ];
 
+/// Where a frame's exit is decided, once for all copies of it: while the bridge floods them the exit may change, and
+/// then one too many would leave, or none. After br_netfilter has shown the frame to the IP hooks, whose rules may set
+/// marks of their own, and before the first copy is made.
+const WAY_HOOK: &str = "prerouting priority 100";
+
 fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
     let (mesh, uplink) = (segment.mesh(), segment.uplink());
+    let uplink_port = format!("\"{uplink}\"");
     let spoofed = "counter name spoofed drop";
     let host = "counter name host drop";
     // ARP and neighbour solicitations have a budget of their own, so that a flood of other broadcast cannot keep
@@ -286,21 +314,36 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             rules: vec!["iifname @pods goto pod".into()],
         },
         Chain {
+            name: "way",
+            hook: WAY_HOOK,
+            rules: [("@pods", FROM_PODS), (uplink_port.as_str(), FROM_UPLINK)]
+                .iter()
+                .flat_map(|(from, key)| {
+                    // Without an exit the frame keeps the key, which opens none.
+                    [
+                        format!("iifname {from} meta mark set {key}"),
+                        format!("iifname {from} meta mark set meta mark map @ways"),
+                    ]
+                })
+                .collect(),
+        },
+        Chain {
             name: "forward",
             hook: BRIDGE_HOOKS[0],
             // Copies of a flooded frame that must not exist: not counted, nothing is lost.
             rules: vec![
                 format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
                 format!("iifname \"{mesh}\" oifname @taps drop"),
-                format!("iifname \"{uplink}\" oifname != @relays drop"),
-                // One element decides the way out of the node, so that it changes for all frames at one moment.
-                format!("iifname @pods oifname \"{uplink}\" oifname != @ways drop"),
-                "iifname @pods oifname @taps oifname != @ways drop".into(),
+                format!("iifname \"{uplink}\" oifname . meta mark != @exits drop"),
+                format!("iifname @pods oifname \"{uplink}\" oifname . meta mark != @exits drop"),
+                "iifname @pods oifname @taps oifname . meta mark != @exits drop".into(),
                 format!("iifname @taps oifname \"{uplink}\" drop"),
                 "iifname @taps oifname @taps drop".into(),
                 // Every address of this cluster is answered for on this node; the others are a gateway's to answer.
                 format!("oifname \"{mesh}\" arp operation request drop"),
                 format!("oifname \"{mesh}\" icmpv6 type nd-neighbor-solicit drop"),
+                "iifname @pods meta mark set 0".into(),
+                format!("iifname {uplink_port} meta mark set 0"),
             ],
         },
         Chain {
@@ -365,7 +408,7 @@ fn host_chains() -> Vec<Chain> {
 }
 
 impl Element {
-    /// The set that the element is in.
+    /// The set or map that the element is in.
     pub const fn set(&self) -> &'static str {
         match self {
             Self::Pod(_) => "pods",
@@ -374,22 +417,29 @@ impl Element {
             Self::Source(_, IpAddr::V6(_)) => "sources6",
             Self::Target(..) => "targets",
             Self::Tap(_) => "taps",
-            Self::Way(_) => "ways",
-            Self::Relay(_) => "relays",
+            Self::Exit(..) => "exits",
+            Self::Way(_) | Self::Relay(_) => "ways",
             Self::Node(IpAddr::V4(_)) => "nodes4",
             Self::Node(IpAddr::V6(_)) => "nodes6",
         }
     }
 
-    /// The element of a set, from the parts of its key as nft lists them.
+    /// The element of a set or map, from the parts of its key, and of its value, as nft lists them.
     pub fn parse(set: &str, key: &[&str]) -> Option<Self> {
         let port = || key.first().map(|name| Name::new(*name));
         let second = || key.get(1);
         Some(match (set, key.len()) {
             ("pods", 1) => Self::Pod(port()?),
             ("taps", 1) => Self::Tap(port()?),
-            ("ways", 1) => Self::Way(port()?),
-            ("relays", 1) => Self::Relay(port()?),
+            ("exits", 2) => Self::Exit(port()?, Exit(second()?.parse().ok()?)),
+            ("ways", 2) => {
+                let exit = Exit(second()?.parse().ok()?);
+                match key.first()?.parse().ok()? {
+                    FROM_PODS => Self::Way(exit),
+                    FROM_UPLINK => Self::Relay(exit),
+                    _ => return None,
+                }
+            }
             ("macs", 2) => Self::Mac(port()?, second()?.parse().ok()?),
             ("sources4" | "sources6", 2) => Self::Source(port()?, second()?.parse().ok()?),
             ("targets", 2) => {
@@ -407,7 +457,7 @@ impl Element {
             Self::Pod(port) | Self::Mac(port, _) | Self::Source(port, _) | Self::Target(port, _) => {
                 Some(port)
             }
-            Self::Tap(_) | Self::Way(_) | Self::Relay(_) | Self::Node(_) => None,
+            Self::Tap(_) | Self::Exit(..) | Self::Way(_) | Self::Relay(_) | Self::Node(_) => None,
         }
     }
 
@@ -441,9 +491,10 @@ impl fmt::Display for Element {
     /// The element as nft reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pod(port) | Self::Tap(port) | Self::Way(port) | Self::Relay(port) => {
-                write!(f, "\"{port}\"")
-            }
+            Self::Pod(port) | Self::Tap(port) => write!(f, "\"{port}\""),
+            Self::Exit(port, Exit(mark)) => write!(f, "\"{port}\" . {mark}"),
+            Self::Way(Exit(mark)) => write!(f, "{FROM_PODS} : {mark}"),
+            Self::Relay(Exit(mark)) => write!(f, "{FROM_UPLINK} : {mark}"),
             Self::Mac(port, mac) => write!(f, "\"{port}\" . {mac}"),
             Self::Source(port, ip) => write!(f, "\"{port}\" . {ip}"),
             Self::Target(port, ip) => write!(f, "\"{port}\" . {:#034x}", ip.to_bits()),
@@ -492,9 +543,12 @@ mod tests {
             Element::Source(port.clone(), "fd42::7".parse().unwrap()),
             Element::Target(port, "fd42::7".parse().unwrap()),
             Element::Node("fd00::1".parse().unwrap()),
+            Element::Exit(Name::new("wu-a"), Exit::UPLINK),
+            Element::Way(Exit::tap(1)),
+            Element::Relay(Exit::tap(0)),
         ];
         for element in elements {
-            let text = element.to_string().replace('"', "");
+            let text = element.to_string().replace('"', "").replace(" : ", " . ");
             let key: Vec<&str> = text.split(" . ").collect();
             assert_eq!(Element::parse(element.set(), &key), Some(element));
         }

@@ -14,7 +14,7 @@ pub mod filter;
 pub mod link;
 pub mod table;
 
-pub use filter::{Element, Rules, Table};
+pub use filter::{Element, Exit, Rules, Table};
 pub use link::{Kind, Link, Netns, PodLink, Port, Queues, Vxlan};
 pub use table::{Fdb, Neighbour, Via};
 
