@@ -45,9 +45,9 @@ async fn traces(cluster: &Cluster) -> Result<Traces> {
     })
 }
 
-/// Interfaces, filter tables and CNI files of Weft on a node of the lab.
+/// Interfaces, filter tables, nexthops and CNI files of Weft on a node of the lab.
 fn on_node(environment: &Environment, node: &str) -> Result<String> {
-    let look = "ip -o link | grep -oE ' w[bxutp]-[^:@]+' ; nft list tables | grep weft ; \
+    let look = "ip -o link | grep -oE ' w[bxutp]-[^:@]+' ; nft list tables | grep weft ; ip nexthop ; \
                 grep -l slice-cni /etc/cni/net.d/* ; ls /opt/cni/bin | grep slice ; ls -A /run/weft 2>/dev/null; true";
     let output = environment
         .lab()?

@@ -218,7 +218,7 @@ async fn add_link(
 /// Changes where a VXLAN interface sends what it knows no other place for.
 async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
     if default_remote(linux, name).await?.is_some() {
-        // An earlier version's, or that of a kernel that was booted before.
+        // An earlier version of the agent set it.
         set_default(linux, name, vxlan, None).await?;
     }
     let Some(node) = vxlan.remote else {

@@ -12,7 +12,11 @@
 //! Both objects are named by numbers that hold for the whole network namespace; ours are the segment's VNI with a byte
 //! before it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLM_F_CREATE, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader,
@@ -86,6 +90,15 @@ pub(super) async fn lead(rtnl: &mut Rtnl<Message>, vni: u32, node: IpAddr) -> Re
         rtnl.request(message, NLM_F_CREATE | NLM_F_REPLACE).await?;
     }
     Ok(())
+}
+
+/// Whether this kernel has them. Tried with VNI 0, which no slice has.
+pub(super) async fn available(namespace: Option<&Path>) -> bool {
+    let Ok(mut rtnl) = Rtnl::open(namespace) else {
+        return false;
+    };
+    let made = lead(&mut rtnl, 0, Ipv4Addr::LOCALHOST.into()).await.is_ok();
+    made & forget(&mut rtnl, 0).await.is_ok()
 }
 
 /// Removes what [`lead`] made, and with it the entry that names it.

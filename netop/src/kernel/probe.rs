@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use slice_runtime::{steering, tap};
 
-use super::nft;
+use super::{nexthop, nft};
 
 /// Features by name, for the node's status. Probed once, at start.
 pub async fn features(namespace: Option<&Path>) -> BTreeMap<String, bool> {
@@ -14,6 +14,8 @@ pub async fn features(namespace: Option<&Path>) -> BTreeMap<String, bool> {
         // Without it a gateway gets one queue of its TAP device, however many threads it has.
         ("tapQueues".to_owned(), steering::Program::load().is_ok()),
         ("ipv6".to_owned(), Path::new("/proc/sys/net/ipv6").exists()),
+        // Without them frames may arrive twice while a node changes the gateway that it uses.
+        ("nexthops".to_owned(), nexthop::available(namespace).await),
         ("nftables".to_owned(), nft::list(namespace).await.is_ok()),
         // Bridged packets pass the IP filters of the node too; Weft's own keep Service rules off them.
         (

@@ -40,8 +40,9 @@ pub(super) struct Rtnl<M: Words = RouteNetlinkMessage> {
     handle: ConnectionHandle<M>,
 }
 
-/// The kernel.
-const KERNEL: fn() -> SocketAddr = || SocketAddr::new(0, 0);
+fn kernel() -> SocketAddr {
+    SocketAddr::new(0, 0)
+}
 
 /// What went wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +86,7 @@ impl<M: Words> Rtnl<M> {
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut answers = self
             .handle
-            .request(request, KERNEL())
+            .request(request, kernel())
             .map_err(|_| Error::Closed)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload {
@@ -116,7 +117,7 @@ impl<M: Words> Rtnl<M> {
             request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
             let mut answers = self
                 .handle
-                .request(request, KERNEL())
+                .request(request, kernel())
                 .map_err(|_| Error::Closed)?;
             let (mut seen, mut torn, mut whole) = (vec![], false, false);
             while let Some(answer) = answers.next().await {
@@ -151,7 +152,7 @@ impl Rtnl {
         request.header.flags = NLM_F_REQUEST;
         let mut answers = self
             .handle
-            .request(request, KERNEL())
+            .request(request, kernel())
             .map_err(|_| Error::Closed)?;
         while let Some(answer) = answers.next().await {
             match answer.payload {

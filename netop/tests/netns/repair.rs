@@ -11,7 +11,7 @@ use std::{
 use slice_crds::Mac;
 use slice_netop::{
     desired::NodeIntent,
-    kernel::{Kernel, Linux, Query},
+    kernel::{Kernel, Linux, Query, features},
     model::Segment,
     plan::diff,
 };
@@ -93,6 +93,61 @@ async fn whatever_is_changed_by_hand_comes_back() {
             );
         }
     }
+}
+
+/// The node without a gateway, whose frames go to the other one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_uplink_leads_where_it_should_again() {
+    let mut cluster = Cluster::new(2);
+    cluster.add_slice("shop", slice(77));
+    let b = cluster.add_pod("shop", 1, 0);
+    let tap = cluster.add_gateway("shop", 0).await;
+    let uplink = Segment::of_slice("shop").uplink();
+    let (group, nexthop) = (0x5800_0000 + 77, 0x5700_0000 + 77);
+    assert!(cluster.nodes[1].space.ip("nexthop").contains(&group.to_string()));
+    let wire = Wire::open(&b.space, "sl-shop");
+    for (number, command) in [
+        format!("ip nexthop replace id {nexthop} via 192.168.7.99 fdb"),
+        format!("ip nexthop del id {nexthop}"),
+        format!("ip nexthop del id {group}"),
+        format!("bridge fdb del 00:00:00:00:00:00 dev {uplink}"),
+        format!("ip link del {uplink}"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (program, arguments) = command.split_once(' ').unwrap();
+        cluster.nodes[1].space.command(program, arguments).unwrap();
+        let repairs = cluster.nodes[1].plan().await;
+        assert_ne!(repairs.to_string(), "", "{command} is noticed");
+        cluster.sync().await;
+        let text = format!("frame number {number} after a change by hand of the uplink, with padding");
+        wire.send(&ethernet(Mac::BROADCAST, b.mac(), 0x88b5, text.as_bytes()));
+        let frames = tap.collect(Duration::from_millis(300));
+        let arrived = frames.iter().filter(|frame| frame.ends_with(text.as_bytes()));
+        assert_eq!(arrived.count(), 1, "after {command}, repaired by\n{repairs}");
+    }
+    // What an earlier version of the agent set is adopted, and gives way to a nexthop with the next change.
+    let remote = cluster.nodes[0].address;
+    let node = &mut cluster.nodes[1];
+    node.space.ip(&format!("nexthop del id {nexthop}"));
+    let vxlan = format!("type vxlan id 77 remote {remote}");
+    node.space.ip(&format!("link set {uplink} {vxlan}"));
+    assert_eq!(node.plan().await.to_string(), "", "it leads to the same node");
+    node.space
+        .ip(&format!("link set {uplink} type vxlan id 77 remote 192.168.7.99"));
+    cluster.sync().await;
+    let shown = cluster.nodes[1].space.ip(&format!("-d link show {uplink}"));
+    assert!(!shown.contains("remote"), "{shown}");
+    assert!(cluster.nodes[1].space.ip("nexthop").contains(&group.to_string()));
+
+    cluster.nodes[1].intent = NodeIntent::default();
+    cluster.nodes[1].sync().await;
+    assert_eq!(
+        cluster.nodes[1].space.ip("nexthop"),
+        "",
+        "they go with the device"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
