@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent::Announcement,
     metrics::Metrics,
-    status::{BlockReport, GatewayReport, NodeReport, PodReport, Reports},
+    status::{BlockReport, GatewayReport, NodeReport, PodReport, Reports, Standing},
 };
 
 /// Field manager of everything the agent writes.
@@ -197,7 +197,8 @@ impl Writer {
     async fn write_gateway(&mut self, name: &str, report: &GatewayReport) {
         let now = Instant::now();
         let last = self.gateways.entry(name.to_owned()).or_default();
-        if !last.is_due(|last| last.same_state(report), now) {
+        let denied = report.standing == Standing::Here { denied: true };
+        if !last.is_due(|last| !denied && last.same_state(report), now) {
             return;
         }
         last.at = Some(now);
@@ -214,7 +215,18 @@ impl Writer {
             observed_at: Some(Time(Timestamp::now())),
         };
         let api = Api::<SliceGateway>::namespaced(self.client.clone(), MEMBER_NAMESPACE);
-        if self.done(apply::apply_status(&api, MANAGER, name, &status)).await
+        let write = async {
+            match &report.standing {
+                Standing::Leaving {
+                    version: Some(version),
+                } => apply::apply_status_of_version(&api, MANAGER, name, version, &status).await,
+                _ => apply::apply_status(&api, MANAGER, name, &status)
+                    .await
+                    .map(|()| true),
+            }
+        };
+        // Where the object has changed meanwhile the watch tells, and the report is made again.
+        if self.timed(write).await == Some(true)
             && let Some(last) = self.gateways.get_mut(name)
         {
             last.report = Some(report.clone());

@@ -60,6 +60,22 @@ pub struct GatewayReport {
     pub connected: bool,
     pub tunnels: Vec<TunnelStatus>,
     pub data_path: Option<DataPathStatus>,
+    pub standing: Standing,
+}
+
+/// Who may speak for a gateway whose pod moves from node to node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// It is here to stay: what another node says of it is of before. `denied` where the object says that now.
+    Here { denied: bool },
+    /// It has gone, or is about to: another node may have it. To be written only while the object is of this version.
+    Leaving { version: Option<String> },
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self::Here { denied: false }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -126,6 +142,7 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
             .map(tunnel)
             .collect(),
         data_path: report.and_then(|report| report.data_path.as_ref().map(data_path)),
+        standing: Standing::default(),
     }
 }
 

@@ -17,6 +17,7 @@ use slice_netop::{
     cni::wire::{Command, Reply},
     liveness::{self, Heard, Word},
     model::{Element, Exit, Name, Segment},
+    status::Standing,
     world::PodView,
 };
 use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
@@ -443,6 +444,53 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
         !node.reports().gateways.contains_key("weft-gateway-shop-0"),
         "its object never said it was here"
     );
+}
+
+/// A pod that was deleted by force runs on for a while, beside its successor on another node.
+#[tokio::test]
+async fn who_leaves_does_not_speak_against_its_successor() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        block(world, "shop", "n1", 8, 8);
+        gateway(world, "shop", 0, Some("n1"));
+    });
+    node.settle().await;
+    let mut near = node.connect("shop", 0, false).await;
+    near.receive().await;
+    let standing = |node: &Node| {
+        let said = node.reports().gateways.get("weft-gateway-shop-0").cloned();
+        said.map(|report| report.standing)
+    };
+    assert_eq!(standing(&node), Some(Standing::Here { denied: false }));
+    // What another node's agent wrote last of the process before this one.
+    node.objects(|world| gateway(world, "shop", 0, Some("n2")));
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Here { denied: true }));
+
+    let draining = Report {
+        draining: true,
+        ..Report::default()
+    };
+    near.send(FromGateway::Report(draining));
+    node.gateway_event().await;
+    node.settle().await;
+    assert_eq!(standing(&node), None, "the successor is on n2");
+    node.objects(|world| gateway(world, "shop", 0, Some("n1")));
+    node.settle().await;
+    assert_eq!(
+        standing(&node),
+        Some(Standing::Leaving { version: None }),
+        "nobody else has reported yet"
+    );
+    drop(near);
+    node.gateway_event().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Leaving { version: None }));
+    node.objects(|world| gateway(world, "shop", 0, Some("n2")));
+    node.settle().await;
+    assert_eq!(standing(&node), None);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 use slice_crds::labels;
 
 /// A kind that can be applied.
@@ -38,16 +38,52 @@ pub async fn apply_status<K: Resource<DynamicType = ()> + DeserializeOwned>(
     name: &str,
     status: &impl Serialize,
 ) -> anyhow::Result<()> {
-    let patch = serde_json::json!({
+    patch_status(api, manager, json!({"name": name}), status)
+        .await
+        .with_context(|| format!("apply the status of {} {name}", K::kind(&())))
+}
+
+/// The same where the object is still of this version; whether it was.
+///
+/// # Errors
+/// Where the API server does not take it for another reason.
+pub async fn apply_status_of_version<K: Resource<DynamicType = ()> + DeserializeOwned>(
+    api: &Api<K>,
+    manager: &str,
+    name: &str,
+    version: &str,
+    status: &impl Serialize,
+) -> anyhow::Result<bool> {
+    match patch_status(
+        api,
+        manager,
+        json!({"name": name, "resourceVersion": version}),
+        status,
+    )
+    .await
+    {
+        Ok(()) => Ok(true),
+        Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("apply the status of {} {name}", K::kind(&()))),
+    }
+}
+
+async fn patch_status<K: Resource<DynamicType = ()> + DeserializeOwned>(
+    api: &Api<K>,
+    manager: &str,
+    metadata: Value,
+    status: &impl Serialize,
+) -> kube::Result<()> {
+    let name = metadata["name"].as_str().unwrap_or_default().to_owned();
+    let patch = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        "metadata": {"name": name},
+        "metadata": metadata,
         "status": status,
     });
-    api.patch_status(name, &PatchParams::apply(manager).force(), &Patch::Apply(patch))
+    api.patch_status(&name, &PatchParams::apply(manager).force(), &Patch::Apply(patch))
         .await
-        .with_context(|| format!("apply the status of {} {name}", K::kind(&())))?;
-    Ok(())
+        .map(drop)
 }
 
 /// Marks an object as one that `manager` prunes when it is no longer wanted.

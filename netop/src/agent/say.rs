@@ -16,7 +16,7 @@ use crate::{
     kernel::Kernel,
     ledger::Source,
     model::{Name, Segment},
-    status::{self, GatewayReport, NodeReport, Reports},
+    status::{self, GatewayReport, NodeReport, Reports, Standing},
     world::PodView,
 };
 
@@ -87,8 +87,23 @@ impl<K: Kernel> Agent<K> {
         }
         for (key, gateway) in &self.world.gateways {
             let name = gateway.metadata.name.clone().unwrap_or_default();
+            let leaving = || Standing::Leaving {
+                version: gateway.metadata.resource_version.clone(),
+            };
             if let Some(connected) = self.gateways.get(key) {
-                let report = status::gateway(&self.node, &connected.hello, connected.report.as_ref(), now);
+                let node = gateway.status.as_ref().and_then(|status| status.node.as_ref());
+                let elsewhere = node.is_some_and(|node| *node != self.node);
+                let said = connected.report.as_ref();
+                let standing = match said.is_some_and(|report| report.draining) {
+                    // Its successor has reported already.
+                    true if elsewhere => continue,
+                    true => leaving(),
+                    false => Standing::Here { denied: elsewhere },
+                };
+                let report = GatewayReport {
+                    standing,
+                    ..status::gateway(&self.node, &connected.hello, said, now)
+                };
                 reports.gateways.insert(name, report);
             } else if let Some(last) = &gateway.status
                 && last.node.as_deref() == Some(self.node.as_str())
@@ -102,6 +117,7 @@ impl<K: Kernel> Agent<K> {
                         revocation: last.revocation.clone(),
                     }),
                     node: self.node.clone(),
+                    standing: leaving(),
                     ..GatewayReport::default()
                 };
                 reports.gateways.insert(name, report);

@@ -148,6 +148,9 @@ async fn the_uplink_leads_where_it_should_again() {
         "",
         "they go with the device"
     );
+    let features = features(Some(&cluster.nodes[1].space.path())).await;
+    assert_eq!(features.get("nexthops"), Some(&true));
+    assert_eq!(cluster.nodes[1].space.ip("nexthop"), "", "a probe leaves none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
