@@ -217,17 +217,9 @@ async fn add_link(
 
 /// Changes where a VXLAN interface sends what it knows no other place for.
 async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
-    if default_remote(linux, name).await?.is_some() {
-        // An earlier version of the agent set it.
-        set_default(linux, name, vxlan, None).await?;
-    }
     let Some(node) = vxlan.remote else {
-        let entry = uplink_message(linux, name, None).await?;
-        linux
-            .rtnl
-            .ensure(RouteNetlinkMessage::DelNeighbour(entry), 0, &[Errno::ENOENT])
-            .await?;
-        return Ok(nexthop::forget(&mut linux.nexthops, vxlan.vni).await?);
+        nexthop::forget(&mut linux.nexthops, vxlan.vni).await?;
+        return clear_default(linux, name, vxlan).await;
     };
     match nexthop::lead(&mut linux.nexthops, vxlan.vni, node).await {
         Ok(()) => {}
@@ -239,11 +231,14 @@ async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Res
                      changes, frames of that very moment may arrive twice"
                 );
             });
-            return set_default(linux, name, vxlan, Some(node)).await;
+            return set_default(linux, name, vxlan).await;
         }
         Err(error) => return Err(error.into()),
     }
-    let entry = uplink_message(linux, name, Some(nexthop::group(vxlan.vni))).await?;
+    clear_default(linux, name, vxlan).await?;
+    let group = nexthop::group(vxlan.vni).to_ne_bytes().to_vec();
+    let group = NeighbourAttribute::Other(DefaultNla::new(nexthop::NDA_NH_ID, group));
+    let entry = device_entry(linux, name, ANY, group).await?;
     let entry = RouteNetlinkMessage::NewNeighbour(entry);
     Ok(linux
         .rtnl
@@ -251,43 +246,22 @@ async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Res
         .await?)
 }
 
-/// The forwarding entry for all addresses that have none.
-async fn uplink_message(
-    linux: &mut Linux,
-    name: &Name,
-    group: Option<u32>,
-) -> anyhow::Result<NeighbourMessage> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = index(linux, name).await?;
-    message.header.flags = NeighbourFlags::Own;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(ANY.0.to_vec())];
-    let attribute = |id: u32| DefaultNla::new(nexthop::NDA_NH_ID, id.to_ne_bytes().to_vec());
-    message
-        .attributes
-        .extend(group.map(attribute).map(NeighbourAttribute::Other));
-    Ok(message)
-}
-
-/// The default destination in the interface's own settings.
-async fn default_remote(linux: &mut Linux, name: &Name) -> anyhow::Result<Option<IpAddr>> {
+/// Takes away the default destination in the interface's own settings, where an earlier version of the agent set one.
+async fn clear_default(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
     let link = linux.rtnl.link(name.as_str()).await?;
-    Ok(link.and_then(|link| observe::vxlan_of(&link)?.remote))
+    match link.and_then(|link| observe::vxlan_of(&link)?.remote) {
+        Some(_) => set_default(linux, name, vxlan.fixed()).await,
+        None => Ok(()),
+    }
 }
 
 /// Changes it. Both the new one and the old one are there for a moment.
-async fn set_default(
-    linux: &mut Linux,
-    name: &Name,
-    vxlan: Vxlan,
-    remote: Option<IpAddr>,
-) -> anyhow::Result<()> {
+async fn set_default(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
     let none = match vxlan.local {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let group = match remote.unwrap_or(none) {
+    let group = match vxlan.remote.unwrap_or(none) {
         IpAddr::V4(ip) => InfoVxlan::Group(ip),
         IpAddr::V6(ip) => InfoVxlan::Group6(ip),
     };
@@ -454,25 +428,40 @@ async fn index(linux: &mut Linux, name: &Name) -> anyhow::Result<u32> {
 // --- entries ---
 
 async fn fdb_message(linux: &mut Linux, fdb: &Fdb) -> anyhow::Result<NeighbourMessage> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = index(linux, &fdb.link).await?;
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(fdb.mac.0.to_vec()));
     match fdb.via {
         Via::Bridge => {
+            let mut message = entry(linux, &fdb.link, fdb.mac).await?;
             message.header.flags = NeighbourFlags::Controller;
             message.header.state = NeighbourState::Noarp;
+            Ok(message)
         }
         Via::Remote(node) => {
-            message.header.flags = NeighbourFlags::Own;
-            message.header.state = NeighbourState::Permanent;
-            message
-                .attributes
-                .push(NeighbourAttribute::Destination(neighbour_address(node)));
+            let node = NeighbourAttribute::Destination(neighbour_address(node));
+            device_entry(linux, &fdb.link, fdb.mac, node).await
         }
     }
+}
+
+/// A forwarding entry of a VXLAN device itself.
+async fn device_entry(
+    linux: &mut Linux,
+    link: &Name,
+    mac: Mac,
+    destination: NeighbourAttribute,
+) -> anyhow::Result<NeighbourMessage> {
+    let mut message = entry(linux, link, mac).await?;
+    message.header.flags = NeighbourFlags::Own;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(destination);
+    Ok(message)
+}
+
+/// What all forwarding entries have.
+async fn entry(linux: &mut Linux, link: &Name, mac: Mac) -> anyhow::Result<NeighbourMessage> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index(linux, link).await?;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
     Ok(message)
 }
 

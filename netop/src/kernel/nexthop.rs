@@ -48,6 +48,11 @@ pub(super) const fn group(vni: u32) -> u32 {
     GROUP | (vni & VNI)
 }
 
+/// Its one member.
+const fn nexthop(vni: u32) -> u32 {
+    NEXTHOP | (vni & VNI)
+}
+
 /// A nexthop of a forwarding database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nexthop {
@@ -77,7 +82,7 @@ pub(super) enum Message {
 /// # Errors
 /// [`Errno::EINVAL`] or [`Errno::EOPNOTSUPP`] on a kernel that has no such nexthops.
 pub(super) async fn lead(rtnl: &mut Rtnl<Message>, vni: u32, node: IpAddr) -> Result<(), Error> {
-    let id = NEXTHOP | (vni & VNI);
+    let id = nexthop(vni);
     let nexthop = Nexthop {
         id,
         leads: Leads::Node(node),
@@ -103,7 +108,7 @@ pub(super) async fn available(namespace: Option<&Path>) -> bool {
 
 /// Removes what [`lead`] made, and with it the entry that names it.
 pub(super) async fn forget(rtnl: &mut Rtnl<Message>, vni: u32) -> Result<(), Error> {
-    for id in [group(vni), NEXTHOP | (vni & VNI)] {
+    for id in [group(vni), nexthop(vni)] {
         let gone = [Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
         rtnl.ensure(Message::Del(id), 0, &gone).await?;
     }

@@ -4,7 +4,7 @@
 
 use std::{fmt::Debug, io, path::Path};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -38,10 +38,6 @@ impl<M> Words for M where
 /// One socket. Dropping it closes it.
 pub(super) struct Rtnl<M: Words = RouteNetlinkMessage> {
     handle: ConnectionHandle<M>,
-}
-
-fn kernel() -> SocketAddr {
-    SocketAddr::new(0, 0)
 }
 
 /// What went wrong with a request.
@@ -79,15 +75,22 @@ impl<M: Words> Rtnl<M> {
         Ok(Self { handle })
     }
 
-    /// Sends a request and waits for the kernel's word on it.
-    pub(super) async fn request(&mut self, message: M, flags: u16) -> Result<(), Error> {
+    /// Sends a request to the kernel; its answers follow.
+    fn send(
+        &mut self,
+        message: M,
+        flags: u16,
+    ) -> Result<impl Stream<Item = NetlinkMessage<M>> + use<M>, Error> {
         let mut request =
             NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut answers = self
-            .handle
-            .request(request, kernel())
-            .map_err(|_| Error::Closed)?;
+        request.header.flags = NLM_F_REQUEST | flags;
+        let kernel = SocketAddr::new(0, 0);
+        self.handle.request(request, kernel).map_err(|_| Error::Closed)
+    }
+
+    /// Sends a request and waits for the kernel's word on it.
+    pub(super) async fn request(&mut self, message: M, flags: u16) -> Result<(), Error> {
+        let mut answers = self.send(message, NLM_F_ACK | flags)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload {
                 return match error.code {
@@ -110,15 +113,7 @@ impl<M: Words> Rtnl<M> {
     /// Reads a whole table, again where it changed meanwhile.
     pub(super) async fn dump(&mut self, message: M) -> Result<Vec<M>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let mut request = NetlinkMessage::new(
-                NetlinkHeader::default(),
-                NetlinkPayload::InnerMessage(message.clone()),
-            );
-            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let mut answers = self
-                .handle
-                .request(request, kernel())
-                .map_err(|_| Error::Closed)?;
+            let mut answers = self.send(message.clone(), NLM_F_DUMP)?;
             let (mut seen, mut torn, mut whole) = (vec![], false, false);
             while let Some(answer) = answers.next().await {
                 torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
@@ -148,12 +143,7 @@ impl Rtnl {
     pub(super) async fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(message));
-        request.header.flags = NLM_F_REQUEST;
-        let mut answers = self
-            .handle
-            .request(request, kernel())
-            .map_err(|_| Error::Closed)?;
+        let mut answers = self.send(RouteNetlinkMessage::GetLink(message), 0)?;
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(Some(link)),

@@ -240,7 +240,6 @@ const WAY_HOOK: &str = "prerouting priority 100";
 
 fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
     let (mesh, uplink) = (segment.mesh(), segment.uplink());
-    let uplink_port = format!("\"{uplink}\"");
     let spoofed = "counter name spoofed drop";
     let host = "counter name host drop";
     // ARP and neighbour solicitations have a budget of their own, so that a flood of other broadcast cannot keep
@@ -316,16 +315,19 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
         Chain {
             name: "way",
             hook: WAY_HOOK,
-            rules: [("@pods", FROM_PODS), (uplink_port.as_str(), FROM_UPLINK)]
-                .iter()
-                .flat_map(|(from, key)| {
-                    // Without an exit the frame keeps the key, which opens none.
-                    [
-                        format!("iifname {from} meta mark set {key}"),
-                        format!("iifname {from} meta mark set meta mark map @ways"),
-                    ]
-                })
-                .collect(),
+            rules: [
+                ("@pods".into(), FROM_PODS),
+                (format!("\"{uplink}\""), FROM_UPLINK),
+            ]
+            .iter()
+            .flat_map(|(from, key)| {
+                // Without an exit the frame keeps the key, which opens none.
+                [
+                    format!("iifname {from} meta mark set {key}"),
+                    format!("iifname {from} meta mark set meta mark map @ways"),
+                ]
+            })
+            .collect(),
         },
         Chain {
             name: "forward",
@@ -343,7 +345,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
                 format!("oifname \"{mesh}\" arp operation request drop"),
                 format!("oifname \"{mesh}\" icmpv6 type nd-neighbor-solicit drop"),
                 "iifname @pods meta mark set 0".into(),
-                format!("iifname {uplink_port} meta mark set 0"),
+                format!("iifname \"{uplink}\" meta mark set 0"),
             ],
         },
         Chain {
