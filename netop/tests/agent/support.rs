@@ -330,6 +330,12 @@ fn address(node: &str) -> IpAddr {
         .unwrap()
 }
 
+/// The slice `shop`, and this node's block of it with eight indices.
+pub fn shop(world: &mut World) {
+    slice(world, "shop", 77, "10.80.0.0/24");
+    block(world, "shop", "n1", 8, 8);
+}
+
 pub fn slice(world: &mut World, name: &str, vni: u32, subnet: &str) {
     let spec = SliceSpec {
         vni,

@@ -37,7 +37,7 @@ use slice_netop::{
 use slice_runtime::handover::{self, FromGateway, Hello, ToGateway};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::support::{Cluster, Space, Tap, Wire, ethernet, ping, udp4_between};
+use crate::support::{Cluster, Pings, Space, Tap, Wire, ethernet, ping, udp4_between};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -306,18 +306,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
 
     // Both agents start again, with nothing but what is on the node; one of them without its checkpoint.
     std::fs::remove_file(runs[1].directory.path().join("attachments.json")).unwrap();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let pinger = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let (mut sent, mut lost) = (0, 0);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                sent += 1;
-                lost += usize::from(ping(&web, ip("10.80.0.16"), 56, SECOND).is_none());
-            }
-            (sent, lost, web)
-        }
-    });
+    let pings = Pings::start(web, ip("10.80.0.16"));
     let states = [0, 1].map(|n| runs[n].agent.state().unwrap().clone());
     drop(stream);
     runs[0].restart(&worlds[0], &[]).await;
@@ -338,8 +327,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
         panic!("configuration")
     };
     assert_eq!(*runs[1].agent.state().unwrap(), states[1]);
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let (sent, lost, web) = pinger.join().unwrap();
+    let (sent, lost, web) = pings.finish();
     assert!(sent > 50 && lost == 0, "{lost} of {sent} lost");
 
     // The label goes, and with it the interface; then Weft goes, and with it everything.

@@ -1,12 +1,6 @@
 //! What somebody changes by hand comes back; what Weft does not own is left alone; a restart changes nothing.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use slice_crds::Mac;
 use slice_netop::{
@@ -16,7 +10,7 @@ use slice_netop::{
     plan::diff,
 };
 
-use crate::support::{Cluster, Space, Wire, ethernet, ping, slice};
+use crate::support::{Cluster, Pings, Space, Wire, ethernet, ping, slice};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -186,18 +180,7 @@ async fn a_restart_of_the_agent_loses_no_frame() {
     cluster.add_slice("shop", slice(77));
     let (a, b) = (cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 1, 0));
     let _tap = cluster.add_gateway("shop", 0).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let pinger = std::thread::spawn({
-        let (stop, to) = (Arc::clone(&stop), b.v4());
-        move || {
-            let (mut sent, mut lost) = (0, 0);
-            while !stop.load(Ordering::Relaxed) {
-                sent += 1;
-                lost += usize::from(ping(&a.space, to, 56, SECOND).is_none());
-            }
-            (sent, lost, a)
-        }
-    });
+    let pings = Pings::start(a.space, b.v4());
     for _ in 0..10 {
         for node in &mut cluster.nodes {
             node.kernel = Linux::open(Some(&node.space.path())).unwrap();
@@ -209,8 +192,7 @@ async fn a_restart_of_the_agent_loses_no_frame() {
             );
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let (sent, lost, _a) = pinger.join().unwrap();
+    let (sent, lost, _a) = pings.finish();
     assert!(sent > 100, "{sent} pings");
     assert_eq!(lost, 0, "of {sent}");
 }
@@ -221,18 +203,7 @@ async fn new_pods_and_settings_disturb_nobody() {
     cluster.add_slice("shop", slice(77));
     let (a, b) = (cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 1, 0));
     let _tap = cluster.add_gateway("shop", 0).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let pinger = std::thread::spawn({
-        let (stop, to) = (Arc::clone(&stop), b.v4());
-        move || {
-            let (mut sent, mut lost) = (0, 0);
-            while !stop.load(Ordering::Relaxed) {
-                sent += 1;
-                lost += usize::from(ping(&a.space, to, 56, SECOND).is_none());
-            }
-            (sent, lost, a)
-        }
-    });
+    let pings = Pings::start(a.space, b.v4());
     let mut pods = vec![];
     for nth in 1..6 {
         pods.push(cluster.add_pod("shop", 0, nth));
@@ -245,8 +216,7 @@ async fn new_pods_and_settings_disturb_nobody() {
     }
     cluster.add_slice("bank", slice(78));
     cluster.sync().await;
-    stop.store(true, Ordering::Relaxed);
-    let (sent, lost, _a) = pinger.join().unwrap();
+    let (sent, lost, _a) = pings.finish();
     assert!(sent > 100, "{sent} pings");
     assert_eq!(lost, 0, "of {sent}");
 }

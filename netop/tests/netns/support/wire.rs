@@ -4,6 +4,11 @@ use std::{
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -152,10 +157,8 @@ pub fn udp4_between(
 
 /// One echo request and its answer; the time it took, or `None` after `timeout`.
 pub fn ping(from: &Space, to: IpAddr, size: usize, timeout: Duration) -> Option<Duration> {
-    static SEQUENCE: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(1);
-    let sequence = SEQUENCE
-        .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-        .to_be_bytes();
+    static SEQUENCE: AtomicU16 = AtomicU16::new(1);
+    let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let (domain, protocol, request, reply) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8, 0),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
@@ -191,6 +194,34 @@ pub fn ping(from: &Space, to: IpAddr, size: usize, timeout: Duration) -> Option<
         if answer.len() >= 8 && answer[0] == reply && answer[6..8] == sequence {
             return Some(start.elapsed());
         }
+    }
+}
+
+/// One echo request after the other, from a thread of its own.
+pub struct Pings {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u32, u32, Space)>,
+}
+
+impl Pings {
+    pub fn start(from: Space, to: IpAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut sent, mut lost) = (0, 0);
+            while !stopped.load(Ordering::Relaxed) {
+                sent += 1;
+                lost += u32::from(ping(&from, to, 56, Duration::from_secs(1)).is_none());
+            }
+            (sent, lost, from)
+        });
+        Self { stop, thread }
+    }
+
+    /// How many were sent, how many of them had no answer within a second, and the namespace again.
+    pub fn finish(self) -> (u32, u32, Space) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }
 

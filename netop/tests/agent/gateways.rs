@@ -1,0 +1,350 @@
+//! What becomes of gateways: their TAP devices, whose way the node's frames take, and what is said of them.
+
+use std::{sync::Arc, time::Duration};
+
+use slice_crds::names;
+use slice_netop::{
+    agent::Event,
+    liveness::{self, Heard, Word},
+    model::{Element, Exit, Segment},
+    status::Standing,
+};
+use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
+
+use crate::support::{Near, Node, block, gateway, peer, shop, slice};
+
+/// The element that decides by which exit the pods' frames leave the node.
+fn way(exit: Exit) -> String {
+    let table = Segment::of_slice("shop").table();
+    format!("element {table} ways {}", Element::Way(exit))
+}
+
+#[tokio::test]
+async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        block(world, "shop", "n2", 16, 8);
+        gateway(world, "shop", 0, None);
+        gateway(world, "shop", 1, Some("n2"));
+    });
+    node.settle().await;
+    let uplink = names::uplink("shop");
+    let log = node.kernel.take_log();
+    assert!(
+        log.iter()
+            .any(|step| step.contains(&uplink) && step.contains("remote 192.168.7.2")),
+        "the other node's gateway is used: {log:?}"
+    );
+    assert!(log.contains(&format!("+ {}", way(Exit::UPLINK))));
+
+    let mut near = node.connect("shop", 0, false).await;
+    let log = node.kernel.take_log();
+    let place = |step: String| log.iter().position(|line| *line == step).unwrap();
+    let moved = place(format!("+ {}", way(Exit::tap(0))));
+    assert_eq!(
+        place(format!("- {}", way(Exit::UPLINK))) + 1,
+        moved,
+        "in one transaction"
+    );
+    assert!(place(format!("~ link {uplink} remote none")) > moved);
+    let (ToGateway::Config(config), _) = near.receive().await else {
+        panic!("configuration first")
+    };
+    assert_eq!((config.vni, config.vtep.to_string().as_str()), (77, "198.18.1.1"));
+    let (ToGateway::Tap(tap), queues) = near.receive().await else {
+        panic!("then the TAP")
+    };
+    assert_eq!((tap.interface, queues.len()), (names::tap("shop", 0), 1));
+    let reports = node.reports();
+    let said = &reports.gateways["weft-gateway-shop-0"];
+    assert!(
+        said.connected
+            && said.node == "n1"
+            && said.keys.as_ref().is_some_and(|keys| keys.public_key == "key-0")
+    );
+    assert_eq!(
+        reports.gateways.len(),
+        1,
+        "another node's gateway is its own agent's"
+    );
+
+    // A change of the slice is told, once.
+    node.objects(|world| peer(world, "shop", "tokyo", 2));
+    node.settle().await;
+    node.settle().await;
+    let (ToGateway::Config(config), _) = near.receive().await else {
+        panic!("a configuration")
+    };
+    assert_eq!(config.peers[0].gateways[0].name, "tokyo/0");
+    near.send(FromGateway::Report(Report::default()));
+    node.gateway_event().await;
+    node.settle().await;
+
+    drop(near);
+    node.gateway_event().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(
+        log.contains(&format!("~ link {uplink} remote 192.168.7.2")),
+        "the other node's gateway again: {log:?}"
+    );
+    assert!(
+        !node.reports().gateways.contains_key("weft-gateway-shop-0"),
+        "its object never said it was here"
+    );
+}
+
+/// A pod that was deleted by force runs on for a while, beside its successor on another node.
+#[tokio::test]
+async fn who_leaves_does_not_speak_against_its_successor() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        gateway(world, "shop", 0, Some("n1"));
+    });
+    node.settle().await;
+    let mut near = node.connect("shop", 0, false).await;
+    near.receive().await;
+    let standing = |node: &Node| {
+        let said = node.reports().gateways.get("weft-gateway-shop-0").cloned();
+        said.map(|report| report.standing)
+    };
+    assert_eq!(standing(&node), Some(Standing::Here { denied: false }));
+    // What another node's agent wrote last of the process before this one.
+    node.objects(|world| gateway(world, "shop", 0, Some("n2")));
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Here { denied: true }));
+
+    let draining = Report {
+        draining: true,
+        ..Report::default()
+    };
+    near.send(FromGateway::Report(draining));
+    node.gateway_event().await;
+    node.settle().await;
+    assert_eq!(standing(&node), None, "the successor is on n2");
+    node.objects(|world| gateway(world, "shop", 0, Some("n1")));
+    node.settle().await;
+    assert_eq!(
+        standing(&node),
+        Some(Standing::Leaving { version: None }),
+        "nobody else has reported yet"
+    );
+    drop(near);
+    node.gateway_event().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Leaving { version: None }));
+    node.objects(|world| gateway(world, "shop", 0, Some("n2")));
+    node.settle().await;
+    assert_eq!(standing(&node), None);
+}
+
+#[tokio::test]
+async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_for_others() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        peer(world, "shop", "tokyo", 2);
+        for (n, name) in (1..).zip(["n1", "n2", "n3"]) {
+            block(world, "shop", name, 8 * n, 8);
+        }
+        gateway(world, "shop", 0, None);
+        gateway(world, "shop", 1, Some("n2"));
+        gateway(world, "shop", 2, Some("n3"));
+    });
+    node.settle().await;
+    let (first, second) = (("192.168.7.2", (77, 1)), ("192.168.7.3", (77, 2)));
+    let asked = node.liveness.borrow().wanted.clone();
+    for (address, gateway) in [first, second] {
+        assert!(asked[&address.parse().unwrap()].contains(&gateway), "{asked:?}");
+    }
+    let well = Word {
+        reached: 1,
+        draining: false,
+    };
+    type Place<'a> = (&'a str, liveness::Gateway);
+    let hear = |node: &mut Node, heard: &[(Place<'_>, Heard)]| {
+        let heard = heard
+            .iter()
+            .map(|((address, gateway), heard)| ((address.parse().unwrap(), *gateway), *heard));
+        node.event(Event::Heard(Arc::new(heard.collect())));
+    };
+    hear(&mut node, &[(first, Heard::Says(well)), (second, Heard::Silent)]);
+    node.settle().await;
+    node.kernel.take_log();
+    hear(&mut node, &[(first, Heard::Silent), (second, Heard::Says(well))]);
+    node.settle().await;
+    let uplink = names::uplink("shop");
+    assert_eq!(
+        node.kernel.take_log(),
+        [format!("~ link {uplink} remote 192.168.7.3")],
+        "one change, at one moment"
+    );
+
+    let mut near = node.connect("shop", 0, false).await;
+    let report = |reached, draining| {
+        FromGateway::Report(Report {
+            reached,
+            draining,
+            ..Report::default()
+        })
+    };
+    let say = async |node: &mut Node, near: &Near, message| {
+        near.send(message);
+        node.gateway_event().await;
+        node.settle().await;
+        node.kernel.take_log()
+    };
+    node.kernel.take_log();
+    let log = say(&mut node, &near, report(1, false)).await;
+    assert!(log.contains(&format!("+ {}", way(Exit::tap(0)))), "{log:?}");
+    assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
+
+    let log = say(&mut node, &near, report(1, true)).await;
+    assert_eq!(
+        log,
+        [
+            format!("~ link {uplink} remote 192.168.7.3"),
+            format!("- {}", way(Exit::tap(0))),
+            format!("+ {}", way(Exit::UPLINK)),
+        ],
+        "the other way is open before it is taken, and what others send still passes"
+    );
+    assert!(
+        node.liveness.borrow().own[&(77, 0)].draining,
+        "the others are told"
+    );
+    assert!(say(&mut node, &near, report(1, true)).await.is_empty());
+    assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
+
+    drop(near);
+    node.gateway_event().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    assert!(node.liveness.borrow().own.is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        block(world, "shop", "n2", 16, 8);
+        gateway(world, "shop", 0, Some("n1"));
+        gateway(world, "shop", 1, Some("n2"));
+    });
+    let mut near = node.connect("shop", 0, false).await;
+    near.receive().await;
+    near.receive().await;
+    node.kernel.take_log();
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(
+        node.kernel.take_log(),
+        Vec::<String>::new(),
+        "a restart changes nothing"
+    );
+    assert!(
+        !node.reports().gateways.contains_key("weft-gateway-shop-0"),
+        "nobody says that it is gone"
+    );
+    let mut near = node.connect("shop", 0, true).await;
+    assert_eq!(
+        node.kernel.take_log(),
+        Vec::<String>::new(),
+        "nor does its return"
+    );
+    assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
+    assert!(node.reports().gateways["weft-gateway-shop-0"].connected);
+    // One that does not come back is given up.
+    node.restart().await;
+    node.settle().await;
+    node.advance(Duration::from_secs(20));
+    node.settle().await;
+    assert!(!node.reports().gateways["weft-gateway-shop-0"].connected);
+    assert!(
+        node.kernel
+            .take_log()
+            .iter()
+            .any(|step| step.ends_with("remote 192.168.7.2"))
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_with_more_threads_waits_for_its_device_until_the_one_before_lets_go() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        gateway(world, "shop", 0, Some("n1"));
+    });
+    let mut one = node.connect("shop", 0, false).await;
+    one.receive().await;
+    assert_eq!(one.receive().await.1.len(), 1);
+    node.kernel.take_log();
+    let mut four = node.connect_with("shop", 0, false, 4).await;
+    assert!(matches!(four.receive().await, (ToGateway::Config(_), _)));
+    assert!(one.is_closed().await, "another process speaks for it");
+    node.gateway_event().await;
+    node.advance(Duration::from_secs(1));
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(
+        !log.iter().any(|step| step.contains(" link wt-")),
+        "it carries still: {log:?}"
+    );
+
+    let tap = names::tap("shop", 0);
+    node.kernel.inner().held.clear();
+    node.advance(Duration::from_secs(1));
+    node.settle().await;
+    let log = node.kernel.take_log();
+    let place = |start: String| log.iter().position(|step| step.starts_with(&start)).unwrap();
+    assert!(place(format!("- link {tap}")) < place(format!("+ link {tap} tap multi_queue ")));
+    // Said once more, because frames come with the TAP.
+    assert!(matches!(four.receive().await, (ToGateway::Config(_), _)));
+    let (ToGateway::Tap(_), queues) = four.receive().await else {
+        panic!("the TAP")
+    };
+    assert_eq!(queues.len(), 4);
+
+    // It outlives the agent, and keeps its device, whatever it says that it can use.
+    for queues in [4, 1] {
+        node.restart().await;
+        node.settle().await;
+        let _back = node.connect_with("shop", 0, true, queues).await;
+        node.event(Event::Tick);
+        node.settle().await;
+        assert_eq!(node.kernel.take_log(), Vec::<String>::new(), "{queues}");
+        assert!(node.reports().gateways["weft-gateway-shop-0"].connected);
+    }
+    // It ends; its device stays as it is until its next process says otherwise.
+    node.restart().await;
+    node.kernel.inner().held.clear();
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(!log.iter().any(|step| step.contains(" link wt-")), "{log:?}");
+    let mut many = node.connect_with("shop", 0, false, 200).await;
+    many.receive().await;
+    assert_eq!(
+        many.receive().await.1.len(),
+        usize::from(MAX_QUEUES),
+        "no more than a device is to have"
+    );
+}
+
+#[tokio::test]
+async fn a_stranger_is_no_gateway() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        gateway(world, "shop", 0, None);
+    });
+    let mut unknown = node.connect("shop", 5, false).await;
+    assert!(unknown.is_closed().await, "there is no such SliceGateway");
+    node.serve_as(4242).await;
+    let mut other_user = node.dial("shop");
+    assert!(other_user.is_closed().await, "another user's process");
+}

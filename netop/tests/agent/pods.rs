@@ -1,0 +1,388 @@
+//! What becomes of pods: by their labels, by the plugin's questions, and of those that the kernel holds already.
+
+use std::time::Duration;
+
+use slice_crds::{names, v1alpha1::SliceNodePhase};
+use slice_netop::{
+    agent::{Chain, Event, Fetched},
+    cni::wire::{Command, Reply},
+    model::Name,
+    world::{PodView, World},
+};
+
+use crate::support::{
+    Node, attached_annotation, bare_annotations, best_effort, block, labelled, pod, shop, slice, teardown,
+};
+
+fn port(slice: &str, pod: &str) -> Name {
+    Name::new(names::pod_port(slice, &format!("uid-{pod}")))
+}
+
+#[tokio::test]
+async fn a_label_attaches_running_pods_and_its_removal_detaches_them() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    node.settle().await;
+    assert!(node.attached().is_empty(), "not labelled yet");
+    node.objects(|world| labelled(world, "cart", "shop"));
+    node.settle().await;
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    let report = &node.reports().pods["uid-web"].patch;
+    let said = report["metadata"]["annotations"]["weft.dev/attachments"]
+        .as_str()
+        .unwrap();
+    assert!(said.contains("10.80.0.8") && said.contains("sl-shop"), "{said}");
+    assert_eq!(node.reports().blocks["shop.n1"].attachments, 1);
+    assert_eq!(
+        node.announced(),
+        ["Attached web: attached to slice shop as sl-shop with 10.80.0.8"]
+    );
+    node.objects(|world| labelled(world, "cart", ""));
+    node.settle().await;
+    assert!(node.attached().is_empty());
+    assert_eq!(node.announced(), ["Detached web: detached from slice shop"]);
+    assert_eq!(node.reports().blocks["shop.n1"].usage.free, 7, "an index rests");
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+        pod(world, "cart", "db", &[]);
+    });
+    node.sandbox("web");
+    node.sandbox("db");
+    node.settle().await;
+    // An order of indices that nobody would give out again.
+    node.objects(|world| {
+        world.pods.remove("uid-db");
+    });
+    node.settle().await;
+    node.objects(|world| {
+        pod(world, "cart", "cache", &[]);
+    });
+    node.sandbox("cache");
+    node.settle().await;
+    let before = node.kernel.inner().state.clone();
+    assert_eq!(node.attached().len(), 2);
+    node.announced();
+    node.objects(attached_annotation);
+    for keep in [true, false] {
+        if !keep {
+            std::fs::remove_file(node.run.checkpoint()).unwrap();
+            // Nor does libcni remember.
+            node.forget_sandboxes();
+        }
+        node.kernel.take_log();
+        node.restart().await;
+        node.settle().await;
+        assert_eq!(
+            node.kernel.take_log(),
+            Vec::<String>::new(),
+            "checkpoint kept: {keep}"
+        );
+        assert_eq!(node.kernel.inner().state, before);
+        assert_eq!(node.metric("weft_netop_drift_repaired_total"), 0.0);
+        assert_eq!(
+            node.announced(),
+            Vec::<String>::new(),
+            "what pods say already is not said again"
+        );
+    }
+}
+
+#[tokio::test]
+async fn before_the_objects_are_known_nothing_is_touched_and_the_plugin_is_on_its_own() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    node.settle().await;
+    node.kernel.take_log();
+    node.restart_without_objects().await;
+    let answer = node.call(Command::Add, "web");
+    node.settle().await;
+    assert_eq!(node.kernel.take_log(), Vec::<String>::new());
+    assert!(
+        answer.await.is_err(),
+        "no answer: the plugin decides by the members file"
+    );
+    let members = std::fs::read_to_string(node.run.members()).unwrap();
+    assert_eq!(members, r#"{"requiredNamespaces":["cart"]}"#);
+}
+
+#[tokio::test]
+async fn a_new_pod_is_attached_before_the_plugin_is_answered() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+        pod(world, "plain", "other", &[]);
+    });
+    let (inside, outside) = (
+        node.call(Command::Add, "web"),
+        node.call_in("plain", Command::Add, "other"),
+    );
+    node.settle().await;
+    let Ok(Reply::Attached(interfaces)) = inside.await else {
+        panic!("attached")
+    };
+    assert_eq!(
+        (interfaces[0].name.as_str(), interfaces[0].mac.as_str()),
+        ("sl-shop", "02:5c:00:00:00:08")
+    );
+    assert_eq!(outside.await.unwrap(), Reply::Attached(vec![]));
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    // The record outlives a restart that comes before libcni has written its own.
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    let gone = node.call(Command::Del, "web");
+    node.settle().await;
+    assert_eq!(gone.await.unwrap(), Reply::Attached(vec![]));
+    assert!(node.attached().is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_that_the_watch_has_not_shown_is_asked_for_once() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+    });
+    let mut answer = node.call(Command::Add, "web");
+    node.settle().await;
+    node.settle().await;
+    let fetch = node.fetches.try_recv().unwrap();
+    assert!(node.fetches.try_recv().is_err(), "asked once");
+    assert!(answer.try_recv().is_err(), "waits");
+    let mut world = World::default();
+    pod(&mut world, "cart", "web", &[]);
+    let found = Ok(Some((world.pods["uid-web"].clone(), Default::default())));
+    node.event(Event::Fetched(Fetched { fetch, found }));
+    node.settle().await;
+    assert!(matches!(answer.await, Ok(Reply::Attached(interfaces)) if interfaces.len() == 1));
+    // And one that is not there at all starts as it likes.
+    let answer = node.call(Command::Add, "ghost");
+    node.settle().await;
+    let fetch = node.fetches.try_recv().unwrap();
+    node.event(Event::Fetched(Fetched {
+        fetch,
+        found: Ok(None),
+    }));
+    node.settle().await;
+    assert_eq!(answer.await.unwrap(), Reply::Attached(vec![]));
+}
+
+#[tokio::test]
+async fn a_required_pod_is_refused_with_the_reason_and_a_best_effort_one_is_not() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        block(world, "shop", "n1", 8, 2);
+        labelled(world, "cart", "shop");
+        for name in ["a", "b", "c"] {
+            pod(world, "cart", name, &[]);
+        }
+    });
+    for name in ["a", "b"] {
+        let answer = node.call(Command::Add, name);
+        node.settle().await;
+        assert!(matches!(answer.await, Ok(Reply::Attached(interfaces)) if interfaces.len() == 1));
+    }
+    let mut answer = node.call(Command::Add, "c");
+    node.settle().await;
+    assert!(answer.try_recv().is_err(), "a block may come yet");
+    node.advance(Duration::from_secs(9));
+    node.settle().await;
+    let Ok(Reply::Refused(reason)) = answer.await else {
+        panic!("refused")
+    };
+    assert!(
+        reason.contains("slice shop requires") && reason.contains("all 2 indices"),
+        "{reason}"
+    );
+    node.objects(|world| best_effort(world, "shop"));
+    let answer = node.call(Command::Add, "c");
+    node.settle().await;
+    assert_eq!(answer.await.unwrap(), Reply::Attached(vec![]));
+    // A new block, and the pod that runs already is attached.
+    node.objects(|world| block(world, "shop", "n1", 8, 8));
+    node.settle().await;
+    assert_eq!(node.attached().len(), 3);
+}
+
+#[tokio::test]
+async fn one_slice_in_trouble_leaves_the_others_alone() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        slice(world, "bank", 78, "10.90.0.0/24");
+        for name in ["shop", "bank"] {
+            block(world, name, "n1", 8, 8);
+        }
+        labelled(world, "cart", "shop.bank");
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    let table = names::filter_table("bank");
+    node.kernel.inner().refused.push(format!("table {table}"));
+    node.settle().await;
+    assert_eq!(
+        node.attached(),
+        [port("shop", "web")],
+        "no port of bank opens without its filter"
+    );
+    let reports = node.reports();
+    assert_eq!(reports.blocks["shop.n1"].ready.status, Some(true));
+    let bank = &reports.blocks["bank.n1"].ready;
+    assert!(
+        bank.status == Some(false) && bank.message.contains("refused"),
+        "{bank:?}"
+    );
+    node.kernel.inner().refused.clear();
+    node.event(Event::Tick);
+    node.settle().await;
+    assert_eq!(node.attached().len(), 2);
+    assert_eq!(node.reports().blocks["bank.n1"].ready.status, Some(true));
+}
+
+#[tokio::test]
+async fn a_pod_cannot_be_in_two_slices_with_one_subnet() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    node.settle().await;
+    node.announced();
+    node.objects(|world| {
+        slice(world, "bank", 78, "10.80.0.0/16");
+        block(world, "bank", "n1", 8, 8);
+        labelled(world, "cart", "bank.shop");
+    });
+    node.settle().await;
+    node.advance(Duration::from_secs(4));
+    node.settle().await;
+    assert_eq!(
+        node.attached(),
+        [port("shop", "web")],
+        "what the pod has, it keeps"
+    );
+    let announced = node.announced().join("\n");
+    assert!(
+        announced.contains("AddressConflict") && announced.contains("bank and shop"),
+        "{announced}"
+    );
+}
+
+#[tokio::test]
+async fn what_others_change_is_repaired_and_counted_and_what_was_asked_for_is_not() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+    });
+    node.settle().await;
+    node.event(Event::Tick);
+    node.settle().await;
+    assert_eq!(node.metric("weft_netop_drift_repaired_total"), 0.0);
+    node.kernel
+        .inner()
+        .state
+        .links
+        .remove(&Name::new(names::vxlan("shop")));
+    node.event(Event::KernelChanged);
+    node.settle().await;
+    assert!(
+        node.kernel
+            .inner()
+            .state
+            .links
+            .contains_key(&Name::new(names::vxlan("shop")))
+    );
+    assert!(node.metric("weft_netop_drift_repaired_total") > 0.0);
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_or_is_made_anew_is_followed() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    node.settle().await;
+    // Its sandbox ends without anybody saying so, and another comes.
+    node.end_sandbox("web");
+    node.event(Event::Tick);
+    node.settle().await;
+    assert!(node.attached().is_empty());
+    let answer = node.call(Command::Add, "web");
+    node.settle().await;
+    assert!(
+        matches!(answer.await, Ok(Reply::Attached(interfaces)) if interfaces[0].mac == "02:5c:00:00:00:08")
+    );
+    node.objects(|world| {
+        let mut finished = PodView::clone(&world.pods["uid-web"]);
+        finished.finished = true;
+        world.pods.insert("uid-web".into(), finished.into());
+    });
+    node.settle().await;
+    assert!(node.attached().is_empty());
+}
+
+#[tokio::test]
+async fn a_teardown_takes_everything_away_and_stays_so() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.chain.send_replace(Chain::Installed);
+    let added = node.call(Command::Add, "web");
+    node.settle().await;
+    added.await.unwrap();
+    node.objects(attached_annotation);
+    node.settle().await;
+    assert_eq!(node.reports().node.unwrap().phase, SliceNodePhase::Ready);
+    node.objects(teardown);
+    node.settle().await;
+    assert_eq!(node.kernel.inner().state, Default::default());
+    assert_eq!(
+        node.reports().node.unwrap().phase,
+        SliceNodePhase::Degraded,
+        "the CNI chain is not clean yet"
+    );
+    node.chain.send_replace(Chain::Removed);
+    node.settle().await;
+    let reports = node.reports();
+    assert!(reports.pods["uid-web"].patch["metadata"]["annotations"]["weft.dev/attachments"].is_null());
+    assert_eq!(
+        reports.node.unwrap().phase,
+        SliceNodePhase::Degraded,
+        "a pod still says that it is attached"
+    );
+    node.objects(bare_annotations);
+    node.settle().await;
+    assert_eq!(node.reports().node.unwrap().phase, SliceNodePhase::Removed);
+    assert!(!node.run.checkpoint().exists() && !node.run.members().exists());
+    let answer = node.call(Command::Add, "web");
+    node.settle().await;
+    assert_eq!(answer.await.unwrap(), Reply::Attached(vec![]));
+    assert_eq!(node.kernel.inner().state, Default::default());
+}
