@@ -38,7 +38,7 @@ pub async fn apply_status<K: Resource<DynamicType = ()> + DeserializeOwned>(
     name: &str,
     status: &impl Serialize,
 ) -> anyhow::Result<()> {
-    patch_status(api, manager, json!({"name": name}), status)
+    patch_status(api, manager, name, None, status)
         .await
         .with_context(|| format!("apply the status of {} {name}", K::kind(&())))
 }
@@ -54,14 +54,7 @@ pub async fn apply_status_of_version<K: Resource<DynamicType = ()> + Deserialize
     version: &str,
     status: &impl Serialize,
 ) -> anyhow::Result<bool> {
-    match patch_status(
-        api,
-        manager,
-        json!({"name": name, "resourceVersion": version}),
-        status,
-    )
-    .await
-    {
+    match patch_status(api, manager, name, Some(version), status).await {
         Ok(()) => Ok(true),
         Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(false),
         Err(error) => Err(error).with_context(|| format!("apply the status of {} {name}", K::kind(&()))),
@@ -71,17 +64,20 @@ pub async fn apply_status_of_version<K: Resource<DynamicType = ()> + Deserialize
 async fn patch_status<K: Resource<DynamicType = ()> + DeserializeOwned>(
     api: &Api<K>,
     manager: &str,
-    metadata: Value,
+    name: &str,
+    version: Option<&str>,
     status: &impl Serialize,
 ) -> kube::Result<()> {
-    let name = metadata["name"].as_str().unwrap_or_default().to_owned();
-    let patch = json!({
+    let mut patch = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        "metadata": metadata,
+        "metadata": {"name": name},
         "status": status,
     });
-    api.patch_status(&name, &PatchParams::apply(manager).force(), &Patch::Apply(patch))
+    if let Some(version) = version {
+        patch["metadata"]["resourceVersion"] = version.into();
+    }
+    api.patch_status(name, &PatchParams::apply(manager).force(), &Patch::Apply(patch))
         .await
         .map(drop)
 }

@@ -7,7 +7,7 @@
 use std::{
     fs::OpenOptions,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use nix::{errno::Errno, libc, net::if_::if_nametoindex};
@@ -60,8 +60,7 @@ pub fn open(name: &str, queues: u8) -> io::Result<Option<Opened>> {
         Err(error) => return Err(error),
     };
     // A device remembers what its last holder asked for.
-    // SAFETY: the request takes an integer by value and the descriptor is open.
-    unsafe { ioctl::tunsetoffload(first.as_raw_fd(), OFFLOADS as libc::c_int) }?;
+    set_offloads(&first, OFFLOADS)?;
     let mut opened = Opened {
         queues: vec![first],
         refused: None,
@@ -78,6 +77,17 @@ pub fn open(name: &str, queues: u8) -> io::Result<Option<Opened>> {
         }
     }
     Ok(Some(opened))
+}
+
+/// Sets what a device leaves to the holder of this queue: a union of `TUN_F_*` (linux/if_tun.h).
+///
+/// # Errors
+/// Where the kernel does not know one of them; nothing has changed then.
+pub fn set_offloads(queue: impl AsFd, offloads: u32) -> io::Result<()> {
+    let offloads = libc::c_int::try_from(offloads).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the request takes an integer by value and the descriptor is open.
+    unsafe { ioctl::tunsetoffload(queue.as_fd().as_raw_fd(), offloads) }?;
+    Ok(())
 }
 
 /// Whether TAP devices can be made here.

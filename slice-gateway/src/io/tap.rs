@@ -8,11 +8,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::inspect::Kinds;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
 };
+use slice_runtime::tap::set_offloads;
+
+use super::inspect::Kinds;
 
 /// Longest `virtio_net_hdr` that is understood. The kernel knows 10 and 12 bytes, and more to come.
 pub const MAX_HEADER: usize = 32;
@@ -79,10 +81,6 @@ mod ioctl {
         nix::request_code_read!(b'T', 215, size_of::<c_int>()),
         c_int
     );
-    nix::ioctl_write_int_bad!(
-        tunsetoffload,
-        nix::request_code_write!(b'T', 208, size_of::<c_uint>())
-    );
 }
 
 /// A queue of a TAP device.
@@ -135,7 +133,7 @@ impl Tap {
         };
         this.level = [Level::Udp, Level::Tcp, Level::Checksum]
             .into_iter()
-            .find(|level| this.set_offload(*level).is_ok())
+            .find(|level| set_offloads(&this, level.flags()).is_ok())
             .unwrap_or_default();
         this.merges = match this.level {
             // A kernel that cannot be asked to leave super-frames whole may not know them at all.
@@ -144,12 +142,6 @@ impl Tap {
             Level::Udp => Kinds::TcpAndUdp,
         };
         Ok(this)
-    }
-
-    fn set_offload(&self, level: Level) -> nix::Result<()> {
-        let flags = level.flags() as libc::c_int;
-        // SAFETY: the descriptor is open and the request takes an integer by value.
-        unsafe { ioctl::tunsetoffload(self.file.as_raw_fd(), flags) }.map(drop)
     }
 
     /// The same queue for somebody who only writes to it.

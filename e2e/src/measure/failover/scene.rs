@@ -315,26 +315,29 @@ impl Gateway {
         Ok(())
     }
 
+    fn workloads(&self) -> Api<StatefulSet> {
+        Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE)
+    }
+
     /// As `kubectl rollout restart` does.
     async fn replace_all(&self) -> Result<()> {
-        let sets: Api<StatefulSet> = Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE);
         let annotation = json!({"kubectl.kubernetes.io/restartedAt": Timestamp::now().to_string()});
         let patch = json!({"spec": {"template": {"metadata": {"annotations": annotation}}}});
-        sets.patch(
-            &names::gateway_workload(SLICE),
-            &PatchParams::default(),
-            &Patch::Strategic(patch),
-        )
-        .await
-        .context("restart the gateways")?;
+        self.workloads()
+            .patch(
+                &names::gateway_workload(SLICE),
+                &PatchParams::default(),
+                &Patch::Strategic(patch),
+            )
+            .await
+            .context("restart the gateways")?;
         Ok(())
     }
 
     /// Whether what [`Self::replace_all`] began is over.
     async fn ensure_updated(&self) -> Result<()> {
-        let sets: Api<StatefulSet> = Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE);
-        let status = sets.get(&names::gateway_workload(SLICE)).await?.status;
-        let status = status.context("a StatefulSet without status")?;
+        let set = self.workloads().get(&names::gateway_workload(SLICE)).await?;
+        let status = set.status.context("a StatefulSet without status")?;
         ensure!(
             status.current_revision == status.update_revision
                 && status.ready_replicas == Some(status.replicas),
