@@ -12,6 +12,7 @@
 //! node goes on as it was. Time comes in with each step.
 
 mod calls;
+mod drops;
 mod gateway;
 mod recover;
 mod sandboxes;
@@ -41,7 +42,7 @@ use crate::{
     ledger::Ledger,
     liveness,
     metrics::Metrics,
-    model::{Name, Netns, PodLink, Segment, State, filter},
+    model::{Name, Netns, PodLink, Segment, State},
     plan::{self, PodEnd},
     pods::{NetnsDirectory, Records, Sandbox},
     status::Reports,
@@ -167,7 +168,7 @@ pub struct Agent<K> {
     clean: bool,
     decision: Decision,
     errors: Errors,
-    counted: BTreeMap<(Name, String), u64>,
+    drops: drops::Drops,
     /// Since when an attachment has been wanted that is not there yet; `None` for one that is.
     wanted: BTreeMap<Name, Option<Instant>>,
     said: BTreeMap<(String, String), say::Said>,
@@ -235,7 +236,7 @@ impl<K: Kernel> Agent<K> {
             clean: false,
             decision: Decision::default(),
             errors: Errors::default(),
-            counted: BTreeMap::new(),
+            drops: drops::Drops::default(),
             wanted: BTreeMap::new(),
             said: BTreeMap::new(),
         }
@@ -472,36 +473,11 @@ impl<K: Kernel> Agent<K> {
     }
 
     fn count_drops(&mut self, counters: &BTreeMap<(Name, String), u64>) {
-        let slices: BTreeMap<Name, &str> = self
-            .world
-            .slices
-            .keys()
+        let slices = self.world.slices.keys();
+        let slices = slices
             .map(|slice| (Segment::of_slice(slice).table(), slice.as_str()))
             .collect();
-        for ((table, counter), packets) in counters {
-            let last = self
-                .counted
-                .insert((table.clone(), counter.clone()), *packets)
-                .unwrap_or_default();
-            // A table that was written anew counts from zero.
-            let more = if *packets >= last {
-                packets - last
-            } else {
-                *packets
-            };
-            let slice = if table.as_str() == filter::HOST_TABLE {
-                Some(&"")
-            } else {
-                slices.get(table)
-            };
-            if let Some(slice) = slice {
-                self.metrics
-                    .dropped_frames
-                    .with_label_values(&[*slice, counter.as_str()])
-                    .inc_by(more);
-            }
-        }
-        self.counted.retain(|key, _| counters.contains_key(key));
+        self.drops.take(counters, &slices, &self.metrics);
     }
 
     fn write_files(&mut self) {

@@ -239,11 +239,15 @@ impl<K: Kernel> Agent<K> {
                 waiting.push(format!("pod {}: {why}", pod.full_name()));
             }
         }
-        let segment = self.errors.segments.get(&Segment::of_slice(slice));
-        let problem = segment
+        let segment = Segment::of_slice(slice);
+        let problem = self
+            .errors
+            .segments
+            .get(&segment)
             .or_else(|| self.decision.problems.get(slice))
-            .map(String::as_str);
-        status::block(usage.unwrap_or_default(), attached, &waiting, problem)
+            .cloned()
+            .or_else(|| self.drops.obstacle(&segment.table()));
+        status::block(usage.unwrap_or_default(), attached, &waiting, problem.as_deref())
     }
 
     /// Why a port that is wanted is not there.

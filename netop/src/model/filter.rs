@@ -90,6 +90,53 @@ pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
     ),
     ("host", "to the node itself, which is in no slice"),
 ];
+/// IP frames on their way from port to port, before and after br_netfilter shows them to the node's own IP filters
+/// (`bridge-nf-call-iptables`). Where fewer pass than were offered, those filters dropped the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    pub const fn offered_counter(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "offered4",
+            Self::Ipv6 => "offered6",
+        }
+    }
+
+    pub const fn passed_counter(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "passed4",
+            Self::Ipv6 => "passed6",
+        }
+    }
+
+    /// Whose frames this counter counts before.
+    pub fn offered(counter: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|family| family.offered_counter() == counter)
+    }
+
+    /// Whose frames this counter counts after.
+    pub fn passed(counter: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|family| family.passed_counter() == counter)
+    }
+
+    const fn ether_type(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
+        }
+    }
+}
+
 /// The counter of the host's table: VXLAN packets, and words about gateways, from elsewhere than a node.
 pub const UNDERLAY_COUNTER: &str = "underlay";
 /// The chain, never reached, whose one rule carries the mark of [`Rules::mark`].
@@ -164,7 +211,13 @@ impl Rules {
     fn body(self, table: &Name) -> String {
         let mut text = String::new();
         let counters: Vec<&str> = match self {
-            Self::Segment { .. } => SEGMENT_COUNTERS.iter().map(|(name, _)| *name).collect(),
+            // The kernel lists them in this order, so those before are read before those after.
+            Self::Segment { .. } => SEGMENT_COUNTERS
+                .iter()
+                .map(|(name, _)| *name)
+                .chain(Family::ALL.map(Family::offered_counter))
+                .chain(Family::ALL.map(Family::passed_counter))
+                .collect(),
             Self::Host => vec![UNDERLAY_COUNTER],
             Self::Altered => vec![],
         };
@@ -238,6 +291,25 @@ const BRIDGE_HOOKS: [&str; 3] = [
 /// marks of their own, and before the first copy is made.
 const WAY_HOOK: &str = "prerouting priority 100";
 
+/// After br_netfilter has shown a frame to the node's own IP filters on its way to a port.
+const SHOWN_HOOK: &str = "forward priority 100";
+
+/// Counts the IP frames that the chain is given, by family.
+fn counting(name: &'static str, counter: fn(Family) -> &'static str) -> Chain {
+    let rule = |family: Family| {
+        format!(
+            "ether type {} counter name {}",
+            family.ether_type(),
+            counter(family)
+        )
+    };
+    Chain {
+        name,
+        hook: "",
+        rules: Family::ALL.map(rule).into(),
+    }
+}
+
 fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
     let (mesh, uplink) = (segment.mesh(), segment.uplink());
     let spoofed = "counter name spoofed drop";
@@ -257,7 +329,17 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
         pod.push("counter name nonip drop".into());
     }
     pod.push("goto pod_group".into());
+    // The hooks are those of all bridges.
+    let each_port = |chain: &str| {
+        [
+            format!("oifname @pods goto {chain}"),
+            format!("oifname @taps goto {chain}"),
+            format!("oifname {{ \"{mesh}\", \"{uplink}\" }} goto {chain}"),
+        ]
+    };
     vec![
+        counting("offered", Family::offered_counter),
+        counting("passed", Family::passed_counter),
         Chain {
             name: "pod_group",
             hook: "",
@@ -333,7 +415,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             name: "forward",
             hook: BRIDGE_HOOKS[0],
             // Copies of a flooded frame that must not exist: not counted, nothing is lost.
-            rules: vec![
+            rules: [
                 format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
                 format!("iifname \"{mesh}\" oifname @taps drop"),
                 format!("iifname \"{uplink}\" oifname . meta mark != @exits drop"),
@@ -346,7 +428,15 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
                 format!("oifname \"{mesh}\" icmpv6 type nd-neighbor-solicit drop"),
                 "iifname @pods meta mark set 0".into(),
                 format!("iifname \"{uplink}\" meta mark set 0"),
-            ],
+            ]
+            .into_iter()
+            .chain(each_port("offered"))
+            .collect(),
+        },
+        Chain {
+            name: "shown",
+            hook: SHOWN_HOOK,
+            rules: each_port("passed").into(),
         },
         Chain {
             name: "input",

@@ -6,7 +6,7 @@ use slice_crds::{names, v1alpha1::SliceNodePhase};
 use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
-    model::Name,
+    model::{Name, Segment},
     world::{PodView, World},
 };
 
@@ -256,6 +256,46 @@ async fn one_slice_in_trouble_leaves_the_others_alone() {
     node.settle().await;
     assert_eq!(node.attached().len(), 2);
     assert_eq!(node.reports().blocks["bank.n1"].ready.status, Some(true));
+}
+
+#[tokio::test]
+async fn a_node_whose_own_filters_let_nothing_pass_says_so_until_something_does() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.sandbox("web");
+    node.settle().await;
+    let table = Segment::of_slice("shop").table();
+    let mut look = async |offered, passed| {
+        for (counter, packets) in [("offered4", offered), ("passed4", passed)] {
+            let counter = (table.clone(), counter.to_owned());
+            node.kernel.inner().counters.insert(counter, packets);
+        }
+        node.event(Event::Tick);
+        node.settle().await;
+        let ready = node.reports().blocks["shop.n1"].ready.clone();
+        let dropped = node.metric("weft_netop_dropped_frames_total");
+        (ready.status == Some(true), ready.message, dropped)
+    };
+    assert!(look(10, 10).await.0, "all pass");
+    let (ready, _, dropped) = look(12, 10).await;
+    assert!(ready && dropped == 2.0, "a few may be on their way");
+    let (ready, message, dropped) = look(14, 10).await;
+    assert!(!ready && dropped == 4.0);
+    assert!(
+        message.contains("every IPv4 frame")
+            && message.contains("iptables -I FORWARD -i wb-+ -o wb-+ -j ACCEPT"),
+        "{message}"
+    );
+    assert!(!look(14, 10).await.0, "still, where nothing is sent");
+    let (ready, _, dropped) = look(20, 12).await;
+    assert!(
+        ready && dropped == 8.0,
+        "some are dropped: what the node's filters are there for"
+    );
 }
 
 #[tokio::test]

@@ -346,3 +346,48 @@ async fn the_nodes_service_rules_do_not_touch_a_slice() {
     cluster.sync().await;
     assert!(ping(&a.space, b.v4(), 8, Duration::from_secs(1)).is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_nodes_own_filters_drop_is_counted() {
+    let mut cluster = Cluster::new(1);
+    cluster.add_slice("shop", slice(77));
+    cluster.add_slice("bank", slice(78));
+    let (a, b) = (cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 0, 1));
+    cluster.sync().await;
+    let node = &cluster.nodes[0].space;
+    for table in ["iptables", "ip6tables"] {
+        let sysctl = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
+        node.run(|| std::fs::write(&sysctl, "1"));
+    }
+    let answers = |address| ping(&a.space, address, 8, SETTLE).is_some();
+    assert!(answers(b.v4()) && answers(b.v6()), "control");
+    let before = dropped(&mut cluster, 0, "offered4").await;
+    let (c, d) = (cluster.add_pod("bank", 0, 0), cluster.add_pod("bank", 0, 1));
+    cluster.sync().await;
+    assert!(ping(&c.space, d.v4(), 8, SETTLE).is_some());
+    assert_eq!(
+        dropped(&mut cluster, 0, "offered4").await,
+        before,
+        "another bridge's frames are not counted"
+    );
+    for counters in [["offered4", "passed4"], ["offered6", "passed6"]] {
+        let [offered, passed] = [
+            dropped(&mut cluster, 0, counters[0]).await,
+            dropped(&mut cluster, 0, counters[1]).await,
+        ];
+        assert_eq!(offered, passed, "control: nothing is lost");
+        assert!(offered >= 2, "request and answer are counted");
+    }
+    let passed = dropped(&mut cluster, 0, "passed4").await;
+    let script = "add table ip docker; \
+                  add chain ip docker forward { type filter hook forward priority 0 ; policy drop ; }";
+    cluster.nodes[0].space.command("nft", script).unwrap();
+    assert!(!answers(b.v4()));
+    assert!(answers(b.v6()), "the other family passes");
+    assert_eq!(dropped(&mut cluster, 0, "passed4").await, passed);
+    assert_eq!(dropped(&mut cluster, 0, "offered4").await, passed + 1);
+    // What the status tells the user to add.
+    let bridges = "add rule ip docker forward iifname wb-* oifname wb-* accept";
+    cluster.nodes[0].space.command("nft", bridges).unwrap();
+    assert!(answers(b.v4()));
+}

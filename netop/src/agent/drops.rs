@@ -1,0 +1,140 @@
+//! Frames that were dropped on this node, from counters that only grow and begin anew when their table is written anew.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    metrics::Metrics,
+    model::{Name, filter, filter::Family},
+};
+
+/// Frames of which none passed before it is said that none does. A single one may be between the two counters.
+const NONE_OF: u64 = 3;
+/// The reason for frames that neither Weft's filters nor the bridge dropped.
+const FIREWALL: &str = "firewall";
+
+/// What the counters said last.
+#[derive(Default)]
+pub(super) struct Drops {
+    counted: BTreeMap<(Name, String), u64>,
+    passages: BTreeMap<(Name, Family), Passage>,
+}
+
+impl Drops {
+    /// Takes what the counters say now; `slices` are those of the tables.
+    pub(super) fn take(
+        &mut self,
+        counters: &BTreeMap<(Name, String), u64>,
+        slices: &BTreeMap<Name, &str>,
+        metrics: &Metrics,
+    ) {
+        let count = |table: &Name, reason: &str, more: u64| {
+            let slice = if table.as_str() == filter::HOST_TABLE {
+                Some(&"")
+            } else {
+                slices.get(table)
+            };
+            if let Some(slice) = slice {
+                metrics
+                    .dropped_frames
+                    .with_label_values(&[*slice, reason])
+                    .inc_by(more);
+            }
+        };
+        for ((table, counter), packets) in counters {
+            if let Some(family) = Family::offered(counter) {
+                let passed = counters.get(&(table.clone(), family.passed_counter().to_owned()));
+                let passage = self.passages.entry((table.clone(), family)).or_default();
+                count(
+                    table,
+                    FIREWALL,
+                    passage.look(*packets, passed.copied().unwrap_or(0)),
+                );
+            } else if Family::passed(counter).is_none() {
+                let last = self.counted.insert((table.clone(), counter.clone()), *packets);
+                let last = last.filter(|last| last <= packets).unwrap_or(0);
+                count(table, counter, packets - last);
+            }
+        }
+        self.counted.retain(|key, _| counters.contains_key(key));
+        self.passages.retain(|(table, family), _| {
+            counters.contains_key(&(table.clone(), family.offered_counter().to_owned()))
+        });
+    }
+
+    /// What the node's own IP filters do to the frames of this table's slice, where they let none pass.
+    pub(super) fn obstacle(&self, table: &Name) -> Option<String> {
+        let stops = |family| {
+            let passage = self.passages.get(&(table.clone(), family));
+            passage.is_some_and(|passage| passage.unpassed >= NONE_OF)
+        };
+        let (family, program) = match (stops(Family::Ipv4), stops(Family::Ipv6)) {
+            (false, false) => return None,
+            (true, false) => ("IPv4", "iptables"),
+            (false, true) => ("IPv6", "ip6tables"),
+            (true, true) => ("IPv4 and IPv6", "iptables (and ip6tables)"),
+        };
+        Some(format!(
+            "the node's own IP filters drop every {family} frame of this slice that passes its bridge: a FORWARD policy \
+             or rule, as Docker, firewalld and ufw bring them; let the bridges through: {program} -I FORWARD -i wb-+ -o \
+             wb-+ -j ACCEPT"
+        ))
+    }
+}
+
+/// Frames of one family on their way through the node's own IP filters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Passage {
+    offered: u64,
+    passed: u64,
+    lost: u64,
+    /// Offered since one passed.
+    unpassed: u64,
+}
+
+impl Passage {
+    /// Takes what the two counters say now, and returns how many more frames were lost.
+    ///
+    /// The second counter is read after the first, so frames that pass in between hide as many that were lost: those
+    /// are counted once fewer pass.
+    fn look(&mut self, offered: u64, passed: u64) -> u64 {
+        if offered < self.offered || passed < self.passed {
+            // The table was written anew.
+            *self = Self {
+                unpassed: self.unpassed,
+                ..Self::default()
+            };
+        }
+        if passed > self.passed {
+            self.unpassed = 0;
+        } else {
+            self.unpassed += offered - self.offered;
+        }
+        let lost = offered.saturating_sub(passed).max(self.lost);
+        let more = lost - self.lost;
+        *self = Self {
+            offered,
+            passed,
+            lost,
+            ..*self
+        };
+        more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_between_the_looks_at_two_counters_is_not_lost() {
+        let mut passage = Passage::default();
+        assert_eq!(passage.look(100, 104), 0, "four passed in between");
+        assert_eq!(passage.look(110, 104), 6);
+        assert_eq!(passage.look(110, 104), 0, "said once");
+        assert_eq!(passage.look(120, 120), 0, "six are hidden");
+        assert_eq!(passage.look(127, 120), 1);
+        assert_eq!(passage.unpassed, 7);
+        assert_eq!(passage.look(2, 1), 1, "the table is new");
+        assert_eq!(passage.unpassed, 0);
+    }
+}
