@@ -127,6 +127,10 @@ bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kin
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
 
+.PHONY: bench-filter
+bench-filter: tools ## Measure what the nodes' filters cost a frame, by the number of slices on a node
+	$(call phase,cost of the filters,cargo test -p slice-netop --test netns -- --ignored --nocapture cost::)
+
 # Seconds that each fuzz target runs. What is found stays in slice-gateway/fuzz/artifacts.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := $(if $(T),$(T),$(basename $(notdir $(wildcard slice-gateway/fuzz/fuzz_targets/*.rs))))

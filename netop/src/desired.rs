@@ -19,7 +19,9 @@ use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 
 use crate::model::{
     Element, Exit, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
-    State, Table, UPLINK_PORT, Via, Vxlan, filter::HOST_TABLE, table::ANY,
+    State, Table, UPLINK_PORT, Via, Vxlan,
+    filter::{HOST_TABLE, PASSAGE_TABLE},
+    table::ANY,
 };
 
 /// What this node is asked for.
@@ -82,6 +84,13 @@ pub fn desired(intent: &NodeIntent) -> State {
             Table {
                 rules: Rules::Host,
                 elements,
+            },
+        );
+        state.tables.insert(
+            Name::new(PASSAGE_TABLE),
+            Table {
+                rules: Rules::Passage,
+                elements: BTreeSet::new(),
             },
         );
     }

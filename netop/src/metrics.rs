@@ -49,8 +49,8 @@ impl Metrics {
             ),
             dropped_frames: counters(
                 "weft_netop_dropped_frames_total",
-                "Frames that a filter dropped: spoofed, budget, nonip, host; firewall, which is the node's own IP filters; \
-                 and, without a slice, underlay",
+                "Frames that a filter dropped: spoofed, budget, nonip, host; and, without a slice, underlay, and firewall: \
+                 by the node's own IP filters",
                 &["slice", "reason"],
             ),
             indices: gauges(

@@ -82,6 +82,7 @@ fn a_segment_is_born_closed_and_opens_last() {
             + table weft_host host
             + element weft_host nodes4 192.168.7.1
             + element weft_host nodes4 192.168.7.2
+            + table weft_passage passage
             + table weft_rwiaduzm segment, 1000 broadcasts/s, any protocol
             + element weft_rwiaduzm pods "wp-a"
             + element weft_rwiaduzm macs "wp-a" . 02:5c:00:00:00:01
@@ -381,13 +382,14 @@ fn nothing_is_left_of_a_slice_that_ends() {
         &seen,
         &state(None),
         expect![[r#"
-        - link wp-a
-        - link wt-rwiaduzm0
-        - link wu-rwiaduzm
-        - link wx-rwiaduzm
-        - link wb-rwiaduzm
-        - table weft_host
-        - table weft_rwiaduzm
-    "#]],
+            - link wp-a
+            - link wt-rwiaduzm0
+            - link wu-rwiaduzm
+            - link wx-rwiaduzm
+            - link wb-rwiaduzm
+            - table weft_host
+            - table weft_passage
+            - table weft_rwiaduzm
+        "#]],
     );
 }

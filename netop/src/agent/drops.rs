@@ -16,7 +16,7 @@ const FIREWALL: &str = "firewall";
 #[derive(Default)]
 pub(super) struct Drops {
     counted: BTreeMap<(Name, String), u64>,
-    passages: BTreeMap<(Name, Family), Passage>,
+    passages: BTreeMap<Family, Passage>,
 }
 
 impl Drops {
@@ -27,44 +27,41 @@ impl Drops {
         slices: &BTreeMap<Name, &str>,
         metrics: &Metrics,
     ) {
-        let count = |table: &Name, reason: &str, more: u64| {
-            let slice = if table.as_str() == filter::HOST_TABLE {
-                Some(&"")
-            } else {
-                slices.get(table)
-            };
-            if let Some(slice) = slice {
-                metrics
-                    .dropped_frames
-                    .with_label_values(&[*slice, reason])
-                    .inc_by(more);
-            }
+        let count = |slice: &str, reason: &str, more: u64| {
+            metrics
+                .dropped_frames
+                .with_label_values(&[slice, reason])
+                .inc_by(more);
         };
         for ((table, counter), packets) in counters {
-            if let Some(family) = Family::offered(counter) {
-                let passed = counters.get(&(table.clone(), family.passed_counter().to_owned()));
-                let passage = self.passages.entry((table.clone(), family)).or_default();
-                count(
-                    table,
-                    FIREWALL,
-                    passage.look(*packets, passed.copied().unwrap_or(0)),
-                );
-            } else if Family::passed(counter).is_none() {
-                let last = self.counted.insert((table.clone(), counter.clone()), *packets);
-                let last = last.filter(|last| last <= packets).unwrap_or(0);
-                count(table, counter, packets - last);
+            let slice = match table.as_str() {
+                filter::PASSAGE_TABLE => continue,
+                filter::HOST_TABLE => Some(&""),
+                _ => slices.get(table),
+            };
+            let last = self.counted.insert((table.clone(), counter.clone()), *packets);
+            let last = last.filter(|last| last <= packets).unwrap_or(0);
+            if let Some(slice) = slice {
+                count(slice, counter, packets - last);
             }
         }
         self.counted.retain(|key, _| counters.contains_key(key));
-        self.passages.retain(|(table, family), _| {
-            counters.contains_key(&(table.clone(), family.offered_counter().to_owned()))
-        });
+        let passage = Name::new(filter::PASSAGE_TABLE);
+        for family in Family::ALL {
+            let now = |counter: &str| counters.get(&(passage.clone(), counter.to_owned()));
+            if let (Some(offered), Some(passed)) =
+                (now(family.offered_counter()), now(family.passed_counter()))
+            {
+                let more = self.passages.entry(family).or_default().look(*offered, *passed);
+                count("", FIREWALL, more);
+            }
+        }
     }
 
-    /// What the node's own IP filters do to the frames of this table's slice, where they let none pass.
-    pub(super) fn obstacle(&self, table: &Name) -> Option<String> {
+    /// What the node's own IP filters do to the frames of slices, where they let none pass.
+    pub(super) fn obstacle(&self) -> Option<String> {
         let stops = |family| {
-            let passage = self.passages.get(&(table.clone(), family));
+            let passage = self.passages.get(&family);
             passage.is_some_and(|passage| passage.unpassed >= NONE_OF)
         };
         let (family, program) = match (stops(Family::Ipv4), stops(Family::Ipv6)) {
@@ -74,7 +71,7 @@ impl Drops {
             (true, true) => ("IPv4 and IPv6", "iptables (and ip6tables)"),
         };
         Some(format!(
-            "the node's own IP filters drop every {family} frame of this slice that passes its bridge: a FORWARD policy \
+            "the node's own IP filters drop every {family} frame between the ports of a slice's bridge: a FORWARD policy \
              or rule, as Docker, firewalld and ufw bring them; let the bridges through: {program} -I FORWARD -i wb-+ -o \
              wb-+ -j ACCEPT"
         ))

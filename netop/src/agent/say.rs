@@ -239,14 +239,13 @@ impl<K: Kernel> Agent<K> {
                 waiting.push(format!("pod {}: {why}", pod.full_name()));
             }
         }
-        let segment = Segment::of_slice(slice);
         let problem = self
             .errors
             .segments
-            .get(&segment)
+            .get(&Segment::of_slice(slice))
             .or_else(|| self.decision.problems.get(slice))
             .cloned()
-            .or_else(|| self.drops.obstacle(&segment.table()));
+            .or_else(|| self.drops.obstacle());
         status::block(usage.unwrap_or_default(), attached, &waiting, problem.as_deref())
     }
 

@@ -35,6 +35,8 @@ pub enum Rules {
     },
     /// Guard of the node's own side, family inet.
     Host,
+    /// Counters around the node's own IP filters, for the frames of all segments; see [`Family`].
+    Passage,
     /// A table in the kernel that is not as Weft writes one.
     Altered,
 }
@@ -99,7 +101,7 @@ pub enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
     pub const fn offered_counter(self) -> &'static str {
         match self {
@@ -113,20 +115,6 @@ impl Family {
             Self::Ipv4 => "passed4",
             Self::Ipv6 => "passed6",
         }
-    }
-
-    /// Whose frames this counter counts before.
-    pub fn offered(counter: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|family| family.offered_counter() == counter)
-    }
-
-    /// Whose frames this counter counts after.
-    pub fn passed(counter: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|family| family.passed_counter() == counter)
     }
 
     const fn ether_type(self) -> &'static str {
@@ -143,6 +131,8 @@ pub const UNDERLAY_COUNTER: &str = "underlay";
 pub const MARK_CHAIN: &str = "written_from";
 /// The one table of family inet.
 pub const HOST_TABLE: &str = "weft_host";
+/// The table of [`Rules::Passage`].
+pub const PASSAGE_TABLE: &str = "weft_passage";
 
 /// The family that a table of this name has.
 pub fn family(table: &Name) -> &'static str {
@@ -165,6 +155,7 @@ impl Rules {
                 format!("segment {frames_per_second} {} {digest:08x}", u8::from(non_ip))
             }
             Self::Host => format!("host {digest:08x}"),
+            Self::Passage => format!("passage {digest:08x}"),
             Self::Altered => String::new(),
         }
     }
@@ -181,6 +172,7 @@ impl Rules {
                 Err(_) => return Self::Altered,
             },
             ["host", _] => Self::Host,
+            ["passage", _] => Self::Passage,
             _ => return Self::Altered,
         };
         if rules.mark(table) == mark {
@@ -211,14 +203,13 @@ impl Rules {
     fn body(self, table: &Name) -> String {
         let mut text = String::new();
         let counters: Vec<&str> = match self {
-            // The kernel lists them in this order, so those before are read before those after.
-            Self::Segment { .. } => SEGMENT_COUNTERS
-                .iter()
-                .map(|(name, _)| *name)
-                .chain(Family::ALL.map(Family::offered_counter))
-                .chain(Family::ALL.map(Family::passed_counter))
-                .collect(),
+            Self::Segment { .. } => SEGMENT_COUNTERS.iter().map(|(name, _)| *name).collect(),
             Self::Host => vec![UNDERLAY_COUNTER],
+            // The kernel lists them in this order, so those before are read before those after.
+            Self::Passage => [Family::offered_counter, Family::passed_counter]
+                .iter()
+                .flat_map(|counter| Family::ALL.map(counter))
+                .collect(),
             Self::Altered => vec![],
         };
         for counter in counters {
@@ -235,7 +226,7 @@ impl Rules {
                 ("exits", "type ifname . mark"),
             ],
             Self::Host => &[("nodes4", "type ipv4_addr"), ("nodes6", "type ipv6_addr")],
-            Self::Altered => &[],
+            Self::Passage | Self::Altered => &[],
         };
         for (name, type_) in sets {
             let _ = writeln!(text, "  set {name} {{ {type_}; }}");
@@ -266,6 +257,7 @@ impl Rules {
                 None => vec![],
             },
             Self::Host => host_chains(),
+            Self::Passage => passage_chains(),
             Self::Altered => vec![],
         }
     }
@@ -291,25 +283,6 @@ const BRIDGE_HOOKS: [&str; 3] = [
 /// marks of their own, and before the first copy is made.
 const WAY_HOOK: &str = "prerouting priority 100";
 
-/// After br_netfilter has shown a frame to the node's own IP filters on its way to a port.
-const SHOWN_HOOK: &str = "forward priority 100";
-
-/// Counts the IP frames that the chain is given, by family.
-fn counting(name: &'static str, counter: fn(Family) -> &'static str) -> Chain {
-    let rule = |family: Family| {
-        format!(
-            "ether type {} counter name {}",
-            family.ether_type(),
-            counter(family)
-        )
-    };
-    Chain {
-        name,
-        hook: "",
-        rules: Family::ALL.map(rule).into(),
-    }
-}
-
 fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Vec<Chain> {
     let (mesh, uplink) = (segment.mesh(), segment.uplink());
     let spoofed = "counter name spoofed drop";
@@ -321,25 +294,22 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
     );
     let mut pod = vec![
         format!("iifname . ether saddr != @macs {spoofed}"),
-        "ether type arp goto pod_arp".into(),
-        "ether type ip goto pod_ipv4".into(),
-        "ether type ip6 goto pod_ipv6".into(),
+        "ether type vmap { arp : goto pod_arp, ip : goto pod_ipv4, ip6 : goto pod_ipv6 }".into(),
     ];
     if !non_ip {
         pod.push("counter name nonip drop".into());
     }
     pod.push("goto pod_group".into());
-    // The hooks are those of all bridges.
-    let each_port = |chain: &str| {
-        [
-            format!("oifname @pods goto {chain}"),
-            format!("oifname @taps goto {chain}"),
-            format!("oifname {{ \"{mesh}\", \"{uplink}\" }} goto {chain}"),
-        ]
+    let way = |name, key| Chain {
+        name,
+        hook: "",
+        // Without an exit the frame keeps the key, which opens none.
+        rules: vec![
+            format!("meta mark set {key}"),
+            "meta mark set meta mark map @ways".into(),
+        ],
     };
     vec![
-        counting("offered", Family::offered_counter),
-        counting("passed", Family::passed_counter),
         Chain {
             name: "pod_group",
             hook: "",
@@ -394,49 +364,77 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             hook: "prerouting priority -300",
             rules: vec!["iifname @pods goto pod".into()],
         },
+        way("way_of_pods", FROM_PODS),
+        way("way_of_uplink", FROM_UPLINK),
         Chain {
             name: "way",
             hook: WAY_HOOK,
-            rules: [
-                ("@pods".into(), FROM_PODS),
-                (format!("\"{uplink}\""), FROM_UPLINK),
-            ]
-            .iter()
-            .flat_map(|(from, key)| {
-                // Without an exit the frame keeps the key, which opens none.
-                [
-                    format!("iifname {from} meta mark set {key}"),
-                    format!("iifname {from} meta mark set meta mark map @ways"),
-                ]
-            })
-            .collect(),
+            rules: vec![
+                "iifname @pods goto way_of_pods".into(),
+                format!("iifname \"{uplink}\" goto way_of_uplink"),
+            ],
+        },
+        // Copies of a flooded frame that must not exist are not counted: nothing is lost.
+        Chain {
+            name: "to_mesh",
+            hook: "",
+            // Every address of this cluster is answered for on this node; the others are a gateway's to answer.
+            rules: vec![
+                "arp operation request drop".into(),
+                "icmpv6 type nd-neighbor-solicit drop".into(),
+            ],
+        },
+        Chain {
+            name: "unmark",
+            hook: "",
+            rules: vec!["meta mark set 0".into()],
+        },
+        Chain {
+            name: "from_pod",
+            hook: "",
+            rules: vec![
+                "oifname . meta mark @exits goto unmark".into(),
+                "oifname @pods goto unmark".into(),
+                "oifname @taps drop".into(),
+                format!("oifname \"{uplink}\" drop"),
+                format!("oifname \"{mesh}\" jump to_mesh"),
+                "goto unmark".into(),
+            ],
+        },
+        Chain {
+            name: "from_tap",
+            hook: "",
+            rules: vec![
+                "oifname @pods accept".into(),
+                "oifname @taps drop".into(),
+                format!("oifname \"{uplink}\" drop"),
+                format!("oifname \"{mesh}\" goto to_mesh"),
+            ],
+        },
+        Chain {
+            name: "from_mesh",
+            hook: "",
+            rules: vec![
+                "oifname @pods accept".into(),
+                "oifname @taps drop".into(),
+                format!("oifname \"{uplink}\" drop"),
+            ],
+        },
+        Chain {
+            name: "from_uplink",
+            hook: "",
+            rules: vec!["oifname . meta mark != @exits drop".into(), "goto unmark".into()],
         },
         Chain {
             name: "forward",
             hook: BRIDGE_HOOKS[0],
-            // Copies of a flooded frame that must not exist: not counted, nothing is lost.
-            rules: [
-                format!("iifname \"{mesh}\" oifname \"{uplink}\" drop"),
-                format!("iifname \"{mesh}\" oifname @taps drop"),
-                format!("iifname \"{uplink}\" oifname . meta mark != @exits drop"),
-                format!("iifname @pods oifname \"{uplink}\" oifname . meta mark != @exits drop"),
-                "iifname @pods oifname @taps oifname . meta mark != @exits drop".into(),
-                format!("iifname @taps oifname \"{uplink}\" drop"),
-                "iifname @taps oifname @taps drop".into(),
-                // Every address of this cluster is answered for on this node; the others are a gateway's to answer.
-                format!("oifname \"{mesh}\" arp operation request drop"),
-                format!("oifname \"{mesh}\" icmpv6 type nd-neighbor-solicit drop"),
-                "iifname @pods meta mark set 0".into(),
-                format!("iifname \"{uplink}\" meta mark set 0"),
-            ]
-            .into_iter()
-            .chain(each_port("offered"))
-            .collect(),
-        },
-        Chain {
-            name: "shown",
-            hook: SHOWN_HOOK,
-            rules: each_port("passed").into(),
+            // A hook is that of all bridges: by which port a frame came is asked first.
+            rules: vec![
+                "iifname @pods goto from_pod".into(),
+                "iifname @taps goto from_tap".into(),
+                format!("iifname \"{mesh}\" goto from_mesh"),
+                format!("iifname \"{uplink}\" goto from_uplink"),
+            ],
         },
         Chain {
             name: "input",
@@ -460,6 +458,36 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
                 "oifname @pods drop".into(),
             ],
         },
+    ]
+}
+
+fn passage_chains() -> Vec<Chain> {
+    let count = |name, counter: fn(Family) -> &'static str| Chain {
+        name,
+        hook: "",
+        rules: Family::ALL
+            .map(|family| {
+                format!(
+                    "ether type {} counter name {}",
+                    family.ether_type(),
+                    counter(family)
+                )
+            })
+            .into(),
+    };
+    let each_port = |name, hook, chain| Chain {
+        name,
+        hook,
+        rules: ["wp-", "wt-", "wx-", "wu-"]
+            .map(|prefix| format!("iifname \"{prefix}*\" goto {chain}"))
+            .into(),
+    };
+    vec![
+        count("offered", Family::offered_counter),
+        count("passed", Family::passed_counter),
+        // Behind the segments' own filters.
+        each_port("before", "forward priority -150", "offered"),
+        each_port("after", "forward priority 100", "passed"),
     ]
 }
 
@@ -574,6 +602,7 @@ impl fmt::Display for Rules {
                 write!(f, "segment, {frames_per_second} broadcasts/s, {others}")
             }
             Self::Host => f.write_str("host"),
+            Self::Passage => f.write_str("passage"),
             Self::Altered => f.write_str("altered"),
         }
     }
@@ -614,6 +643,7 @@ mod tests {
                 non_ip: false,
             },
             Rules::Host,
+            Rules::Passage,
         ] {
             assert_eq!(Rules::of_mark(&table, &rules.mark(&table)), rules);
         }

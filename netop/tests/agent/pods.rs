@@ -6,7 +6,7 @@ use slice_crds::{names, v1alpha1::SliceNodePhase};
 use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
-    model::{Name, Segment},
+    model::{Name, filter::PASSAGE_TABLE},
     world::{PodView, World},
 };
 
@@ -268,7 +268,7 @@ async fn a_node_whose_own_filters_let_nothing_pass_says_so_until_something_does(
     });
     node.sandbox("web");
     node.settle().await;
-    let table = Segment::of_slice("shop").table();
+    let table = Name::new(PASSAGE_TABLE);
     let mut look = async |offered, passed| {
         for (counter, packets) in [("offered4", offered), ("passed4", passed)] {
             let counter = (table.clone(), counter.to_owned());

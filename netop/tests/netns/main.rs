@@ -16,6 +16,7 @@ mod support;
 
 mod agent;
 mod attach;
+mod cost;
 mod filter;
 mod frames;
 mod repair;
