@@ -374,7 +374,6 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
                 format!("iifname \"{uplink}\" goto way_of_uplink"),
             ],
         },
-        // Copies of a flooded frame that must not exist are not counted: nothing is lost.
         Chain {
             name: "to_mesh",
             hook: "",
@@ -389,6 +388,7 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             hook: "",
             rules: vec!["meta mark set 0".into()],
         },
+        // Copies of a flooded frame that must not exist are not counted: nothing is lost.
         Chain {
             name: "from_pod",
             hook: "",
