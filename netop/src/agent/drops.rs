@@ -15,8 +15,14 @@ const FIREWALL: &str = "firewall";
 /// What the counters said last.
 #[derive(Default)]
 pub(super) struct Drops {
-    counted: BTreeMap<(Name, String), u64>,
+    counted: BTreeMap<(Name, String), Counted>,
     passages: BTreeMap<Family, Passage>,
+}
+
+/// What a counter said, and whose it is.
+struct Counted {
+    slice: String,
+    packets: u64,
 }
 
 impl Drops {
@@ -35,17 +41,30 @@ impl Drops {
         };
         for ((table, counter), packets) in counters {
             let slice = match table.as_str() {
-                filter::PASSAGE_TABLE => continue,
+                filter::PASSAGE_TABLE => None,
                 filter::HOST_TABLE => Some(&""),
                 _ => slices.get(table),
             };
-            let last = self.counted.insert((table.clone(), counter.clone()), *packets);
-            let last = last.filter(|last| last <= packets).unwrap_or(0);
-            if let Some(slice) = slice {
-                count(slice, counter, packets - last);
-            }
+            let Some(slice) = slice else { continue };
+            let counted = self
+                .counted
+                .entry((table.clone(), counter.clone()))
+                .or_insert_with(|| Counted {
+                    slice: (*slice).to_owned(),
+                    packets: 0,
+                });
+            // A table that was written anew counts from zero.
+            let more = packets.checked_sub(counted.packets).unwrap_or(*packets);
+            counted.packets = *packets;
+            count(slice, counter, more);
         }
-        self.counted.retain(|key, _| counters.contains_key(key));
+        let gone = self.counted.extract_if(.., |key, _| !counters.contains_key(key));
+        for ((_, counter), counted) in gone {
+            // An error says that there is no such series.
+            let _ = metrics
+                .dropped_frames
+                .remove_label_values(&[counted.slice.as_str(), counter.as_str()]);
+        }
         let passage = Name::new(filter::PASSAGE_TABLE);
         for family in Family::ALL {
             let now = |counter: &str| counters.get(&(passage.clone(), counter.to_owned()));
@@ -120,7 +139,40 @@ impl Passage {
 
 #[cfg(test)]
 mod tests {
+    use prometheus::Registry;
+
     use super::*;
+
+    #[test]
+    fn a_slice_that_ends_takes_its_series_with_it() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry);
+        let table = Name::new("weft_a");
+        let slices = BTreeMap::from([(table.clone(), "shop")]);
+        let spoofed = |packets| BTreeMap::from([((table.clone(), "spoofed".to_owned()), packets)]);
+        let mut drops = Drops::default();
+        let series = || {
+            let families = registry.gather();
+            let family = families
+                .iter()
+                .find(|family| family.name() == "weft_netop_dropped_frames_total");
+            let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
+            metrics
+                .iter()
+                .map(|metric| metric.get_counter().get_value())
+                .collect::<Vec<_>>()
+        };
+        drops.take(&spoofed(3), &slices, &metrics);
+        drops.take(&spoofed(5), &slices, &metrics);
+        assert_eq!(series(), [5.0]);
+        drops.take(&spoofed(2), &slices, &metrics);
+        assert_eq!(series(), [7.0], "its table was written anew");
+        // Its objects go before what is in the kernel.
+        drops.take(&spoofed(2), &BTreeMap::new(), &metrics);
+        assert_eq!(series(), [7.0]);
+        drops.take(&BTreeMap::new(), &BTreeMap::new(), &metrics);
+        assert!(series().is_empty());
+    }
 
     #[test]
     fn what_passes_between_the_looks_at_two_counters_is_not_lost() {
