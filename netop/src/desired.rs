@@ -8,7 +8,7 @@
 //! ```
 //! An address of another cluster is unknown to the bridge; unknown goes to `wu` or to the one `wt` in use, as the
 //! filter's `ways` say. Broadcast goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes
-//! to pods only, by `wu` to one gateway only (`relays`), by `wt` anywhere but back.
+//! to pods only, by `wu` to one gateway only (`ways` again), by `wt` anywhere but back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

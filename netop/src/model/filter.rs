@@ -402,22 +402,13 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             ],
         },
         Chain {
-            name: "from_tap",
+            name: "from_outside",
             hook: "",
             rules: vec![
                 "oifname @pods accept".into(),
                 "oifname @taps drop".into(),
                 format!("oifname \"{uplink}\" drop"),
                 format!("oifname \"{mesh}\" goto to_mesh"),
-            ],
-        },
-        Chain {
-            name: "from_mesh",
-            hook: "",
-            rules: vec![
-                "oifname @pods accept".into(),
-                "oifname @taps drop".into(),
-                format!("oifname \"{uplink}\" drop"),
             ],
         },
         Chain {
@@ -431,8 +422,8 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
             // A hook is that of all bridges: by which port a frame came is asked first.
             rules: vec![
                 "iifname @pods goto from_pod".into(),
-                "iifname @taps goto from_tap".into(),
-                format!("iifname \"{mesh}\" goto from_mesh"),
+                "iifname @taps goto from_outside".into(),
+                format!("iifname \"{mesh}\" goto from_outside"),
                 format!("iifname \"{uplink}\" goto from_uplink"),
             ],
         },
@@ -475,12 +466,16 @@ fn passage_chains() -> Vec<Chain> {
             })
             .into(),
     };
+    let [_bridge, ports @ ..] = Name::LINK_PREFIXES;
     let each_port = |name, hook, chain| Chain {
         name,
         hook,
-        rules: ["wp-", "wt-", "wx-", "wu-"]
+        // The pods' first: they send most.
+        rules: ports
+            .iter()
+            .rev()
             .map(|prefix| format!("iifname \"{prefix}*\" goto {chain}"))
-            .into(),
+            .collect(),
     };
     vec![
         count("offered", Family::offered_counter),

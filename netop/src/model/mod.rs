@@ -35,7 +35,7 @@ pub const UPLINK_PORT: u16 = 14790;
 pub struct Name(String);
 
 impl Name {
-    /// First characters of every interface that belongs to Weft on a node.
+    /// First characters of every interface that belongs to Weft on a node: the bridge, then its ports.
     pub const LINK_PREFIXES: [&'static str; 5] = ["wb-", "wx-", "wu-", "wt-", "wp-"];
     /// First characters of every nftables table that belongs to Weft.
     pub const TABLE_PREFIX: &'static str = "weft_";

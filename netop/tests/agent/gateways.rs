@@ -81,10 +81,7 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     node.gateway_event().await;
     node.settle().await;
 
-    drop(near);
-    node.gateway_event().await;
-    node.kernel.inner().held.clear();
-    node.settle().await;
+    node.lose(near).await;
     let log = node.kernel.take_log();
     assert!(
         log.contains(&format!("~ link {uplink} remote 192.168.7.2")),
@@ -132,10 +129,7 @@ async fn who_leaves_does_not_speak_against_its_successor() {
         Some(Standing::Leaving { version: None }),
         "nobody else has reported yet"
     );
-    drop(near);
-    node.gateway_event().await;
-    node.kernel.inner().held.clear();
-    node.settle().await;
+    node.lose(near).await;
     assert_eq!(standing(&node), Some(Standing::Leaving { version: None }));
     node.objects(|world| gateway(world, "shop", 0, Some("n2")));
     node.settle().await;
@@ -220,10 +214,7 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     assert!(say(&mut node, &near, report(1, true)).await.is_empty());
     assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
 
-    drop(near);
-    node.gateway_event().await;
-    node.kernel.inner().held.clear();
-    node.settle().await;
+    node.lose(near).await;
     assert!(node.liveness.borrow().own.is_empty());
 }
 

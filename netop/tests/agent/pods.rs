@@ -100,14 +100,7 @@ async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
 
 #[tokio::test]
 async fn before_the_objects_are_known_nothing_is_touched_and_the_plugin_is_on_its_own() {
-    let mut node = Node::new();
-    node.objects(|world| {
-        shop(world);
-        labelled(world, "cart", "shop");
-        pod(world, "cart", "web", &[]);
-    });
-    node.sandbox("web");
-    node.settle().await;
+    let mut node = Node::with_web().await;
     node.kernel.take_log();
     node.restart_without_objects().await;
     let answer = node.call(Command::Add, "web");
@@ -260,14 +253,7 @@ async fn one_slice_in_trouble_leaves_the_others_alone() {
 
 #[tokio::test]
 async fn a_node_whose_own_filters_let_nothing_pass_says_so_until_something_does() {
-    let mut node = Node::new();
-    node.objects(|world| {
-        shop(world);
-        labelled(world, "cart", "shop");
-        pod(world, "cart", "web", &[]);
-    });
-    node.sandbox("web");
-    node.settle().await;
+    let mut node = Node::with_web().await;
     let table = Name::new(PASSAGE_TABLE);
     let mut look = async |offered, passed| {
         for (counter, packets) in [("offered4", offered), ("passed4", passed)] {
@@ -300,14 +286,7 @@ async fn a_node_whose_own_filters_let_nothing_pass_says_so_until_something_does(
 
 #[tokio::test]
 async fn a_pod_cannot_be_in_two_slices_with_one_subnet() {
-    let mut node = Node::new();
-    node.objects(|world| {
-        shop(world);
-        labelled(world, "cart", "shop");
-        pod(world, "cart", "web", &[]);
-    });
-    node.sandbox("web");
-    node.settle().await;
+    let mut node = Node::with_web().await;
     node.announced();
     node.objects(|world| {
         slice(world, "bank", 78, "10.80.0.0/16");
@@ -358,14 +337,7 @@ async fn what_others_change_is_repaired_and_counted_and_what_was_asked_for_is_no
 
 #[tokio::test]
 async fn a_pod_that_ends_or_is_made_anew_is_followed() {
-    let mut node = Node::new();
-    node.objects(|world| {
-        shop(world);
-        labelled(world, "cart", "shop");
-        pod(world, "cart", "web", &[]);
-    });
-    node.sandbox("web");
-    node.settle().await;
+    let mut node = Node::with_web().await;
     // Its sandbox ends without anybody saying so, and another comes.
     node.end_sandbox("web");
     node.event(Event::Tick);

@@ -122,6 +122,19 @@ impl Node {
         node
     }
 
+    /// A node whose one pod, `web`, runs in the slice `shop`.
+    pub async fn with_web() -> Self {
+        let mut node = Self::new();
+        node.objects(|world| {
+            shop(world);
+            labelled(world, "cart", "shop");
+            pod(world, "cart", "web", &[]);
+        });
+        node.sandbox("web");
+        node.settle().await;
+        node
+    }
+
     /// Starts another agent in place of this one, which knows nothing but what is on the node.
     pub async fn restart_without_objects(&mut self) {
         self.serve_as(nix::unistd::getuid().as_raw()).await;
@@ -283,6 +296,14 @@ impl Node {
         self.gateway_event().await;
         self.settle().await;
         near
+    }
+
+    /// A gateway's process ends, and its hold on its TAP with it.
+    pub async fn lose(&mut self, near: Near) {
+        drop(near);
+        self.gateway_event().await;
+        self.kernel.inner().held.clear();
+        self.settle().await;
     }
 
     pub async fn gateway_event(&mut self) {

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use slice_netop::model::{Name, filter};
+use slice_netop::model::{
+    Name,
+    filter::{Family, PASSAGE_TABLE},
+};
 
 use crate::support::{Cluster, Pod, Wire, slice, udp4};
 
@@ -37,9 +40,10 @@ async fn of_a_frame_between_two_pods_of_a_node() {
         let [from, to] = [0, 1].map(|nth| cluster.add_pod("slice-0", 0, nth));
         cluster.sync().await;
         let filtered = time(&from, &to);
-        let seen = cluster.nodes[0].observe().await.counters;
-        let counter = filter::Family::Ipv4.passed_counter().to_owned();
-        let passed = seen[&(Name::new(filter::PASSAGE_TABLE), counter)];
+        let counter = Family::Ipv4.passed_counter();
+        let [passed] = cluster.nodes[0]
+            .counted(&Name::new(PASSAGE_TABLE), [counter])
+            .await;
         assert!(
             passed >= 9 * u64::from(FRAMES),
             "{passed} frames passed the filters"

@@ -36,15 +36,16 @@ async fn pair() -> (Cluster, Pod, Pod) {
 
 async fn dropped(cluster: &mut Cluster, node: usize, counter: &str) -> u64 {
     let table = Segment::of_slice("shop").table();
-    let observed = cluster.nodes[node].observe().await;
-    observed.counters[&(table, counter.to_owned())]
+    let [packets] = cluster.nodes[node].counted(&table, [counter]).await;
+    packets
 }
 
 /// IP frames before and after the node's own filters see them.
-async fn passage(cluster: &mut Cluster, family: Family) -> (u64, u64) {
-    let observed = cluster.nodes[0].observe().await;
-    let count = |counter: &str| observed.counters[&(Name::new(PASSAGE_TABLE), counter.to_owned())];
-    (count(family.offered_counter()), count(family.passed_counter()))
+async fn passage(cluster: &mut Cluster, family: Family) -> [u64; 2] {
+    let counters = [family.offered_counter(), family.passed_counter()];
+    cluster.nodes[0]
+        .counted(&Name::new(PASSAGE_TABLE), counters)
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,17 +373,17 @@ async fn what_the_nodes_own_filters_drop_is_counted() {
     let answers = |address| ping(&a.space, address, 8, SETTLE).is_some();
     assert!(answers(b.v4()) && answers(b.v6()), "control");
     for family in Family::ALL {
-        let (offered, passed) = passage(&mut cluster, family).await;
+        let [offered, passed] = passage(&mut cluster, family).await;
         assert_eq!(offered, passed, "control: nothing is lost");
         assert!(offered >= 2, "request and answer are counted");
     }
-    let (_, before) = passage(&mut cluster, Family::Ipv4).await;
+    let [_, before] = passage(&mut cluster, Family::Ipv4).await;
     let script = "add table ip docker; \
                   add chain ip docker forward { type filter hook forward priority 0 ; policy drop ; }";
     cluster.nodes[0].space.command("nft", script).unwrap();
     assert!(!answers(b.v4()));
     assert!(answers(b.v6()), "the other family passes");
-    assert_eq!(passage(&mut cluster, Family::Ipv4).await, (before + 1, before));
+    assert_eq!(passage(&mut cluster, Family::Ipv4).await, [before + 1, before]);
     // What the status tells the user to add.
     let bridges = "add rule ip docker forward iifname wb-* oifname wb-* accept";
     cluster.nodes[0].space.command("nft", bridges).unwrap();

@@ -188,6 +188,12 @@ impl Node {
             .unwrap()
     }
 
+    /// Packets that these counters of a filter table have counted, as one look shows them.
+    pub async fn counted<const N: usize>(&mut self, table: &Name, counters: [&str; N]) -> [u64; N] {
+        let seen = self.observe().await.counters;
+        counters.map(|counter| seen[&(table.clone(), counter.to_owned())])
+    }
+
     pub async fn plan(&mut self) -> Plan {
         let observed = self.observe().await;
         diff(&self.desired(), &observed.state)
