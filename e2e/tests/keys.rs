@@ -3,9 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use kube::api::{Api, ListParams};
 use serde_json::json;
-use slice_crds::{names, v1alpha1::SliceGateway};
 use slice_e2e::{
     harness::{Environment, Pace, Streams},
     progress::say,
@@ -55,9 +53,7 @@ async fn revoked_keys_are_gone_and_connections_go_on() -> Result<()> {
 async fn keys(environment: &Environment) -> Result<BTreeSet<String>> {
     let mut keys = BTreeSet::new();
     for cluster in &environment.clusters {
-        let gateways: Api<SliceGateway> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
-        let gateways = gateways.list(&ListParams::default()).await?.items;
-        for gateway in gateways.into_iter().filter(|gateway| gateway.spec.slice == SLICE) {
+        for gateway in cluster.gateways(SLICE).await? {
             let status = gateway.status.context("a gateway without a status")?;
             keys.extend(status.public_key.into_iter().chain(status.former_key));
         }

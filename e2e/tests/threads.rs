@@ -7,14 +7,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use serde_json::json;
-use slice_crds::{
-    names,
-    v1alpha1::{SliceGateway, SliceNode},
-};
+use slice_crds::v1alpha1::SliceNode;
 use slice_e2e::{
-    harness::{Cluster, Environment, Pace, Streams, weft::Member},
+    harness::{Environment, Pace, Streams, weft::Member},
     progress::say,
 };
 
@@ -67,7 +64,7 @@ async fn two_threads_carry_and_change_their_keys_every_minute() -> Result<()> {
 async fn keys(environment: &Environment) -> Result<BTreeSet<String>> {
     let mut keys = BTreeSet::new();
     for cluster in &environment.clusters {
-        for gateway in gateways(cluster).await? {
+        for gateway in cluster.gateways(SLICE).await? {
             let status = gateway.status.context("a gateway without a status")?;
             keys.insert(status.public_key.context("a gateway without a key")?);
         }
@@ -75,18 +72,11 @@ async fn keys(environment: &Environment) -> Result<BTreeSet<String>> {
     Ok(keys)
 }
 
-async fn gateways(cluster: &Cluster) -> Result<Vec<SliceGateway>> {
-    let gateways: Api<SliceGateway> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
-    let mut gateways = gateways.list(&ListParams::default()).await?.items;
-    gateways.retain(|gateway| gateway.spec.slice == SLICE);
-    Ok(gateways)
-}
-
 /// Each thread has a queue of the TAP device, unless the node says that it cannot have it.
 async fn check_queues(environment: &Environment) -> Result<()> {
     for cluster in &environment.clusters {
         let nodes: Api<SliceNode> = Api::all(cluster.client.clone());
-        for gateway in gateways(cluster).await? {
+        for gateway in cluster.gateways(SLICE).await? {
             let status = gateway.status.context("a gateway without a status")?;
             let node = status.node.context("a gateway without a node")?;
             let node = nodes.get(&node).await?.status.unwrap_or_default();

@@ -69,7 +69,7 @@ async fn nothing_is_left_behind() -> Result<()> {
     let members = environment.members(slice, "weft-gone").await?;
     let clusters = &environment.clusters;
     for member in &members {
-        let there = on_node(&environment, member.name.trim_start_matches("on-"))?;
+        let there = on_node(&environment, member.node())?;
         ensure!(
             there.contains(&names::bridge(slice)) && there.contains("slice-cni"),
             "before: {there}"

@@ -3,9 +3,8 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use kube::api::{Api, ListParams};
 use serde_json::json;
-use slice_crds::{names, v1alpha1::SliceGateway};
+use slice_crds::names;
 use slice_e2e::harness::{Environment, poll};
 use slice_e2e::progress::say;
 
@@ -70,8 +69,7 @@ async fn nothing_readable_passes_between_the_clusters() -> Result<()> {
     ensure!(!marker(b"weftcnt1"), "a payload passed in the clear");
     let mut ports = Vec::new();
     for cluster in &environment.clusters {
-        let gateways: Api<SliceGateway> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
-        for gateway in gateways.list(&ListParams::default()).await? {
+        for gateway in cluster.gateways(slice).await? {
             ports.extend(gateway.spec.endpoints.iter().map(|endpoint| endpoint.port()));
         }
     }

@@ -8,7 +8,8 @@
 //! ```
 //! An address of another cluster is unknown to the bridge; unknown goes to `wu` or to the one `wt` in use, as the
 //! filter's `ways` say. Broadcast goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes
-//! to pods only, by `wu` to one gateway only (`ways` again), by `wt` anywhere but back.
+//! to pods only, by `wu` to one gateway only (`ways` again), by `wt` anywhere but back. Where the kernel can, most
+//! unicast from pods and gateways takes the same way without the bridge ([`fastpath`](crate::model::fastpath)).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,8 @@ use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 use crate::model::{
     Element, Exit, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
     State, Table, UPLINK_PORT, Via, Vxlan,
-    filter::{HOST_TABLE, PASSAGE_TABLE},
+    fastpath::Side,
+    filter::{Family, HOST_TABLE, PASSAGE_TABLE},
     table::ANY,
 };
 
@@ -31,6 +33,8 @@ pub struct NodeIntent {
     pub segments: BTreeMap<String, SegmentIntent>,
     /// Addresses of this cluster's nodes, this one's included: who may send VXLAN.
     pub nodes: BTreeSet<IpAddr>,
+    /// Whether this kernel hands known unicast straight from port to port.
+    pub fast_path: bool,
 }
 
 /// One slice on this node.
@@ -76,6 +80,12 @@ pub fn desired(intent: &NodeIntent) -> State {
     let mut state = State::default();
     for (slice, segment) in &intent.segments {
         segment_state(&mut state, slice, segment);
+        if intent.fast_path {
+            state.tables.insert(
+                Segment::of_slice(slice).fast_path(),
+                fast_path(&Segment::of_slice(slice), segment),
+            );
+        }
     }
     if !intent.segments.is_empty() {
         let elements = intent.nodes.iter().copied().map(Element::Node).collect();
@@ -196,6 +206,45 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
         .chain(relay)
         .collect();
     state.tables.insert(segment.table(), Table { rules, elements });
+}
+
+/// What goes past the bridge: the same ways that the entries of bridge and filters give it.
+fn fast_path(segment: &Segment, intent: &SegmentIntent) -> Table {
+    let mut elements = BTreeSet::new();
+    for ordinal in intent.taps.keys() {
+        elements.insert(Element::Hook(segment.tap(*ordinal), Side::Gateway));
+    }
+    for (port, attachment) in &intent.attachments {
+        let mac = Mac::of_index(attachment.index);
+        let addresses = intent.subnets.addresses(attachment.index);
+        let own = addresses.map(|address| Element::Sender(port.clone(), mac, address.addr()));
+        elements.extend(own);
+        elements.insert(Element::Hook(port.clone(), Side::Pod));
+        elements.insert(Element::Place(mac, port.clone()));
+    }
+    for block in intent.remotes.values().flatten() {
+        let usable = || block.indices().filter(|index| intent.subnets.usable(*index));
+        // What cannot be used is at the ends of a subnet, so what can be is in one piece.
+        if let (Some(first), Some(last)) = (usable().next(), usable().last()) {
+            elements.insert(Element::Block(
+                Mac::of_index(first),
+                Mac::of_index(last),
+                segment.mesh(),
+            ));
+        }
+    }
+    let others = match intent.uplink {
+        Uplink::None => None,
+        Uplink::Local(ordinal) => Some(segment.tap(ordinal)),
+        Uplink::Remote(_) => Some(segment.uplink()),
+    };
+    if let Some(port) = others {
+        elements.extend(Family::ALL.map(|family| Element::Others(family, port.clone())));
+    }
+    Table {
+        rules: Rules::FastPath,
+        elements,
+    }
 }
 
 /// Where the other nodes' blocks are, and what is answered for them.

@@ -25,6 +25,8 @@ use crate::{
 pub struct Local {
     /// This node's name.
     pub node: String,
+    /// Whether this kernel hands known unicast straight from port to port.
+    pub fast_path: bool,
     /// Pods' network namespaces, by pod UID.
     pub sandboxes: BTreeMap<String, Netns>,
     /// Gateways on this node that carry frames, by slice and ordinal, and what they say.
@@ -116,6 +118,7 @@ pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp
         ledger.retain(now, |_, _| false);
         return decision;
     }
+    decision.node.fast_path = local.fast_path;
     decision.node.nodes = world
         .blocks
         .values()

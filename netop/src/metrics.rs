@@ -16,6 +16,7 @@ pub struct Metrics {
     pub indices: IntGaugeVec,
     pub attachments: IntGaugeVec,
     pub gateways: IntGaugeVec,
+    pub features: IntGaugeVec,
     pub cni: IntCounterVec,
     pub status_errors: IntCounter,
     pub events_dropped: IntCounter,
@@ -64,6 +65,11 @@ impl Metrics {
                 "Gateways on this node that are connected to the agent",
                 &["slice"],
             ),
+            features: gauges(
+                "weft_netop_features",
+                "Whether the kernel feature was found at start: 1, or 0 where the agent does without",
+                &["feature"],
+            ),
             cni: counters(
                 "weft_netop_cni_requests_total",
                 "Questions of the CNI plugin",
@@ -78,7 +84,7 @@ impl Metrics {
                 "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 13] = [
             Box::new(this.attach_seconds.clone()),
             Box::new(this.reconcile_seconds.clone()),
             Box::new(this.reconcile_errors.clone()),
@@ -88,6 +94,7 @@ impl Metrics {
             Box::new(this.indices.clone()),
             Box::new(this.attachments.clone()),
             Box::new(this.gateways.clone()),
+            Box::new(this.features.clone()),
             Box::new(this.cni.clone()),
             Box::new(this.status_errors.clone()),
             Box::new(this.events_dropped.clone()),

@@ -3,6 +3,7 @@
 //! The order is one in which no frame can take a way that it may not take:
 //!
 //! ```text
+//!  0  the fast path closes where it changes        until it is open again, its frames take the bridge
 //!  1  forwarding and neighbour entries go          bridge's before VXLAN's
 //!  2  links go                                     ports before bridges
 //!  3  filters come and change, those of gone links go
@@ -12,6 +13,7 @@
 //!  7  pods' addresses come, then everything goes up
 //!  8  the way to other clusters changes            at one moment, when both are open: neither gap nor duplicate
 //!  9  the way that is left closes
+//! 10  the fast path opens
 //! ```
 
 use std::{
@@ -92,6 +94,7 @@ pub fn diff(desired: &State, observed: &State) -> Plan {
         now: observed.clone(),
         plan: Plan::default(),
     };
+    planner.close_fast_paths();
     planner.remove_entries();
     planner.remove_links();
     planner.change_tables();
@@ -102,6 +105,7 @@ pub fn diff(desired: &State, observed: &State) -> Plan {
     planner.raise();
     planner.switch();
     planner.close();
+    planner.open_fast_paths();
     planner.plan
 }
 
@@ -151,6 +155,42 @@ impl Planner<'_> {
                 segment: Segment::of_name(table.as_str()),
                 port: element.port().cloned(),
             },
+        }
+    }
+
+    /// What is not wanted of the fast paths, and what leads to or from a link that goes or has gone.
+    fn close_fast_paths(&mut self) {
+        let doomed = self.doomed();
+        let tables = self.now.tables.iter().filter(|(name, _)| name.is_fast_path());
+        let mut actions = vec![];
+        for (name, seen) in tables {
+            let Some(wanted) = (self.desired.tables.get(name)).filter(|wanted| wanted.rules == seen.rules)
+            else {
+                actions.push(Action::DelTable(name.clone()));
+                continue;
+            };
+            let stays = |link: &Name| self.now.links.contains_key(link) && !doomed.contains(link);
+            let gone = seen
+                .elements
+                .iter()
+                .filter(|element| !wanted.elements.contains(element) || !element.link().is_none_or(stays));
+            actions.extend(gone.map(|element| Action::DelElement(name.clone(), element.clone())));
+        }
+        actions.into_iter().for_each(|action| self.push(action));
+    }
+
+    fn open_fast_paths(&mut self) {
+        for (name, wanted) in &self.desired.tables {
+            if !name.is_fast_path() {
+                continue;
+            }
+            if !self.now.tables.contains_key(name) {
+                self.push(Action::AddTable(name.clone(), wanted.rules));
+            }
+            let seen = self.now.tables[name].elements.clone();
+            for element in wanted.elements.difference(&seen) {
+                self.push(Action::AddElement(name.clone(), element.clone()));
+            }
         }
     }
 
@@ -219,7 +259,8 @@ impl Planner<'_> {
     }
 
     fn change_tables(&mut self) {
-        for (name, wanted) in &self.desired.tables {
+        let filters = |(name, _): &(&Name, &Table)| !name.is_fast_path();
+        for (name, wanted) in self.desired.tables.iter().filter(filters) {
             let anew = (self.now.tables.get(name)).is_none_or(|seen| seen.rules != wanted.rules);
             if anew {
                 self.push(Action::AddTable(name.clone(), wanted.rules));

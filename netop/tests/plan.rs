@@ -8,11 +8,11 @@ use std::{
 };
 
 use expect_test::{Expect, expect};
-use slice_crds::{IndexRange, Subnets, v1alpha1::Broadcast};
+use slice_crds::{IndexRange, Mac, Subnets, v1alpha1::Broadcast};
 use slice_netop::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink, desired},
-    model::{Element, Kind, Name, Netns, Queues, Segment, State, filter::HOST_TABLE},
-    plan::diff,
+    model::{Element, Kind, Name, Netns, Queues, Rules, Segment, State, fastpath::Side, filter::HOST_TABLE},
+    plan::{Action, diff},
 };
 
 /// Node 192.168.7.1 of a slice 10.80.0.0/28, whose other node has the indices 4 and 5.
@@ -51,6 +51,14 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn state(segment: Option<SegmentIntent>) -> State {
+    node(segment, false)
+}
+
+fn fast(segment: Option<SegmentIntent>) -> State {
+    node(segment, true)
+}
+
+fn node(segment: Option<SegmentIntent>, fast_path: bool) -> State {
     let segments = segment
         .into_iter()
         .map(|segment| ("shop".to_owned(), segment))
@@ -58,6 +66,7 @@ fn state(segment: Option<SegmentIntent>) -> State {
     desired(&NodeIntent {
         segments,
         nodes: BTreeSet::from([ip("192.168.7.1"), ip("192.168.7.2")]),
+        fast_path,
     })
 }
 
@@ -391,5 +400,103 @@ fn nothing_is_left_of_a_slice_that_ends() {
             - table weft_passage
             - table weft_rwiaduzm
         "#]],
+    );
+}
+
+/// A pod, the gateway of its node, and another node's block.
+fn busy() -> SegmentIntent {
+    with_gateway(with_pod(shop(), "wp-a", 1), 0)
+}
+
+#[test]
+fn the_fast_path_opens_last() {
+    check(
+        &state(Some(busy())),
+        &fast(Some(busy())),
+        expect![[r#"
+            + table weft_rwiaduzm_fastpath fast path
+            + element weft_rwiaduzm_fastpath hooks "wp-a" from_pod
+            + element weft_rwiaduzm_fastpath hooks "wt-rwiaduzm0" from_gateway
+            + element weft_rwiaduzm_fastpath senders4 "wp-a" . 02:5c:00:00:00:01 . 10.80.0.1
+            + element weft_rwiaduzm_fastpath places 02:5c:00:00:00:01 : "wp-a"
+            + element weft_rwiaduzm_fastpath blocks 02:5c:00:00:00:04-02:5c:00:00:00:05 : "wx-rwiaduzm"
+            + element weft_rwiaduzm_fastpath others ip : "wt-rwiaduzm0"
+            + element weft_rwiaduzm_fastpath others ip6 : "wt-rwiaduzm0"
+        "#]],
+    );
+}
+
+#[test]
+fn while_the_way_to_other_clusters_changes_the_bridge_has_it() {
+    let mut elsewhere = busy();
+    elsewhere.uplink = Uplink::Remote(ip("192.168.7.2"));
+    check(
+        &fast(Some(busy())),
+        &fast(Some(elsewhere)),
+        expect![[r#"
+            - element weft_rwiaduzm_fastpath others ip : "wt-rwiaduzm0"
+            - element weft_rwiaduzm_fastpath others ip6 : "wt-rwiaduzm0"
+            ~ link wu-rwiaduzm remote 192.168.7.2
+            - element weft_rwiaduzm ways 1 : 4
+            + element weft_rwiaduzm ways 1 : 3
+            + element weft_rwiaduzm_fastpath others ip : "wu-rwiaduzm"
+            + element weft_rwiaduzm_fastpath others ip6 : "wu-rwiaduzm"
+        "#]],
+    );
+}
+
+#[test]
+fn the_fast_path_does_not_lead_where_nothing_is() {
+    let mut seen = fast(Some(with_pod(busy(), "wp-b", 2)));
+    let (a, b) = (Name::new("wp-a"), Name::new("wp-b"));
+    seen.take(&Action::DelLink(a.clone()));
+    // The kernel forgets the name of an interface that is gone, and may forget the chain.
+    let places = &mut seen
+        .tables
+        .get_mut(&Segment::of_slice("shop").fast_path())
+        .unwrap()
+        .elements;
+    places.remove(&Element::Place(Mac::of_index(1), a));
+    places.insert(Element::Place(Mac::of_index(1), Name::new("17")));
+    places.remove(&Element::Hook(b, Side::Pod));
+    check(
+        &seen,
+        &fast(Some(busy())),
+        expect![[r#"
+        - element weft_rwiaduzm_fastpath hooks "wp-a" from_pod
+        - element weft_rwiaduzm_fastpath senders4 "wp-b" . 02:5c:00:00:00:02 . 10.80.0.2
+        - element weft_rwiaduzm_fastpath places 02:5c:00:00:00:01 : "17"
+        - element weft_rwiaduzm_fastpath places 02:5c:00:00:00:02 : "wp-b"
+        - neighbour 10.80.0.2 is 02:5c:00:00:00:02 dev wb-rwiaduzm
+        - link wp-b
+        - element weft_rwiaduzm pods "wp-b"
+        - element weft_rwiaduzm macs "wp-b" . 02:5c:00:00:00:02
+        - element weft_rwiaduzm sources4 "wp-b" . 10.80.0.2
+        - element weft_rwiaduzm sources6 "wp-b" . ::
+        - element weft_rwiaduzm sources6 "wp-b" . fe80::5c:ff:fe00:2
+        - element weft_rwiaduzm targets "wp-b" . 0xfe80000000000000005c00fffe000002
+        + link wp-a veth mtu 1370 master wb-rwiaduzm group peer sl-shop mac 02:5c:00:00:00:01 in cni-wp-a
+        + fdb 02:5c:00:00:00:01 dev wp-a master
+        + address 10.80.0.1/28 dev sl-shop in cni-wp-a
+        ~ link wp-a up
+        ~ link sl-shop up in cni-wp-a
+        + route 10.80.0.0/28 dev sl-shop in cni-wp-a
+        + element weft_rwiaduzm_fastpath hooks "wp-a" from_pod
+        + element weft_rwiaduzm_fastpath places 02:5c:00:00:00:01 : "wp-a"
+    "#]],
+    );
+}
+
+#[test]
+fn nothing_is_left_of_a_fast_path_that_somebody_changed() {
+    let mut seen = fast(Some(busy()));
+    let table = Segment::of_slice("shop").fast_path();
+    seen.tables.get_mut(&table).unwrap().rules = Rules::Altered;
+    check(
+        &seen,
+        &state(Some(busy())),
+        expect![[r#"
+        - table weft_rwiaduzm_fastpath
+    "#]],
     );
 }

@@ -14,14 +14,14 @@ use k8s_openapi::api::{
 };
 use kube::{
     ResourceExt,
-    api::{Api, Patch, PatchParams},
+    api::{Api, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use slice_crds::{
     conditions,
     labels::{self, Attachment},
     names,
-    v1alpha1::{Slice, SliceConfig},
+    v1alpha1::{Slice, SliceConfig, SliceGateway},
 };
 
 use super::{Cluster, Environment, PodSpec, is_ready, poll};
@@ -33,6 +33,8 @@ pub const PROJECT: &str = "weft-default";
 const SLICE_READY: Duration = Duration::from_secs(60);
 /// Attached, as the pod's own annotation says.
 const ATTACHED: Duration = Duration::from_secs(20);
+/// Before a node's name, the name of the pod that is put on it.
+const ON_NODE: &str = "on-";
 /// Seconds that helm may take.
 const INSTALL: &str = "120";
 
@@ -56,6 +58,11 @@ impl Member {
         let ip = self.attachment.ips.iter().find(|ip| ip.is_ipv4());
         ip.copied()
             .with_context(|| format!("{} has no IPv4 address: {:?}", self.name, self.attachment))
+    }
+
+    /// The node that [`Environment::members`] has put it on.
+    pub fn node(&self) -> &str {
+        self.name.trim_start_matches(ON_NODE)
     }
 }
 
@@ -243,7 +250,7 @@ impl Environment {
                 .fresh_namespace(namespace, &[(labels::SLICE, slice)])
                 .await?;
             for node in cluster.nodes().await? {
-                let name = format!("on-{node}");
+                let name = format!("{ON_NODE}{node}");
                 cluster
                     .create_pod(namespace, &PodSpec::new(&name, &self.image).node(&node))
                     .await?;
@@ -266,6 +273,15 @@ impl Environment {
 }
 
 impl Cluster {
+    /// The slice's gateways here, in the order of their ordinals.
+    pub async fn gateways(&self, slice: &str) -> Result<Vec<SliceGateway>> {
+        let gateways: Api<SliceGateway> = Api::namespaced(self.client.clone(), names::MEMBER_NAMESPACE);
+        let mut gateways = gateways.list(&ListParams::default()).await?.items;
+        gateways.retain(|gateway| gateway.spec.slice == slice);
+        gateways.sort_by_key(|gateway| gateway.spec.ordinal);
+        Ok(gateways)
+    }
+
     /// Waits until a pod runs and is attached.
     pub async fn member(&self, namespace: &str, name: &str, slice: &str) -> Result<Member> {
         let what = format!("pod {namespace}/{name} running and attached to {slice}");
@@ -319,9 +335,7 @@ impl Cluster {
     /// Deletes the pods with a label, as a crash or an upgrade does, and returns their names.
     pub async fn delete_pods(&self, namespace: &str, selector: &str) -> Result<Vec<String>> {
         let pods = self.pods(namespace);
-        let found = pods
-            .list(&kube::api::ListParams::default().labels(selector))
-            .await?;
+        let found = pods.list(&ListParams::default().labels(selector)).await?;
         for pod in &found {
             pods.delete(
                 &pod.name_any(),

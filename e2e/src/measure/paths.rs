@@ -7,9 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use futures::future::join;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
 use serde_json::Value;
-use slice_crds::{names, v1alpha1::SliceGateway};
 
 use super::{Figures, SLICE, processes};
 use crate::harness::weft::Member;
@@ -42,11 +40,11 @@ pub(super) async fn measure(
     let mut members = environment.members(SLICE, NAMESPACE).await?;
     let gateways = gateways(environment).await?;
     // In each cluster the pod on the gateway's node comes first; a second pod keeps it company there.
-    let place = |member: &Member| format!("{}/{}", member.cluster.name, node(member));
+    let place = |member: &Member| format!("{}/{}", member.cluster.name, member.node());
     members.sort_by_key(|member| !gateways.contains(&place(member)));
     let hub = environment.hub()?;
     let near = on(&members, &hub.name, 0)?;
-    let neighbour = PodSpec::new("neighbour", &environment.image).node(node(near));
+    let neighbour = PodSpec::new("neighbour", &environment.image).node(near.node());
     hub.create_pod(NAMESPACE, &neighbour).await?;
     let neighbour = hub.member(NAMESPACE, "neighbour", SLICE).await?;
     let other = &environment.cluster(1)?.name;
@@ -200,21 +198,13 @@ pub(super) fn compare(figures: &Figures, bench: &Path) -> Result<()> {
 async fn gateways(environment: &Environment) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for cluster in &environment.clusters {
-        let gateways: Api<SliceGateway> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
-        for gateway in gateways.list(&ListParams::default()).await? {
-            if gateway.spec.slice == SLICE {
-                let node = gateway.status.as_ref().and_then(|status| status.node.clone());
-                let node = node.with_context(|| format!("gateway {} runs nowhere", gateway.name_any()))?;
-                found.push(format!("{}/{node}", cluster.name));
-            }
+        for gateway in cluster.gateways(SLICE).await? {
+            let node = gateway.status.as_ref().and_then(|status| status.node.clone());
+            let node = node.with_context(|| format!("gateway {} runs nowhere", gateway.name_any()))?;
+            found.push(format!("{}/{node}", cluster.name));
         }
     }
     Ok(found)
-}
-
-/// Where [`Environment::members`] has put it.
-fn node(member: &Member) -> &str {
-    member.name.trim_start_matches("on-")
 }
 
 /// The pod of a cluster, in the order of the list.

@@ -38,7 +38,7 @@ use crate::{
     files::{self, RunDirectory},
     gateways::{GatewayEvent, Server},
     intent::{self, Decision, Local},
-    kernel::{Kernel, Observation, Outcome, Query},
+    kernel::{FAST_PATH, Kernel, Observation, Outcome, Query},
     ledger::Ledger,
     liveness,
     metrics::Metrics,
@@ -195,6 +195,10 @@ impl<K: Kernel> Agent<K> {
                 Ledger::default()
             }
         };
+        for (feature, there) in &setup.features {
+            let gauge = setup.metrics.features.with_label_values(&[feature]);
+            gauge.set(i64::from(*there));
+        }
         let records = Records::new(setup.run.records());
         let told = records
             .all()
@@ -369,6 +373,7 @@ impl<K: Kernel> Agent<K> {
     fn decide(&mut self, now: Timestamp) {
         let local = Local {
             node: self.node.clone(),
+            fast_path: self.features.get(FAST_PATH) == Some(&true),
             sandboxes: self.sandboxes(),
             carrying: self.carrying(),
             taps: self.taps(),

@@ -149,6 +149,11 @@ impl Inner {
                     bail!("{name} would open without its filter");
                 }
             }
+            Action::AddElement(_, element)
+                if element.link().is_some_and(|link| !links.contains_key(link)) =>
+            {
+                bail!("there is nothing where the fast path would lead");
+            }
             Action::AddFdb(fdb) if fdb.via == Via::Bridge && fdb.link.as_str().starts_with("wx-") => {
                 let known = self.state.fdb.iter().any(|entry| {
                     (&entry.link, entry.mac) == (&fdb.link, fdb.mac) && entry.via != Via::Bridge

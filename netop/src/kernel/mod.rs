@@ -21,7 +21,7 @@ mod probe;
 mod rtnl;
 mod tap;
 
-pub use probe::features;
+pub use probe::{FAST_PATH, features};
 pub use slice_runtime::tap::OFFLOADS as TAP_OFFLOADS;
 
 use std::{

@@ -16,7 +16,8 @@ use tokio::{io::AsyncWriteExt, process::Command};
 use super::netns;
 use crate::{
     model::{
-        Element, Name, Rules, Table,
+        Element, Name, Rules, Segment, Table,
+        fastpath::Side,
         filter::{HOST_TABLE, MARK_CHAIN, family},
     },
     plan::Action,
@@ -29,18 +30,33 @@ pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> Strin
         let result = match action {
             Action::AddTable(table, rules) => text.write_str(&rules.script(table)),
             Action::DelTable(table) => writeln!(text, "delete table {} {table}", family(table)),
+            Action::AddElement(table, Element::Hook(port, side)) => {
+                let (family, chain) = (family(table), side.chain());
+                writeln!(
+                    text,
+                    "add chain {family} {table} {port} {{ type filter hook ingress device \"{port}\" priority 0; }}\n\
+                     add rule {family} {table} {port} goto {chain}"
+                )
+            }
+            // Whether the chain goes with its port depends on the kernel's version.
+            Action::DelElement(table, Element::Hook(port, _)) => {
+                let chain = format!("chain {} {table} {port}", family(table));
+                writeln!(text, "add {chain}\nflush {chain}\ndelete {chain}")
+            }
             Action::AddElement(table, element) => {
                 let (family, set) = (family(table), element.set());
                 writeln!(text, "add element {family} {table} {set} {{ {element} }}")
             }
-            // Added first, so that deleting what is gone already does not fail the transaction.
             Action::DelElement(table, element) => {
-                let (family, set) = (family(table), element.set());
-                writeln!(
-                    text,
-                    "add element {family} {table} {set} {{ {element} }}\n\
-                     delete element {family} {table} {set} {{ {element} }}"
-                )
+                let place = format!("element {} {table} {}", family(table), element.set());
+                match element.key() {
+                    Some(key) => writeln!(text, "delete {place} {{ {key} }}"),
+                    // Added first, so that deleting what is gone already does not fail the transaction.
+                    None => writeln!(
+                        text,
+                        "add {place} {{ {element} }}\ndelete {place} {{ {element} }}"
+                    ),
+                }
             }
             Action::AddLink(..)
             | Action::DelLink(_)
@@ -66,7 +82,25 @@ pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> Strin
 /// # Errors
 /// What nft says, where it refuses; nothing is changed then.
 pub(super) async fn run(namespace: Option<&Path>, script: &str) -> anyhow::Result<()> {
-    let output = nft(namespace, &["-f", "-"], Some(script)).await?;
+    feed(namespace, &["-f", "-"], script).await
+}
+
+/// Tries whether this kernel would take the [`fastpath`](crate::model::fastpath); changes nothing.
+///
+/// # Errors
+/// What nft says, where it would not.
+pub(super) async fn check_fast_path(namespace: Option<&Path>) -> anyhow::Result<()> {
+    let table = Segment::of_slice("").fast_path();
+    let hook = Element::Hook(Name::new("lo"), Side::Pod);
+    let actions = [
+        Action::AddTable(table.clone(), Rules::FastPath),
+        Action::AddElement(table, hook),
+    ];
+    feed(namespace, &["-c", "-f", "-"], &script(&actions)).await
+}
+
+async fn feed(namespace: Option<&Path>, arguments: &[&str], script: &str) -> anyhow::Result<()> {
+    let output = nft(namespace, arguments, Some(script)).await?;
     if !output.status.success() {
         bail!(
             "nft refused the filters: {}",
@@ -82,7 +116,8 @@ pub(super) async fn list(
 ) -> anyhow::Result<(BTreeMap<Name, Table>, BTreeMap<(Name, String), u64>)> {
     let mut reading = Reading::default();
     for arguments in [
-        &["-j", "list", "ruleset", "bridge"][..],
+        // One process for both: each takes some milliseconds.
+        &["-j", "list ruleset bridge; list ruleset netdev"][..],
         &["-j", "list", "table", "inet", HOST_TABLE],
     ] {
         let output = nft(namespace, arguments, None).await?;
@@ -97,8 +132,9 @@ pub(super) async fn list(
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        let json: Value = serde_json::from_slice(&output.stdout).context("read what nft lists")?;
-        reading.read(&json);
+        for document in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+            reading.read(&document.context("read what nft lists")?);
+        }
     }
     Ok(reading.finish())
 }
@@ -162,6 +198,7 @@ impl Reading {
             let name = Name::new(name);
             let seen = self.tables.entry(name.clone()).or_default();
             match kind.as_str() {
+                "rule" if object["chain"].as_str().is_some_and(Name::is_link) => seen.read_hook(object),
                 "rule" => {
                     seen.rules += 1;
                     if object["chain"] == MARK_CHAIN {
@@ -202,13 +239,28 @@ impl Reading {
 }
 
 impl Seen {
+    fn read_hook(&mut self, rule: &Value) {
+        let port = rule["chain"].as_str().map(Name::new);
+        let side = rule["expr"][0]["goto"]["target"]
+            .as_str()
+            .and_then(Side::of_chain);
+        let hook = port.zip(side).map(|(port, side)| Element::Hook(port, side));
+        self.strange |= !hook.is_some_and(|hook| self.elements.insert(hook));
+    }
+
     fn read_set(&mut self, set: &Value) {
         let name = set["name"].as_str().unwrap_or_default();
         for element in set["elem"].as_array().into_iter().flatten() {
             let parts = match (&element["concat"], element) {
                 (Value::Array(parts), _) => parts.clone(),
-                // A map's: key and value.
-                (_, Value::Array(pair)) => pair.clone(),
+                // A map's: key and value. A key may be both ends of a range.
+                (_, Value::Array(pair)) => match pair.as_slice() {
+                    [key, value @ ..] if key["range"].is_array() => {
+                        let ends = key["range"].as_array().into_iter().flatten();
+                        ends.chain(value).cloned().collect()
+                    }
+                    _ => pair.clone(),
+                },
                 _ => vec![element.clone()],
             };
             let text = |part: &Value| part.as_str().map_or_else(|| part.to_string(), str::to_owned);

@@ -13,7 +13,7 @@ use std::{
 use siphasher::sip::SipHasher13;
 use slice_crds::Mac;
 
-use super::{MESH_PORT, Name, Segment, UPLINK_PORT};
+use super::{MESH_PORT, Name, Segment, UPLINK_PORT, fastpath};
 use crate::liveness;
 
 /// An nftables table.
@@ -37,6 +37,8 @@ pub enum Rules {
     Host,
     /// Counters around the node's own IP filters, for the frames of all segments; see [`Family`].
     Passage,
+    /// Known unicast from port to port of a segment, past its bridge, family netdev; see [`fastpath`].
+    FastPath,
     /// A table in the kernel that is not as Weft writes one.
     Altered,
 }
@@ -62,6 +64,16 @@ pub enum Element {
     Relay(Exit),
     /// The address of a node of this cluster.
     Node(IpAddr),
+    /// A port whose frames are offered to the fast path first. Its base chain, and no element of a set.
+    Hook(Name, fastpath::Side),
+    /// What a port's packets on the fast path come from.
+    Sender(Name, Mac, IpAddr),
+    /// The port behind which an address is.
+    Place(Mac, Name),
+    /// The port behind which a block of addresses is, both ends included.
+    Block(Mac, Mac, Name),
+    /// The port to all other addresses, for packets of one family.
+    Others(Family, Name),
 }
 
 /// The mark of a frame (skb->mark) that leaves the node by one of its ports: the uplink's, or a gateway's. A frame has it
@@ -103,6 +115,10 @@ pub enum Family {
 impl Family {
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
+    fn of_ether_type(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.ether_type() == name)
+    }
+
     pub const fn offered_counter(self) -> &'static str {
         match self {
             Self::Ipv4 => "offered4",
@@ -138,6 +154,8 @@ pub const PASSAGE_TABLE: &str = "weft_passage";
 pub fn family(table: &Name) -> &'static str {
     if table.as_str() == HOST_TABLE {
         "inet"
+    } else if table.is_fast_path() {
+        "netdev"
     } else {
         "bridge"
     }
@@ -156,6 +174,7 @@ impl Rules {
             }
             Self::Host => format!("host {digest:08x}"),
             Self::Passage => format!("passage {digest:08x}"),
+            Self::FastPath => format!("fastpath {digest:08x}"),
             Self::Altered => String::new(),
         }
     }
@@ -173,6 +192,7 @@ impl Rules {
             },
             ["host", _] => Self::Host,
             ["passage", _] => Self::Passage,
+            ["fastpath", _] => Self::FastPath,
             _ => return Self::Altered,
         };
         if rules.mark(table) == mark {
@@ -182,7 +202,7 @@ impl Rules {
         }
     }
 
-    /// How many rules the table has, the mark included.
+    /// How many rules the table has, the mark included and those of [`Element::Hook`] not.
     pub fn count(self, table: &Name) -> usize {
         self.chains(table)
             .iter()
@@ -210,29 +230,28 @@ impl Rules {
                 .iter()
                 .flat_map(|counter| Family::ALL.map(counter))
                 .collect(),
-            Self::Altered => vec![],
+            Self::FastPath | Self::Altered => vec![],
         };
         for counter in counters {
             let _ = writeln!(text, "  counter {counter} {{ }}");
         }
         let sets: &[(&str, &str)] = match self {
             Self::Segment { .. } => &[
-                ("pods", "type ifname"),
-                ("macs", "type ifname . ether_addr"),
-                ("sources4", "type ifname . ipv4_addr"),
-                ("sources6", "type ifname . ipv6_addr"),
-                ("targets", "typeof iifname . @th,64,128"),
-                ("taps", "type ifname"),
-                ("exits", "type ifname . mark"),
+                ("set pods", "type ifname"),
+                ("set macs", "type ifname . ether_addr"),
+                ("set sources4", "type ifname . ipv4_addr"),
+                ("set sources6", "type ifname . ipv6_addr"),
+                ("set targets", "typeof iifname . @th,64,128"),
+                ("set taps", "type ifname"),
+                ("set exits", "type ifname . mark"),
+                ("map ways", "type mark : mark"),
             ],
-            Self::Host => &[("nodes4", "type ipv4_addr"), ("nodes6", "type ipv6_addr")],
+            Self::Host => &[("set nodes4", "type ipv4_addr"), ("set nodes6", "type ipv6_addr")],
+            Self::FastPath => &fastpath::SETS,
             Self::Passage | Self::Altered => &[],
         };
         for (name, type_) in sets {
-            let _ = writeln!(text, "  set {name} {{ {type_}; }}");
-        }
-        if matches!(self, Self::Segment { .. }) {
-            let _ = writeln!(text, "  map ways {{ type mark : mark; }}");
+            let _ = writeln!(text, "  {name} {{ {type_}; }}");
         }
         for Chain { name, hook, rules } in self.chains(table) {
             let _ = writeln!(text, "  chain {name} {{");
@@ -258,16 +277,17 @@ impl Rules {
             },
             Self::Host => host_chains(),
             Self::Passage => passage_chains(),
+            Self::FastPath => fastpath::chains(),
             Self::Altered => vec![],
         }
     }
 }
 
-struct Chain {
-    name: &'static str,
+pub(super) struct Chain {
+    pub(super) name: &'static str,
     /// Hook and priority of a base chain.
-    hook: &'static str,
-    rules: Vec<String>,
+    pub(super) hook: &'static str,
+    pub(super) rules: Vec<String>,
 }
 
 /// Before br_netfilter takes a frame through the IP hooks at priority 0 (NF_BR_PRI_BRNF): what it brings back skips
@@ -523,7 +543,7 @@ fn host_chains() -> Vec<Chain> {
 }
 
 impl Element {
-    /// The set or map that the element is in.
+    /// The set or map that the element is in. A hook is in none, and is named as if it were.
     pub const fn set(&self) -> &'static str {
         match self {
             Self::Pod(_) => "pods",
@@ -536,6 +556,34 @@ impl Element {
             Self::Way(_) | Self::Relay(_) => "ways",
             Self::Node(IpAddr::V4(_)) => "nodes4",
             Self::Node(IpAddr::V6(_)) => "nodes6",
+            Self::Hook(..) => "hooks",
+            Self::Sender(_, _, IpAddr::V4(_)) => "senders4",
+            Self::Sender(_, _, IpAddr::V6(_)) => "senders6",
+            Self::Place(..) => "places",
+            Self::Block(..) => "blocks",
+            Self::Others(..) => "others",
+        }
+    }
+
+    /// The key alone, of an element of a map of the fast path: its value may be a port that is gone, which nft cannot
+    /// name.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            Self::Place(mac, _) => Some(mac.to_string()),
+            Self::Block(first, last, _) if first == last => Some(first.to_string()),
+            Self::Block(first, last, _) => Some(format!("{first}-{last}")),
+            Self::Others(family, _) => Some(family.ether_type().to_owned()),
+            Self::Pod(_)
+            | Self::Mac(..)
+            | Self::Source(..)
+            | Self::Target(..)
+            | Self::Tap(_)
+            | Self::Exit(..)
+            | Self::Way(_)
+            | Self::Relay(_)
+            | Self::Node(_)
+            | Self::Hook(..)
+            | Self::Sender(..) => None,
         }
     }
 
@@ -562,6 +610,19 @@ impl Element {
                 Self::Target(port()?, Ipv6Addr::from_bits(bits))
             }
             ("nodes4" | "nodes6", 1) => Self::Node(key.first()?.parse().ok()?),
+            ("senders4" | "senders6", 3) => {
+                Self::Sender(port()?, second()?.parse().ok()?, key.get(2)?.parse().ok()?)
+            }
+            ("places", 2) => Self::Place(key.first()?.parse().ok()?, Name::new(*second()?)),
+            ("blocks", 2 | 3) => {
+                let (port, macs) = key.split_last()?;
+                Self::Block(
+                    macs.first()?.parse().ok()?,
+                    macs.last()?.parse().ok()?,
+                    Name::new(*port),
+                )
+            }
+            ("others", 2) => Self::Others(Family::of_ether_type(key.first()?)?, Name::new(*second()?)),
             _ => return None,
         })
     }
@@ -569,10 +630,39 @@ impl Element {
     /// The port that the element is about.
     pub const fn port(&self) -> Option<&Name> {
         match self {
-            Self::Pod(port) | Self::Mac(port, _) | Self::Source(port, _) | Self::Target(port, _) => {
+            Self::Pod(port)
+            | Self::Mac(port, _)
+            | Self::Source(port, _)
+            | Self::Target(port, _)
+            | Self::Sender(port, ..) => Some(port),
+            Self::Hook(port, fastpath::Side::Pod) | Self::Place(_, port) => Some(port),
+            Self::Tap(_)
+            | Self::Exit(..)
+            | Self::Way(_)
+            | Self::Relay(_)
+            | Self::Node(_)
+            | Self::Hook(..)
+            | Self::Block(..)
+            | Self::Others(..) => None,
+        }
+    }
+
+    /// The interface without which it means nothing.
+    pub const fn link(&self) -> Option<&Name> {
+        match self {
+            Self::Hook(port, _) | Self::Place(_, port) | Self::Block(_, _, port) | Self::Others(_, port) => {
                 Some(port)
             }
-            Self::Tap(_) | Self::Exit(..) | Self::Way(_) | Self::Relay(_) | Self::Node(_) => None,
+            Self::Pod(_)
+            | Self::Mac(..)
+            | Self::Source(..)
+            | Self::Target(..)
+            | Self::Tap(_)
+            | Self::Exit(..)
+            | Self::Way(_)
+            | Self::Relay(_)
+            | Self::Node(_)
+            | Self::Sender(..) => None,
         }
     }
 
@@ -598,6 +688,7 @@ impl fmt::Display for Rules {
             }
             Self::Host => f.write_str("host"),
             Self::Passage => f.write_str("passage"),
+            Self::FastPath => f.write_str("fast path"),
             Self::Altered => f.write_str("altered"),
         }
     }
@@ -615,6 +706,11 @@ impl fmt::Display for Element {
             Self::Source(port, ip) => write!(f, "\"{port}\" . {ip}"),
             Self::Target(port, ip) => write!(f, "\"{port}\" . {:#034x}", ip.to_bits()),
             Self::Node(ip) => ip.fmt(f),
+            Self::Hook(port, side) => write!(f, "\"{port}\" {}", side.chain()),
+            Self::Sender(port, mac, ip) => write!(f, "\"{port}\" . {mac} . {ip}"),
+            Self::Place(_, port) | Self::Block(_, _, port) | Self::Others(_, port) => {
+                write!(f, "{} : \"{port}\"", self.key().unwrap_or_default())
+            }
         }
     }
 }
@@ -639,6 +735,7 @@ mod tests {
             },
             Rules::Host,
             Rules::Passage,
+            Rules::FastPath,
         ] {
             assert_eq!(Rules::of_mark(&table, &rules.mark(&table)), rules);
         }
@@ -663,9 +760,19 @@ mod tests {
             Element::Exit(Name::new("wu-a"), Exit::UPLINK),
             Element::Way(Exit::tap(1)),
             Element::Relay(Exit::tap(0)),
+            Element::Sender(Name::new("wp-a"), Mac::of_index(7), "10.80.0.7".parse().unwrap()),
+            Element::Sender(Name::new("wp-a"), Mac::of_index(7), "fd42::7".parse().unwrap()),
+            Element::Place(Mac::of_index(7), Name::new("wp-a")),
+            Element::Block(Mac::of_index(64), Mac::of_index(127), Name::new("wx-a")),
+            Element::Block(Mac::of_index(64), Mac::of_index(64), Name::new("wx-a")),
+            Element::Others(Family::Ipv6, Name::new("wt-a0")),
         ];
         for element in elements {
             let text = element.to_string().replace('"', "").replace(" : ", " . ");
+            let text = match element {
+                Element::Block(..) => text.replace('-', " . ").replace("wx . ", "wx-"),
+                _ => text,
+            };
             let key: Vec<&str> = text.split(" . ").collect();
             assert_eq!(Element::parse(element.set(), &key), Some(element));
         }

@@ -5,11 +5,12 @@
 //!        ├ pods ───────── the other ends, inside the pods' network namespaces
 //!        ├ fdb ────────── static entries of bridges and VXLAN devices
 //!        ├ neighbours ─── permanent entries that let a bridge answer ARP and ND
-//!        └ tables ─────── nftables
+//!        └ tables ─────── nftables: filters, and the way past the bridge
 //! ```
 //!
 //! Deliberately not here: interface indices, handles, sockets. What is not Weft's by name is not represented.
 
+pub mod fastpath;
 pub mod filter;
 pub mod link;
 pub mod table;
@@ -39,6 +40,8 @@ impl Name {
     pub const LINK_PREFIXES: [&'static str; 5] = ["wb-", "wx-", "wu-", "wt-", "wp-"];
     /// First characters of every nftables table that belongs to Weft.
     pub const TABLE_PREFIX: &'static str = "weft_";
+    /// Last characters of every segment's second table; see [`fastpath`].
+    pub const FAST_PATH_SUFFIX: &'static str = "_fastpath";
 
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
@@ -46,6 +49,11 @@ impl Name {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is that of a segment's [`fastpath`].
+    pub fn is_fast_path(&self) -> bool {
+        self.0.ends_with(Self::FAST_PATH_SUFFIX)
     }
 
     /// Whether an interface on a node is Weft's.
@@ -74,7 +82,7 @@ impl Segment {
         let hash = name
             .strip_prefix("wb-")
             .or_else(|| name.strip_prefix(Name::TABLE_PREFIX))?;
-        Some(Self(hash.to_owned()))
+        Some(Self(hash.trim_end_matches(Name::FAST_PATH_SUFFIX).to_owned()))
     }
 
     pub fn bridge(&self) -> Name {
@@ -95,6 +103,10 @@ impl Segment {
 
     pub fn table(&self) -> Name {
         Name(format!("{}{}", Name::TABLE_PREFIX, self.0))
+    }
+
+    pub fn fast_path(&self) -> Name {
+        Name(format!("{}{}", self.table(), Name::FAST_PATH_SUFFIX))
     }
 }
 
@@ -127,7 +139,10 @@ mod tests {
         assert_eq!(segment.uplink().as_str(), names::uplink("shop"));
         assert_eq!(segment.tap(12).as_str(), names::tap("shop", 12));
         assert_eq!(segment.table().as_str(), names::filter_table("shop"));
-        assert_eq!(Segment::of_name(&names::filter_table("shop")), Some(segment));
+        let tables = [segment.table(), segment.fast_path()];
+        for table in tables {
+            assert_eq!(Segment::of_name(table.as_str()), Some(segment.clone()));
+        }
     }
 
     #[test]

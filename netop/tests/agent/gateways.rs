@@ -6,7 +6,7 @@ use slice_crds::names;
 use slice_netop::{
     agent::Event,
     liveness::{self, Heard, Word},
-    model::{Element, Exit, Segment},
+    model::{Element, Exit, Name, Segment, filter::Family},
     status::Standing,
 };
 use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
@@ -198,13 +198,24 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
 
     let log = say(&mut node, &near, report(1, true)).await;
+    let others = |sign, port: &str| {
+        let table = Segment::of_slice("shop").fast_path();
+        let element = |family| Element::Others(family, Name::new(port));
+        Family::ALL.map(|family| format!("{sign} element {table} others {}", element(family)))
+    };
+    let by_the_bridge = [
+        format!("~ link {uplink} remote 192.168.7.3"),
+        format!("- {}", way(Exit::tap(0))),
+        format!("+ {}", way(Exit::UPLINK)),
+    ];
     assert_eq!(
         log,
         [
-            format!("~ link {uplink} remote 192.168.7.3"),
-            format!("- {}", way(Exit::tap(0))),
-            format!("+ {}", way(Exit::UPLINK)),
-        ],
+            &others('-', &names::tap("shop", 0))[..],
+            &by_the_bridge,
+            &others('+', &uplink),
+        ]
+        .concat(),
         "the other way is open before it is taken, and what others send still passes"
     );
     assert!(

@@ -19,7 +19,7 @@ use slice_netop::{
     },
     files::RunDirectory,
     gateways::{GatewayEvent, Server},
-    kernel::fake::Fake,
+    kernel::{FAST_PATH, fake::Fake},
     liveness,
     metrics::Metrics,
     model::{Name, Netns},
@@ -70,7 +70,9 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
         node_address: None,
         run: run.clone(),
         netns: NetnsDirectory("/run/netns".into()),
-        features: [("nftables".to_owned(), true), ("tap".to_owned(), true)].into(),
+        features: ["nftables", "tap", FAST_PATH]
+            .map(|feature| (feature.to_owned(), true))
+            .into(),
         metrics: Metrics::register(&registry),
         server: Server::new(run.clone(), uid, gateway_event),
         fetches: fetch,

@@ -334,7 +334,7 @@ async fn vxlan_from_elsewhere_than_a_node_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_service_rules_do_not_touch_a_slice() {
-    let mut cluster = Cluster::new(1);
+    let mut cluster = Cluster::new(1).without_fast_path();
     cluster.add_slice("shop", slice(77));
     let (a, b) = (cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 0, 1));
     cluster.sync().await;
@@ -361,7 +361,7 @@ async fn the_nodes_service_rules_do_not_touch_a_slice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_nodes_own_filters_drop_is_counted() {
-    let mut cluster = Cluster::new(1);
+    let mut cluster = Cluster::new(1).without_fast_path();
     cluster.add_slice("shop", slice(77));
     let (a, b) = (cluster.add_pod("shop", 0, 0), cluster.add_pod("shop", 0, 1));
     cluster.sync().await;

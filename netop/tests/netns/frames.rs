@@ -371,16 +371,22 @@ async fn a_change_between_gateways_that_carry_loses_and_doubles_nothing() {
     let stop = Arc::new(AtomicBool::new(false));
     let sent: Vec<_> = [0, 4]
         .map(|place: usize| {
-            let (wire, mac, stop) = (wire(&pods[place]), pods[place].mac(), Arc::clone(&stop));
+            let (wire, stop) = (wire(&pods[place]), Arc::clone(&stop));
+            let (mac, ip) = (pods[place].mac(), pods[place].v4());
             std::thread::spawn(move || {
                 let mut sent = 0u32;
                 while !stop.load(Ordering::Relaxed) {
-                    let frame = ethernet(
-                        Mac::BROADCAST,
-                        mac,
-                        EXPERIMENT,
-                        &[MARK, &sent.to_be_bytes()].concat(),
-                    );
+                    let payload = [MARK, &sent.to_be_bytes()].concat();
+                    // By the bridge, and past it.
+                    let frame = match sent % 2 {
+                        0 => ethernet(Mac::BROADCAST, mac, EXPERIMENT, &payload),
+                        _ => udp4(
+                            Mac::of_index(0x4000),
+                            (mac, ip),
+                            "10.80.64.0".parse().unwrap(),
+                            &payload,
+                        ),
+                    };
                     wire.send(&frame);
                     sent += 1;
                     // Within the slice's budget of broadcasts.

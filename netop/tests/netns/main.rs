@@ -17,6 +17,7 @@ mod support;
 mod agent;
 mod attach;
 mod cost;
+mod fastpath;
 mod filter;
 mod frames;
 mod repair;

@@ -22,7 +22,7 @@ async fn whatever_is_changed_by_hand_comes_back() {
     let _tap = cluster.add_gateway("shop", 0).await;
     let segment = Segment::of_slice("shop");
     let (bridge, mesh, uplink, tap) = (segment.bridge(), segment.mesh(), segment.uplink(), segment.tap(0));
-    let (port, table) = (a.port.clone(), segment.table());
+    let (port, table, fast_path) = (a.port.clone(), segment.table(), segment.fast_path());
     let remote = cluster.nodes[1].address;
     let node = [
         format!("ip link set {bridge} mtu 1200"),
@@ -49,6 +49,12 @@ async fn whatever_is_changed_by_hand_comes_back() {
         format!("nft flush set bridge {table} macs"),
         format!("nft add element bridge {table} pods {{ eth0 }}"),
         "nft delete table inet weft_host".into(),
+        format!("nft delete table netdev {fast_path}"),
+        format!("nft flush chain netdev {fast_path} from_pod"),
+        format!("nft flush chain netdev {fast_path} {port}"),
+        format!("nft delete chain netdev {fast_path} {port}"),
+        format!("nft flush map netdev {fast_path} others"),
+        format!("nft add element netdev {fast_path} places {{ 02:5c:00:00:00:99 : eth0 }}"),
         format!("ip link del {port}"),
         format!("ip link del {mesh}"),
         format!("ip link del {bridge}"),

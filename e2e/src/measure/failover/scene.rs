@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::json;
-use slice_crds::{labels, names, v1alpha1::SliceGateway};
+use slice_crds::{labels, names};
 use tokio::task::block_in_place;
 
 use super::{Fault, Round};
@@ -234,8 +234,6 @@ impl<'a> Scene<'a> {
     /// Waits until every gateway is Ready and has a tunnel to every gateway of the others.
     async fn steady(&self) -> Result<()> {
         for cluster in &self.environment.clusters {
-            let gateways: Api<SliceGateway> =
-                Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
             let far = 2 * (self.environment.clusters.len() - 1);
             let what = format!("cluster {}: two gateways with {far} tunnels each", cluster.name);
             poll(BACK, &what, async || {
@@ -244,9 +242,9 @@ impl<'a> Scene<'a> {
                     && pods
                         .iter()
                         .all(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
-                let objects = gateways.list(&ListParams::default()).await?;
-                let up = objects.iter().filter(|gateway| gateway.spec.slice == SLICE);
-                let up: Vec<usize> = up
+                let objects = cluster.gateways(SLICE).await?;
+                let up: Vec<usize> = objects
+                    .iter()
                     .filter_map(|gateway| gateway.status.as_ref())
                     .filter(|status| status.connected)
                     .map(|status| status.tunnels.iter().filter(|tunnel| tunnel.up).count())

@@ -59,6 +59,14 @@ impl Cluster {
         Self { underlay, nodes, v6 }
     }
 
+    /// Lets every frame take the bridge, as on a kernel that cannot do otherwise.
+    pub fn without_fast_path(mut self) -> Self {
+        for node in &mut self.nodes {
+            node.intent.fast_path = false;
+        }
+        self
+    }
+
     /// Puts a slice on every node.
     pub fn add_slice(&mut self, name: &str, (vni, subnets): (u32, Subnets)) {
         let addresses: Vec<IpAddr> = self.nodes.iter().map(|node| node.address).collect();
@@ -160,7 +168,10 @@ impl Node {
             space,
             kernel,
             address,
-            intent: NodeIntent::default(),
+            intent: NodeIntent {
+                fast_path: true,
+                ..NodeIntent::default()
+            },
         }
     }
 
