@@ -116,11 +116,19 @@ pub fn conditions(
         .collect()
 }
 
+/// The condition of a type.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
 /// Whether the condition is there and `True`.
 pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
-    conditions
-        .iter()
-        .any(|condition| condition.type_ == type_ && condition.status == "True")
+    find(conditions, type_).is_some_and(|condition| condition.status == "True")
+}
+
+/// The condition, where it is there and `False`.
+pub fn find_false<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    find(conditions, type_).filter(|condition| condition.status == "False")
 }
 
 #[cfg(test)]

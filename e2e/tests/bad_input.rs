@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
-use slice_crds::{labels, v1alpha1::SliceConfig};
+use slice_crds::{conditions, labels, v1alpha1::SliceConfig};
 use slice_e2e::harness::{
     Environment, PodSpec, poll,
     weft::{PROJECT, attachment},
@@ -45,11 +45,8 @@ async fn complained(
     apply(environment, name, spec).await?;
     let says = |slice: &SliceConfig| {
         slice.status.as_ref().is_some_and(|status| {
-            status.conditions.iter().any(|one| {
-                one.type_ == "Accepted"
-                    && one.status == "False"
-                    && one.reason == reason
-                    && words.iter().all(|word| one.message.contains(word))
+            conditions::find_false(&status.conditions, conditions::ACCEPTED).is_some_and(|refused| {
+                refused.reason == reason && words.iter().all(|word| refused.message.contains(word))
             })
         })
     };
@@ -196,9 +193,8 @@ async fn malformed_label(environment: &Environment) -> Result<()> {
             .as_ref()
             .map(|status| status.conditions.as_slice())
             .unwrap_or_default();
-        conditions
-            .iter()
-            .any(|one| one.type_ == "LabelsValid" && one.status == "False" && one.message.contains(namespace))
+        conditions::find_false(conditions, conditions::LABELS_VALID)
+            .is_some_and(|invalid| invalid.message.contains(namespace))
     };
     hub.await_object(&clusters, &member.name, "LabelsValid=False", PATIENCE, said)
         .await?;

@@ -52,12 +52,9 @@ async fn a_firewall_in_the_way_is_named() -> Result<()> {
     let named = poll(PATIENCE, "the slice says what is in its way", async || {
         ensure!(echoes().await? == 0, "the wall stands");
         let status = slices.get(slice).await?.status.unwrap_or_default();
-        let ready = status
-            .conditions
-            .iter()
-            .find(|one| one.type_ == conditions::READY);
-        let told = ready.filter(|ready| ready.status == "False" && ready.message.contains("own IP filters"));
-        Ok(told.map(|ready| ready.message.clone()))
+        let unready = conditions::find_false(&status.conditions, conditions::READY);
+        let told = unready.filter(|unready| unready.message.contains("own IP filters"));
+        Ok(told.map(|unready| unready.message.clone()))
     })
     .await;
     process::run(lab.command(node, "nft")?.arg("delete table ip wall"))?;

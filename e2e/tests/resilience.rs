@@ -180,9 +180,7 @@ async fn without_the_hub(
                 .as_ref()
                 .map(|status| status.conditions.as_slice())
                 .unwrap_or_default();
-            conditions
-                .iter()
-                .any(|one| one.type_ == conditions::REACHABLE && one.status == "False")
+            conditions::find_false(conditions, conditions::REACHABLE).is_some()
         };
         member
             .await_object(&mirrors, slice, "Reachable=False on the mirror", BACK, said)

@@ -7,7 +7,10 @@ use expect_test::{Expect, expect};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use slice_crds::v1alpha1::{Cluster, MemberReport, MemberSlice, SliceConfig};
+use slice_crds::{
+    conditions,
+    v1alpha1::{Cluster, MemberReport, MemberSlice, SliceConfig},
+};
 use slice_operator::hub::plan::{Plan, World, plan};
 
 const NOW: i64 = 1_800_000_000;
@@ -145,11 +148,7 @@ fn text(plan: &Plan) -> String {
         ));
     }
     for (_, name, status) in &plan.slice_status {
-        for condition in status
-            .conditions
-            .iter()
-            .filter(|condition| condition.type_ == "Accepted")
-        {
+        if let Some(condition) = conditions::find(&status.conditions, conditions::ACCEPTED) {
             lines.push(format!(
                 "slice {name} Accepted={} {}: {}",
                 condition.status, condition.reason, condition.message
@@ -229,8 +228,7 @@ fn a_renewal_that_waits_names_whom_it_waits_for() {
     let said = |keys| {
         let world = world().cluster("a").report("a", json!({})).cluster("b");
         let plan = run(&world.report("b", gateway(keys)).slice("shop", shop()));
-        let mut conditions = plan.slice_status[0].2.conditions.iter();
-        let keys = conditions.find(|one| one.type_ == "KeysCurrent").unwrap();
+        let keys = conditions::find(&plan.slice_status[0].2.conditions, conditions::KEYS_CURRENT).unwrap();
         format!("{} {}: {}", keys.status, keys.reason, keys.message)
     };
     let waits = said(json!({"publicKey": "K2", "formerKey": "K1", "renewalWaitsFor": "db1/0"}));

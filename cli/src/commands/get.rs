@@ -79,8 +79,7 @@ where
 
 /// Status and message of a condition.
 fn condition(conditions: &[Condition], type_: &str) -> (String, String) {
-    let found = conditions.iter().find(|condition| condition.type_ == type_);
-    found.map_or_else(
+    conditions::find(conditions, type_).map_or_else(
         || ("Unknown".into(), "no status yet".into()),
         |one| (one.status.clone(), one.message.clone()),
     )

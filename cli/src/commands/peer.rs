@@ -142,10 +142,9 @@ fn given(slice: &SliceConfig, peer: &str) -> Option<SlicePeerStatus> {
 
 /// Why the hub does not follow the slice as it is written.
 fn refused(slice: &SliceConfig) -> Option<String> {
-    let conditions = &slice.status.as_ref()?.conditions;
-    let accepted = conditions.iter().find(|one| one.type_ == conditions::ACCEPTED)?;
-    let current = accepted.observed_generation == slice.metadata.generation;
-    (accepted.status == "False" && current).then(|| accepted.message.clone())
+    let refused = conditions::find_false(&slice.status.as_ref()?.conditions, conditions::ACCEPTED)?;
+    let current = refused.observed_generation == slice.metadata.generation;
+    current.then(|| refused.message.clone())
 }
 
 async fn slices(target: &Target) -> anyhow::Result<Api<SliceConfig>> {

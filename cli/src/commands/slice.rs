@@ -45,11 +45,8 @@ pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Ou
         slice
             .and_then(|slice| slice.status.as_ref())
             .is_some_and(|status| {
-                let refused = |condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
-                    condition.type_ == conditions::ACCEPTED && condition.status == "False"
-                };
                 conditions::is_true(&status.conditions, conditions::READY)
-                    || status.conditions.iter().any(refused)
+                    || conditions::find_false(&status.conditions, conditions::ACCEPTED).is_some()
             })
     };
     let why = format!("it is not ready; see `slicectl status {}`", slice.name);

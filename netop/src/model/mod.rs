@@ -10,12 +10,14 @@
 //!
 //! Deliberately not here: interface indices, handles, sockets. What is not Weft's by name is not represented.
 
+pub mod element;
 pub mod fastpath;
 pub mod filter;
 pub mod link;
 pub mod table;
 
-pub use filter::{Element, Exit, Rules, Table};
+pub use element::{Element, Exit};
+pub use filter::{Rules, Table};
 pub use link::{Kind, Link, Netns, PodLink, Port, Queues, Vxlan};
 pub use table::{Fdb, Neighbour, Via};
 
