@@ -235,7 +235,7 @@ impl IndexRange {
         (0..self.size / size).map(move |n| Self::new(self.start + n * size, size))
     }
 
-    pub fn indices(self) -> impl Iterator<Item = u32> {
+    pub fn indices(self) -> impl DoubleEndedIterator<Item = u32> {
         self.start..=self.start + (self.size - 1)
     }
 }

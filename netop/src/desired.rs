@@ -57,6 +57,22 @@ pub struct SegmentIntent {
     pub attachments: BTreeMap<Name, AttachmentIntent>,
 }
 
+impl SegmentIntent {
+    /// The indices of a block that attachments may have.
+    fn usable(&self, block: IndexRange) -> impl DoubleEndedIterator<Item = u32> {
+        block.indices().filter(|index| self.subnets.usable(*index))
+    }
+
+    /// The port and the exit by which this node's frames go to other clusters.
+    fn way_out(&self, segment: &Segment) -> Option<(Name, Exit)> {
+        match self.uplink {
+            Uplink::None => None,
+            Uplink::Local(ordinal) => Some((segment.tap(ordinal), Exit::tap(ordinal))),
+            Uplink::Remote(_) => Some((segment.uplink(), Exit::UPLINK)),
+        }
+    }
+}
+
 /// The gateway that this node sends other clusters' frames to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uplink {
@@ -79,12 +95,11 @@ pub struct AttachmentIntent {
 pub fn desired(intent: &NodeIntent) -> State {
     let mut state = State::default();
     for (slice, segment) in &intent.segments {
-        segment_state(&mut state, slice, segment);
+        let names = Segment::of_slice(slice);
+        segment_state(&mut state, slice, &names, segment);
         if intent.fast_path {
-            state.tables.insert(
-                Segment::of_slice(slice).fast_path(),
-                fast_path(&Segment::of_slice(slice), segment),
-            );
+            let table = fast_path(&names, segment);
+            state.tables.insert(names.fast_path(), table);
         }
     }
     if !intent.segments.is_empty() {
@@ -107,8 +122,7 @@ pub fn desired(intent: &NodeIntent) -> State {
     state
 }
 
-fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
-    let segment = Segment::of_slice(slice);
+fn segment_state(state: &mut State, slice: &str, segment: &Segment, intent: &SegmentIntent) {
     let port = Port {
         bridge: segment.bridge(),
         unknown: false,
@@ -174,9 +188,9 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
             }),
         );
     }
-    remote_entries(state, &segment, intent);
+    remote_entries(state, segment, intent);
     for (name, attachment) in &intent.attachments {
-        attachment_state(state, slice, &segment, intent, name, attachment);
+        attachment_state(state, slice, segment, intent, name, attachment);
     }
     let rules = Rules::Segment {
         frames_per_second: intent.broadcast.frames_per_second,
@@ -193,16 +207,12 @@ fn segment_state(state: &mut State, slice: &str, intent: &SegmentIntent) {
             Element::Exit(name, Exit::tap(*ordinal)),
         ]
     });
-    let way = match intent.uplink {
-        Uplink::None => None,
-        Uplink::Local(ordinal) => Some(Exit::tap(ordinal)),
-        Uplink::Remote(_) => Some(Exit::UPLINK),
-    };
+    let way = intent.way_out(segment).map(|(_, exit)| Element::Way(exit));
     let relay = intent.relay.map(Exit::tap).map(Element::Relay);
     let elements = pods
         .chain(taps)
         .chain([Element::Exit(segment.uplink(), Exit::UPLINK)])
-        .chain(way.map(Element::Way))
+        .chain(way)
         .chain(relay)
         .collect();
     state.tables.insert(segment.table(), Table { rules, elements });
@@ -223,9 +233,9 @@ fn fast_path(segment: &Segment, intent: &SegmentIntent) -> Table {
         elements.insert(Element::Place(mac, port.clone()));
     }
     for block in intent.remotes.values().flatten() {
-        let usable = || block.indices().filter(|index| intent.subnets.usable(*index));
         // What cannot be used is at the ends of a subnet, so what can be is in one piece.
-        if let (Some(first), Some(last)) = (usable().next(), usable().last()) {
+        let ends = (intent.usable(*block).next(), intent.usable(*block).next_back());
+        if let (Some(first), Some(last)) = ends {
             elements.insert(Element::Block(
                 Mac::of_index(first),
                 Mac::of_index(last),
@@ -233,12 +243,7 @@ fn fast_path(segment: &Segment, intent: &SegmentIntent) -> Table {
             ));
         }
     }
-    let others = match intent.uplink {
-        Uplink::None => None,
-        Uplink::Local(ordinal) => Some(segment.tap(ordinal)),
-        Uplink::Remote(_) => Some(segment.uplink()),
-    };
-    if let Some(port) = others {
+    if let Some((port, _)) = intent.way_out(segment) {
         elements.extend(Family::ALL.map(|family| Element::Others(family, port.clone())));
     }
     Table {
@@ -256,11 +261,7 @@ fn remote_entries(state: &mut State, segment: &Segment, intent: &SegmentIntent) 
             mac: ANY,
             via: Via::Remote(*node),
         });
-        for index in blocks
-            .iter()
-            .flat_map(|block| block.indices())
-            .filter(|index| intent.subnets.usable(*index))
-        {
+        for index in blocks.iter().flat_map(|block| intent.usable(*block)) {
             let mac = Mac::of_index(index);
             state.fdb.insert(Fdb {
                 link: mesh.clone(),

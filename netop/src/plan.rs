@@ -91,6 +91,7 @@ pub struct Plan(pub Vec<Step>);
 pub fn diff(desired: &State, observed: &State) -> Plan {
     let mut planner = Planner {
         desired,
+        doomed: doomed(desired, observed),
         now: observed.clone(),
         plan: Plan::default(),
     };
@@ -111,6 +112,7 @@ pub fn diff(desired: &State, observed: &State) -> Plan {
 
 struct Planner<'a> {
     desired: &'a State,
+    doomed: BTreeSet<Name>,
     /// What is there after the steps so far.
     now: State,
     plan: Plan,
@@ -160,7 +162,6 @@ impl Planner<'_> {
 
     /// What is not wanted of the fast paths, and what leads to or from a link that goes or has gone.
     fn close_fast_paths(&mut self) {
-        let doomed = self.doomed();
         let tables = self.now.tables.iter().filter(|(name, _)| name.is_fast_path());
         let mut actions = vec![];
         for (name, seen) in tables {
@@ -169,7 +170,7 @@ impl Planner<'_> {
                 actions.push(Action::DelTable(name.clone()));
                 continue;
             };
-            let stays = |link: &Name| self.now.links.contains_key(link) && !doomed.contains(link);
+            let stays = |link: &Name| self.now.links.contains_key(link) && !self.doomed.contains(link);
             let gone = seen
                 .elements
                 .iter()
@@ -196,7 +197,6 @@ impl Planner<'_> {
 
     /// Entries of links that stay. Those of links that go, go with them.
     fn remove_entries(&mut self) {
-        let doomed = self.doomed();
         let stays = |link: &Name, bridge: bool| {
             let on = self
                 .now
@@ -204,7 +204,7 @@ impl Planner<'_> {
                 .get(link)
                 .and_then(|link| link.port.as_ref())
                 .map(|port| &port.bridge);
-            !(doomed.contains(link) || bridge && on.is_some_and(|on| doomed.contains(on)))
+            !(self.doomed.contains(link) || bridge && on.is_some_and(|on| self.doomed.contains(on)))
         };
         let mut gone: Vec<Fdb> = (self.now.fdb.difference(&self.desired.fdb))
             .filter(|fdb| stays(&fdb.link, fdb.via == Via::Bridge))
@@ -221,37 +221,8 @@ impl Planner<'_> {
             .for_each(|neighbour| self.push(Action::DelNeighbour(neighbour)));
     }
 
-    /// Links that are not wanted, or not in this form.
-    fn doomed(&self) -> BTreeSet<Name> {
-        let wrong = |(name, seen): &(&Name, &Link)| {
-            let Some(wanted) = self.desired.links.get(*name) else {
-                return true;
-            };
-            let same_kind = match (&wanted.kind, &seen.kind) {
-                (Kind::Bridge { .. }, Kind::Bridge { .. }) => true,
-                (Kind::Tap(wanted), Kind::Tap(seen)) => wanted == seen,
-                (Kind::Vxlan(wanted), Kind::Vxlan(seen)) => wanted.fixed() == seen.fixed(),
-                (Kind::Veth, Kind::Veth) => {
-                    let end = |state: &State| state.pods.get(*name).map(PodLink::end);
-                    end(self.desired) == end(&self.now)
-                }
-                (
-                    Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
-                    Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
-                ) => false,
-            };
-            !same_kind
-        };
-        self.now
-            .links
-            .iter()
-            .filter(wrong)
-            .map(|(name, _)| name.clone())
-            .collect()
-    }
-
     fn remove_links(&mut self) {
-        let mut doomed: Vec<Name> = self.doomed().into_iter().collect();
+        let mut doomed: Vec<Name> = self.doomed.iter().cloned().collect();
         doomed.sort_by_key(|name| std::cmp::Reverse(rank(name)));
         doomed
             .into_iter()
@@ -460,6 +431,35 @@ impl PodLink {
             interface: self.name.clone(),
         }
     }
+}
+
+/// Links that are not wanted, or not in this form.
+fn doomed(desired: &State, observed: &State) -> BTreeSet<Name> {
+    let wrong = |(name, seen): &(&Name, &Link)| {
+        let Some(wanted) = desired.links.get(*name) else {
+            return true;
+        };
+        let same_kind = match (&wanted.kind, &seen.kind) {
+            (Kind::Bridge { .. }, Kind::Bridge { .. }) => true,
+            (Kind::Tap(wanted), Kind::Tap(seen)) => wanted == seen,
+            (Kind::Vxlan(wanted), Kind::Vxlan(seen)) => wanted.fixed() == seen.fixed(),
+            (Kind::Veth, Kind::Veth) => {
+                let end = |state: &State| state.pods.get(*name).map(PodLink::end);
+                end(desired) == end(observed)
+            }
+            (
+                Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
+                Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
+            ) => false,
+        };
+        !same_kind
+    };
+    observed
+        .links
+        .iter()
+        .filter(wrong)
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// Bridges come first and go last.

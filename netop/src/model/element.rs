@@ -167,20 +167,12 @@ impl Element {
 
     /// The interface without which it means nothing.
     pub const fn link(&self) -> Option<&Name> {
-        match self {
-            Self::Hook(port, _) | Self::Place(_, port) | Self::Block(_, _, port) | Self::Others(_, port) => {
-                Some(port)
-            }
-            Self::Pod(_)
-            | Self::Mac(..)
-            | Self::Source(..)
-            | Self::Target(..)
-            | Self::Tap(_)
-            | Self::Exit(..)
-            | Self::Way(_)
-            | Self::Relay(_)
-            | Self::Node(_)
-            | Self::Sender(..) => None,
+        if let Self::Hook(port, _) | Self::Place(_, port) | Self::Block(_, _, port) | Self::Others(_, port) =
+            self
+        {
+            Some(port)
+        } else {
+            None
         }
     }
 

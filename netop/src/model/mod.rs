@@ -84,7 +84,8 @@ impl Segment {
         let hash = name
             .strip_prefix("wb-")
             .or_else(|| name.strip_prefix(Name::TABLE_PREFIX))?;
-        Some(Self(hash.trim_end_matches(Name::FAST_PATH_SUFFIX).to_owned()))
+        let hash = hash.strip_suffix(Name::FAST_PATH_SUFFIX).unwrap_or(hash);
+        Some(Self(hash.to_owned()))
     }
 
     pub fn bridge(&self) -> Name {
