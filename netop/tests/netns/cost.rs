@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use slice_netop::model::{
-    Name,
-    filter::{Family, PASSAGE_TABLE},
-};
+use slice_netop::model::filter::Family;
 
 use crate::support::{Cluster, Pod, Wire, slice, udp4};
 
@@ -40,14 +37,12 @@ async fn of_a_frame_between_two_pods_of_a_node() {
         let [from, to] = [0, 1].map(|nth| cluster.add_pod("slice-0", 0, nth));
         cluster.sync().await;
         let past = time(&from, &to);
-        assert!(
-            passed(&mut cluster).await < u64::from(FRAMES),
-            "they took the bridge"
-        );
+        let [_, passed] = cluster.nodes[0].passage(Family::Ipv4).await;
+        assert!(passed < u64::from(FRAMES), "they took the bridge");
         let mut cluster = cluster.without_fast_path();
         cluster.sync().await;
         let filtered = time(&from, &to);
-        let passed = passed(&mut cluster).await;
+        let [_, passed] = cluster.nodes[0].passage(Family::Ipv4).await;
         assert!(
             passed >= 9 * u64::from(FRAMES),
             "{passed} frames passed the filters"
@@ -56,13 +51,4 @@ async fn of_a_frame_between_two_pods_of_a_node() {
         let bare = time(&from, &to);
         println!("{slices:18} | {past:28} | {filtered:13} | {bare:24}");
     }
-}
-
-/// IPv4 frames that the bridge passed on.
-async fn passed(cluster: &mut Cluster) -> u64 {
-    let counter = Family::Ipv4.passed_counter();
-    let [passed] = cluster.nodes[0]
-        .counted(&Name::new(PASSAGE_TABLE), [counter])
-        .await;
-    passed
 }

@@ -8,25 +8,14 @@ use std::{
 use slice_crds::Mac;
 use slice_netop::{
     kernel::{FAST_PATH, features},
-    model::{
-        Name, Segment,
-        filter::{Family, PASSAGE_TABLE},
-    },
+    model::{Segment, filter::Family},
 };
 
-use crate::support::{Cluster, Pod, Tap, Wire, slice, udp4};
+use crate::support::{Cluster, MARK, Pod, Tap, Wire, marked, slice, udp4};
 
 const SETTLE: Duration = Duration::from_millis(200);
-const MARK: &[u8] = b"weft-test-frame-with-a-marker-in-it-and-some-padding-behind-it";
 /// An address of another cluster.
 const FAR: u32 = 0x4000;
-
-fn marked(frames: &[Vec<u8>]) -> usize {
-    frames
-        .iter()
-        .filter(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
-        .count()
-}
 
 /// Two pods and a gateway on the first node, a pod on the second.
 async fn shop(cluster: Cluster) -> (Cluster, [Pod; 3], Tap) {
@@ -41,9 +30,7 @@ async fn shop(cluster: Cluster) -> (Cluster, [Pod; 3], Tap) {
 async fn bridged(cluster: &mut Cluster, family: Family) -> Vec<u64> {
     let mut counts = vec![];
     for node in &mut cluster.nodes {
-        let [passed] = node
-            .counted(&Name::new(PASSAGE_TABLE), [family.passed_counter()])
-            .await;
+        let [_, passed] = node.passage(family).await;
         counts.push(passed);
     }
     counts

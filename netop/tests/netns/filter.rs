@@ -3,15 +3,11 @@
 use std::{net::IpAddr, time::Duration};
 
 use slice_crds::Mac;
-use slice_netop::model::{
-    Name, Segment,
-    filter::{Family, PASSAGE_TABLE},
-};
+use slice_netop::model::{Segment, filter::Family};
 
-use crate::support::{Cluster, Pod, Space, Wire, arp_request, ethernet, ping, slice, udp4};
+use crate::support::{Cluster, MARK, Pod, Space, Wire, arp_request, ethernet, marked, ping, slice, udp4};
 
 const SETTLE: Duration = Duration::from_millis(200);
-const MARK: &[u8] = b"weft-test-frame-with-a-marker-in-it-and-some-padding-behind-it";
 
 fn seen(frames: &[Vec<u8>], mark: &[u8]) -> bool {
     frames
@@ -38,14 +34,6 @@ async fn dropped(cluster: &mut Cluster, node: usize, counter: &str) -> u64 {
     let table = Segment::of_slice("shop").table();
     let [packets] = cluster.nodes[node].counted(&table, [counter]).await;
     packets
-}
-
-/// IP frames before and after the node's own filters see them.
-async fn passage(cluster: &mut Cluster, family: Family) -> [u64; 2] {
-    let counters = [family.offered_counter(), family.passed_counter()];
-    cluster.nodes[0]
-        .counted(&Name::new(PASSAGE_TABLE), counters)
-        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,10 +189,7 @@ async fn broadcast_beyond_the_budget_is_dropped_and_counted_and_arp_still_works(
         from.send(&unicast);
     }
     let frames = to.collect(SETTLE);
-    let arrived = frames
-        .iter()
-        .filter(|frame| seen(std::slice::from_ref(*frame), MARK))
-        .count();
+    let arrived = marked(&frames);
     let allowed = 50 + (start.elapsed().as_secs_f64() * 50.0) as usize + 1;
     assert!(
         (50..=allowed).contains(&arrived),
@@ -373,17 +358,17 @@ async fn what_the_nodes_own_filters_drop_is_counted() {
     let answers = |address| ping(&a.space, address, 8, SETTLE).is_some();
     assert!(answers(b.v4()) && answers(b.v6()), "control");
     for family in Family::ALL {
-        let [offered, passed] = passage(&mut cluster, family).await;
+        let [offered, passed] = cluster.nodes[0].passage(family).await;
         assert_eq!(offered, passed, "control: nothing is lost");
         assert!(offered >= 2, "request and answer are counted");
     }
-    let [_, before] = passage(&mut cluster, Family::Ipv4).await;
+    let [_, before] = cluster.nodes[0].passage(Family::Ipv4).await;
     let script = "add table ip docker; \
                   add chain ip docker forward { type filter hook forward priority 0 ; policy drop ; }";
     cluster.nodes[0].space.command("nft", script).unwrap();
     assert!(!answers(b.v4()));
     assert!(answers(b.v6()), "the other family passes");
-    assert_eq!(passage(&mut cluster, Family::Ipv4).await, [before + 1, before]);
+    assert_eq!(cluster.nodes[0].passage(Family::Ipv4).await, [before + 1, before]);
     // What the status tells the user to add.
     let bridges = "add rule ip docker forward iifname wb-* oifname wb-* accept";
     cluster.nodes[0].space.command("nft", bridges).unwrap();

@@ -15,22 +15,15 @@ use slice_netop::{
     model::{Name, Queues},
 };
 
-use crate::support::{Cluster, Pod, Space, Tap, Wire, arp_request, ethernet, ping, slice, udp4};
+use crate::support::{
+    Cluster, MARK, Pod, Space, Tap, Wire, arp_request, ethernet, marked, ping, slice, udp4,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Long enough for a frame to arrive anywhere in a namespace lab.
 const SETTLE: Duration = Duration::from_millis(300);
 /// An EtherType for local experiments (IEEE 802, clause 9.2.4).
 const EXPERIMENT: u16 = 0x88b5;
-const MARK: &[u8] = b"weft-test-frame-with-a-marker-in-it-and-some-padding-behind-it";
-
-/// How many of these frames carry the marker.
-fn marked(frames: &[Vec<u8>]) -> usize {
-    frames
-        .iter()
-        .filter(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
-        .count()
-}
 
 fn wire(pod: &Pod) -> Wire {
     Wire::open(&pod.space, &pod.interface())

@@ -7,7 +7,10 @@ use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
 use slice_netop::{
     desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink, desired},
     kernel::{Kernel, Linux, Observation, Query},
-    model::{Name, Netns, PodLink, Queues, State},
+    model::{
+        Name, Netns, PodLink, Queues, State,
+        filter::{Family, PASSAGE_TABLE},
+    },
     plan::{Plan, diff},
 };
 
@@ -203,6 +206,12 @@ impl Node {
     pub async fn counted<const N: usize>(&mut self, table: &Name, counters: [&str; N]) -> [u64; N] {
         let seen = self.observe().await.counters;
         counters.map(|counter| seen[&(table.clone(), counter.to_owned())])
+    }
+
+    /// IP frames that bridges were to pass on, and did: before and after the node's own filters see them.
+    pub async fn passage(&mut self, family: Family) -> [u64; 2] {
+        let counters = [family.offered_counter(), family.passed_counter()];
+        self.counted(&Name::new(PASSAGE_TABLE), counters).await
     }
 
     pub async fn plan(&mut self) -> Plan {

@@ -90,6 +90,17 @@ impl Wire {
     }
 }
 
+/// A payload that tells a test's own frames from others.
+pub const MARK: &[u8] = b"weft-test-frame-with-a-marker-in-it-and-some-padding-behind-it";
+
+/// How many of these frames carry the marker.
+pub fn marked(frames: &[Vec<u8>]) -> usize {
+    frames
+        .iter()
+        .filter(|frame| frame.windows(MARK.len()).any(|window| window == MARK))
+        .count()
+}
+
 /// A frame.
 pub fn ethernet(to: Mac, from: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &ethertype.to_be_bytes(), payload].concat()
