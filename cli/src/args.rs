@@ -1,8 +1,9 @@
-//! What can be said on the command line.
+//! What the command line takes.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use slice_crds::Cidr;
 use slice_runtime::handover::MAX_QUEUES;
 
@@ -41,6 +42,8 @@ pub enum Command {
     Token(Token),
     /// Join this cluster to a hub.
     Join(Join),
+    /// Take this cluster off its hub: its pods lose their slices and go on without.
+    Leave(Leave),
     /// Create something on the hub.
     #[command(subcommand)]
     Create(Create),
@@ -65,7 +68,8 @@ pub enum Command {
     Revoke(Keys),
     /// Show objects.
     Get(Get),
-    /// Tell how slices are, and what to do where one is not well. Exits with 1 where one is not.
+    /// Show how Weft is here, on a hub and in a member, and what to do where something is wrong. Exits with 1 where
+    /// something is.
     Status(Status),
     /// Try a slice between every two of the named clusters: ping, TCP, UDP, DNS, packet size.
     Verify(Verify),
@@ -95,8 +99,8 @@ pub struct Chart {
     /// A value of the chart, as helm's --set.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Seconds to wait until everything runs.
-    #[arg(long, default_value = "180", value_parser = seconds)]
+    /// How long to wait until everything runs, such as 90s or 5m.
+    #[arg(long, default_value = "3m", value_parser = duration)]
     pub timeout: Duration,
     /// The helm program.
     #[arg(long, env = "WEFT_HELM", default_value = "helm")]
@@ -114,18 +118,74 @@ pub struct Uninstall {
 pub enum Token {
     /// Register a cluster on the hub and print a token for its `join`.
     Issue(TokenIssue),
+    /// Show the tokens of every cluster.
+    List(TokenList),
+    /// Make a token void, or with --cluster everything that a member has.
+    Revoke(TokenRevoke),
 }
 
 #[derive(Debug, clap::Args)]
 pub struct TokenIssue {
-    /// The new member's name.
+    /// The member's name.
     pub cluster: String,
-    /// Seconds within which it must be used; the member renews its own credential from then on.
-    #[arg(long, default_value = "3600", value_parser = seconds)]
+    /// Time within which it must be used, 10m to 7d. A member renews its own credential.
+    #[arg(long, default_value = "1h", value_parser = duration)]
     pub expires: Duration,
     /// URL at which the member reaches this API server; the kubeconfig's where absent.
-    #[arg(long)]
+    #[arg(long, value_name = "URL")]
     pub server: Option<String>,
+    /// File with the certificate authorities of that URL, PEM; an empty one for those that every system knows. The
+    /// kubeconfig's where absent.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The cluster that joins takes the place of the one that has the name.
+    #[arg(long)]
+    pub replace: bool,
+    #[command(flatten)]
+    pub networks: Networks,
+    /// How long to wait for the hub.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// Networks of a cluster that its API does not name: no slice of the cluster may overlap them.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Networks {
+    /// A network of the cluster's pods that its API does not name, such as a pool of its CNI.
+    #[arg(long = "pod-network", value_name = "CIDR")]
+    pub pods: Vec<Cidr>,
+    /// A network of its Services, for Kubernetes before 1.33.
+    #[arg(long = "service-network", value_name = "CIDR")]
+    pub services: Vec<Cidr>,
+    /// A network of its nodes.
+    #[arg(long = "node-network", value_name = "CIDR")]
+    pub nodes: Vec<Cidr>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct TokenList {
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct TokenRevoke {
+    /// The token's name, as `token list` shows it.
+    #[arg(
+        value_name = "TOKEN",
+        required_unless_present = "cluster",
+        conflicts_with = "cluster"
+    )]
+    pub tokens: Vec<String>,
+    /// Every credential of this member: its own, and its tokens. It must join again.
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Do it, having read what follows from it.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How long to wait for the hub.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, clap::Args)]
@@ -133,8 +193,24 @@ pub struct Join {
     /// What `slicectl token issue` printed on the hub; `-` reads it from standard input.
     #[arg(long)]
     pub token: String,
+    /// Take the place of the credential for another hub, or under another name.
+    #[arg(long)]
+    pub replace: bool,
+    /// Weft is installed here already, by other means.
+    #[arg(long)]
+    pub no_install: bool,
     #[command(flatten)]
     pub chart: Chart,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Leave {
+    /// Do it, having read what follows from it.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How long to wait until nothing is left.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -157,8 +233,8 @@ pub struct CreatePeer {
     /// Address and port of its WireGuard, where it can be dialled.
     #[arg(long = "endpoint", value_name = "ADDRESS:PORT")]
     pub endpoints: Vec<SocketAddr>,
-    /// Seconds to wait until it has its address; 0 does not wait.
-    #[arg(long, default_value = "30", value_parser = seconds)]
+    /// How long to wait until it has its address; 0 does not wait.
+    #[arg(long, default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
 }
 
@@ -194,6 +270,15 @@ pub struct CreateSlice {
     /// A namespace that is in it, in every member cluster.
     #[arg(long = "in")]
     pub namespaces: Vec<String>,
+    /// Only namespaces with these labels, and their pods, may join by the label weft.dev/slice, such as team=shop.
+    #[arg(long, value_name = "SELECTOR", value_parser = crate::selector::parse)]
+    pub join_selector: Option<LabelSelector>,
+    /// The label on a namespace does not count.
+    #[arg(long)]
+    pub no_namespace_labels: bool,
+    /// The label on a pod counts outside the slice's namespaces too.
+    #[arg(long)]
+    pub pod_labels: bool,
     /// Gateways per cluster.
     #[arg(long, default_value_t = 2)]
     pub gateways: u32,
@@ -206,8 +291,8 @@ pub struct CreateSlice {
     /// Print the object and change nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Seconds to wait until it is ready; 0 does not wait.
-    #[arg(long, default_value = "60", value_parser = seconds)]
+    /// How long to wait until it is ready; 0 does not wait.
+    #[arg(long, default_value = "1m", value_parser = duration)]
     pub timeout: Duration,
 }
 
@@ -220,8 +305,8 @@ pub enum Keys {
 #[derive(Debug, clap::Args)]
 pub struct ChangeKeys {
     pub slice: String,
-    /// Seconds to wait until every gateway has a new key and none has a former one; 0 does not wait.
-    #[arg(long, default_value = "60", value_parser = seconds)]
+    /// How long to wait until every gateway has a new key and none has a former one; 0 does not wait.
+    #[arg(long, default_value = "1m", value_parser = duration)]
     pub timeout: Duration,
 }
 
@@ -229,7 +314,9 @@ pub struct ChangeKeys {
 pub enum Delete {
     /// A slice: its pods lose their interface and go on without.
     Slice(DeleteSlice),
-    /// A host outside every cluster: the slice does not hear it any more.
+    /// A member cluster: its pods lose every slice and go on without.
+    Cluster(DeleteCluster),
+    /// A host outside every cluster: the slice takes nothing from it any more.
     Peer(DeletePeer),
 }
 
@@ -244,6 +331,20 @@ pub struct DeletePeer {
 #[derive(Debug, clap::Args)]
 pub struct DeleteSlice {
     pub name: String,
+    /// Do it although pods are attached.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeleteCluster {
+    pub name: String,
+    /// Do it although pods are attached.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// The cluster is no more: what it has is not waited for, and others are given it.
+    #[arg(long)]
+    pub gone: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -279,6 +380,9 @@ pub enum Kind {
     /// On the hub: the member clusters.
     #[value(alias = "cluster")]
     Clusters,
+    /// On the hub: the tokens that let clusters join.
+    #[value(alias = "token")]
+    Tokens,
     /// In a member: its gateways.
     #[value(alias = "gateway")]
     Gateways,
@@ -301,7 +405,7 @@ pub enum Format {
 
 #[derive(Debug, clap::Args)]
 pub struct Status {
-    /// Only this slice.
+    /// Only this slice, and its clusters.
     pub slice: Option<String>,
 }
 
@@ -314,15 +418,35 @@ pub struct Verify {
     /// Image with weft-probe in it.
     #[arg(long, env = "WEFT_PROBE_IMAGE", default_value = concat!("localhost/weft/probe:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
-    /// Seconds that the probes may take to start.
-    #[arg(long, default_value = "60", value_parser = seconds)]
+    /// A label for the probe's namespace, where the slice's spec.join lets only some namespaces join.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// How long the probes may take to start.
+    #[arg(long, default_value = "1m", value_parser = duration)]
     pub timeout: Duration,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub output: Format,
 }
 
-fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
-    text.parse().map(Duration::from_secs)
+/// `90s`, `5m`, `1h30m`, `7d`; a plain number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+    if let Some(days) = days {
+        return Ok(Duration::from_secs(u64::from(days) * 86400));
+    }
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let parsed = text.parse::<kube::core::Duration>();
+    match parsed {
+        Ok(duration) if !duration.is_negative() && !text.is_empty() => Ok(duration.into()),
+        _ => Err("write such as 90s, 5m, 1h30m or 7d".to_owned()),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -337,16 +461,30 @@ mod tests {
     }
 
     #[test]
-    fn what_the_readme_says_can_be_said() {
+    fn the_lines_of_the_readme_are_taken() {
         for line in [
             "slicectl --context a install hub --set image.tag=dev",
             "slicectl --context a token issue b",
+            "slicectl --context a token issue b --expires 30m --replace --server https://192.0.2.1:6443 --ca ca.pem",
+            "slicectl --context a token issue b --pod-network 10.42.0.0/16 --node-network 192.0.2.0/24",
+            "slicectl --context a token list -o wide",
+            "slicectl --context a token revoke b-k3x9qa",
+            "slicectl --context a token revoke --cluster b --yes",
             "slicectl --context b join --token abc",
+            "slicectl --context b join --token - --replace --no-install --timeout 150",
+            "slicectl --context b leave --yes",
             "slicectl --context a create slice shop --subnet 10.80.0.0/16 --subnet fd42:80::/64 --cluster a --cluster b",
+            "slicectl create slice shop --subnet 10.80.0.0/16 --cluster a --join-selector team=shop,tier!=db --pod-labels",
+            "slicectl create slice shop --subnet 10.80.0.0/16 --cluster a --in cart --no-namespace-labels",
+            "slicectl --context a delete slice shop --yes",
+            "slicectl --context a delete cluster b --gone --yes",
             "slicectl --context b attach ns cart shop",
             "slicectl --context a get slices -o yaml",
             "slicectl --context a status shop",
+            "slicectl --context b status",
+            "slicectl --context a get tokens",
             "slicectl verify shop --contexts a,b",
+            "slicectl verify shop --contexts a,b --label team=shop",
             "slicectl --context a create peer db1 --slice shop --public-key k --endpoint 192.0.2.9:51820",
             "slicectl --context a peer script db1 --slice shop --key /etc/weft/shop.key",
             "slicectl --context a delete peer db1 --slice shop",
@@ -355,6 +493,30 @@ mod tests {
             "slicectl completion bash",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn durations_are_kubectls_days_and_seconds() {
+        let check =
+            |text: &str, seconds| assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        check("0", 0);
+        check("150", 150);
+        check("90s", 90);
+        check("1h30m", 5400);
+        check("7d", 604_800);
+        for text in ["", "-5s", "soon", "5 m"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn revoke_takes_tokens_or_a_cluster() {
+        for line in [
+            "slicectl token revoke",
+            "slicectl token revoke b-k3x9qa --cluster b",
+        ] {
+            assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 }

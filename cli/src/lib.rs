@@ -4,18 +4,21 @@
 //!  install hub ─► token issue b ─► (at b) join --token … ─► create slice shop ─► attach ns cart shop ─► status, verify
 //! ```
 //!
-//! It does with the user's own credential what the user could do with kubectl and helm, says what it did, and where
-//! something fails says what to try. Exit status: 0 done, 1 failed or not in order, 2 wrong usage.
+//! It does with the user's own credential what the user could do with kubectl and helm, prints what it did, and where
+//! something fails what to try. Exit status: 0 done, 1 failed or not in order, 2 wrong usage.
 //!
 //! Deliberately not here: anything that must go on after the command ends. That is the operator's.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod age;
 pub mod args;
 mod commands;
 mod connect;
+mod objects;
 mod output;
 pub mod peer;
+mod selector;
 pub mod token;
 
 use std::process::ExitCode;
@@ -54,7 +57,7 @@ pub fn main(name: &'static str) -> ExitCode {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", objects::explain(&error));
             ExitCode::FAILURE
         }
     }
@@ -67,8 +70,9 @@ async fn run(name: &'static str, args: Args) -> anyhow::Result<Outcome> {
         Command::Uninstall(what) => commands::install::uninstall(&target, what).await,
         Command::Token(what) => commands::token::run(&target, what).await,
         Command::Join(what) => commands::join::run(&target, what).await,
+        Command::Leave(what) => commands::leave::run(&target, what).await,
         Command::Create(what) => commands::slice::create(&target, what).await,
-        Command::Delete(what) => commands::slice::delete(&target, what).await,
+        Command::Delete(what) => commands::delete::run(&target, what).await,
         Command::Attach(what) => commands::attach::attach(&target, what).await,
         Command::Detach(what) => commands::attach::detach(&target, what).await,
         Command::Peer(what) => commands::peer::run(&target, what).await,

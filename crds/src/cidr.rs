@@ -54,11 +54,13 @@ impl FromStr for Cidr {
     }
 }
 
+/// How an object's field is read: host bits are cleared. Where people write, the schema has refused them with a sentence.
 impl TryFrom<String> for Cidr {
     type Error = CidrError;
 
     fn try_from(text: String) -> Result<Self, CidrError> {
-        text.parse()
+        let net: IpNet = text.parse().map_err(|_| CidrError::Syntax(text.clone()))?;
+        Ok(net.into())
     }
 }
 

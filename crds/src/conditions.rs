@@ -13,6 +13,10 @@ pub const ACCEPTED: &str = "Accepted";
 pub const REACHABLE: &str = "Reachable";
 /// Every label that names a slice can be followed.
 pub const LABELS_VALID: &str = "LabelsValid";
+/// What the member reports agrees with what it was given and with what others reported first.
+pub const TRUSTED: &str = "Trusted";
+/// Every node of the cluster takes part.
+pub const NODES_USABLE: &str = "NodesUsable";
 /// No gateway's key is older than the slice wants, or a renewal of it is under way.
 pub const KEYS_CURRENT: &str = "KeysCurrent";
 
@@ -43,6 +47,21 @@ pub mod reason {
     pub const RENEWAL_WAITS: &str = "RenewalWaits";
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";
     pub const HUB_UNREACHABLE: &str = "HubUnreachable";
+    pub const UNREADABLE: &str = "Unreadable";
+    pub const HELD_BACK: &str = "HeldBack";
+    pub const HOLDINGS_CONFLICT: &str = "HoldingsConflict";
+    pub const WAITS_FOR_REPORT: &str = "WaitsForReport";
+    pub const NOT_WRITTEN: &str = "NotWritten";
+    pub const CLAIMS_REFUSED: &str = "ClaimsRefused";
+    pub const CLAIMS_ACCEPTED: &str = "ClaimsAccepted";
+    pub const IDENTITY_TAKEN: &str = "IdentityTaken";
+    pub const TOKEN_INVALID: &str = "TokenInvalid";
+    pub const NODES_LEFT_OUT: &str = "NodesLeftOut";
+    pub const ALL_NODES: &str = "AllNodes";
+    pub const LEFT: &str = "Left";
+    pub const LEAVING: &str = "Leaving";
+    pub const REGISTERED: &str = "Registered";
+    pub const MIRROR_REFUSED: &str = "MirrorRefused";
 }
 
 /// What a condition says, before it has a time.

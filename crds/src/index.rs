@@ -202,11 +202,45 @@ pub struct MacError(String);
 
 /// A run of indices: a cluster's range or a node's block. `size` is a power of two and `start` a multiple of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "UncheckedRange")]
 pub struct IndexRange {
     /// First index.
     pub start: u32,
     /// Number of indices, a power of two.
     pub size: u32,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct UncheckedRange {
+    /// First index.
+    start: u32,
+    /// Number of indices, a power of two.
+    size: u32,
+}
+
+/// Two numbers are not an [`IndexRange`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{start}+{size} is no run of indices: the size is a power of two and the start a multiple of it")]
+pub struct RangeError {
+    start: u32,
+    size: u32,
+}
+
+impl TryFrom<UncheckedRange> for IndexRange {
+    type Error = RangeError;
+
+    fn try_from(UncheckedRange { start, size }: UncheckedRange) -> Result<Self, RangeError> {
+        Self::checked(start, size).ok_or(RangeError { start, size })
+    }
+}
+
+/// Reads a list of runs. What is none is passed over: a machine wrote it, and the rest is as good as it was.
+///
+/// # Errors
+/// Where it is no list of pairs of numbers.
+pub fn runs<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IndexRange>, D::Error> {
+    let all = Vec::<UncheckedRange>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|run| run.try_into().ok()).collect())
 }
 
 impl IndexRange {
@@ -215,6 +249,15 @@ impl IndexRange {
     pub const fn new(start: u32, size: u32) -> Self {
         assert!(size.is_power_of_two() && start.is_multiple_of(size));
         Self { start, size }
+    }
+
+    /// The range, or `None` where `size` is no power of two or `start` no multiple of it.
+    pub const fn checked(start: u32, size: u32) -> Option<Self> {
+        if size.is_power_of_two() && start.is_multiple_of(size) {
+            Some(Self { start, size })
+        } else {
+            None
+        }
     }
 
     pub const fn contains(self, index: u32) -> bool {

@@ -4,7 +4,9 @@
 //!  pod label weft.dev/exclude=true ── out
 //!  hostNetwork ── out
 //!  weft.dev/component=dns in weft-system ── in every slice
-//!  pod label ∪ namespace label ∪ rules of the SliceConfig ── in those that this cluster is a member of
+//!  rules of the SliceConfig ── in
+//!  namespace label ── in, where spec.join lets labels of this namespace count
+//!  pod label ── in, where spec.join lets pods' labels count here, or where the namespace is in
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +17,7 @@ use kube::core::{ParseExpressionError, Selector, SelectorExt};
 use crate::{
     labels::{self, LabelError},
     names,
-    v1alpha1::{AttachMode, NamespaceRule, SliceSpec},
+    v1alpha1::{AttachMode, NamespaceRule, SliceJoin, SliceSpec},
 };
 
 /// The labels of a namespace or of a pod.
@@ -35,6 +37,15 @@ pub struct Rules {
     pub slice: String,
     pub attach: AttachMode,
     rules: Vec<Rule>,
+    join: Join,
+}
+
+/// Whose labels count.
+#[derive(Clone, Debug)]
+struct Join {
+    namespaces: Selector,
+    namespace_labels: bool,
+    pod_labels: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +76,16 @@ pub enum MembershipError {
         "label weft.dev/slice names the slice \"{0}\", which this cluster is not a member of: add the cluster to the SliceConfig, or correct the label"
     )]
     UnknownSlice(String),
+    #[error(
+        "label weft.dev/slice names the slice \"{slice}\", whose spec.join does not let namespace {namespace} join by \
+         label: name the namespace in spec.namespaces of the SliceConfig, or widen spec.join"
+    )]
+    NamespaceNotAllowed { slice: String, namespace: String },
+    #[error(
+        "label weft.dev/slice names the slice \"{slice}\", and a pod's label counts only in a namespace that is in the \
+         slice, which {namespace} is not: label or name the namespace, or set spec.join.podLabels of the SliceConfig"
+    )]
+    PodNotAllowed { slice: String, namespace: String },
 }
 
 impl From<LabelError> for MembershipError {
@@ -84,20 +105,41 @@ impl Rules {
             .iter()
             .map(Rule::parse)
             .collect::<Result<_, _>>()?;
+        let SliceJoin {
+            namespace_selector,
+            namespace_labels,
+            pod_labels,
+        } = spec.join.clone().unwrap_or_default();
         Ok(Self {
             slice: slice.to_owned(),
             attach: spec.attach,
             rules,
+            join: Join {
+                namespaces: namespace_selector.unwrap_or_default().try_into()?,
+                namespace_labels,
+                pod_labels,
+            },
         })
     }
 
-    /// Whether any pod of this namespace could be in the slice by rule or by the namespace's own label.
+    /// Whether the namespace is in the slice, by rule or by its own label: some of its pods may be left out.
     pub fn may_include(&self, namespace: &str, namespace_labels: &Labels) -> bool {
-        labels::slices(namespace_labels).is_ok_and(|slices| slices.contains(self.slice.as_str()))
+        let labelled =
+            labels::slices(namespace_labels).is_ok_and(|slices| slices.contains(self.slice.as_str()));
+        labelled && self.lets_namespace(namespace_labels)
             || self
                 .rules
                 .iter()
                 .any(|rule| rule.namespace.matches(namespace, namespace_labels))
+    }
+
+    fn lets_namespace(&self, namespace_labels: &Labels) -> bool {
+        self.join.namespace_labels && self.join.namespaces.matches(namespace_labels)
+    }
+
+    fn lets_pods(&self, namespace: &str, namespace_labels: &Labels) -> bool {
+        self.join.pod_labels && self.join.namespaces.matches(namespace_labels)
+            || self.may_include(namespace, namespace_labels)
     }
 
     fn include(&self, pod: &PodFacts, namespace_labels: &Labels) -> bool {
@@ -141,6 +183,9 @@ pub fn of_pod<'a>(pod: &PodFacts, namespace_labels: &Labels, slices: &'a [Rules]
     {
         return membership;
     }
+    if pod.namespace == names::GATEWAY_NAMESPACE {
+        return membership;
+    }
     if pod.namespace == names::MEMBER_NAMESPACE {
         if pod
             .labels
@@ -153,19 +198,28 @@ pub fn of_pod<'a>(pod: &PodFacts, namespace_labels: &Labels, slices: &'a [Rules]
         }
         return membership;
     }
-    for labels in [namespace_labels, &pod.labels] {
-        match labels::slices(labels) {
-            Ok(names) => {
-                for name in names {
-                    match slices.iter().find(|rules| rules.slice == name) {
-                        Some(rules) => _ = membership.slices.insert(&rules.slice),
-                        None => membership
-                            .errors
-                            .push(MembershipError::UnknownSlice(name.to_owned())),
-                    }
-                }
+    for name in named(namespace_labels, &mut membership.errors) {
+        match find(slices, name, &mut membership.errors) {
+            Some(rules) if rules.lets_namespace(namespace_labels) => {
+                _ = membership.slices.insert(&rules.slice)
             }
-            Err(error) => membership.errors.push(error.into()),
+            Some(rules) => membership.errors.push(MembershipError::NamespaceNotAllowed {
+                slice: rules.slice.clone(),
+                namespace: pod.namespace.clone(),
+            }),
+            None => {}
+        }
+    }
+    for name in named(&pod.labels, &mut membership.errors) {
+        match find(slices, name, &mut membership.errors) {
+            Some(rules) if rules.lets_pods(&pod.namespace, namespace_labels) => {
+                membership.slices.insert(&rules.slice);
+            }
+            Some(rules) => membership.errors.push(MembershipError::PodNotAllowed {
+                slice: rules.slice.clone(),
+                namespace: pod.namespace.clone(),
+            }),
+            None => {}
         }
     }
     let by_rule = slices.iter().filter(|rules| rules.include(pod, namespace_labels));
@@ -173,6 +227,23 @@ pub fn of_pod<'a>(pod: &PodFacts, namespace_labels: &Labels, slices: &'a [Rules]
         .slices
         .extend(by_rule.map(|rules| rules.slice.as_str()));
     membership
+}
+
+/// The slices that a label names; what it names none by is an error.
+fn named<'l>(labels: &'l Labels, errors: &mut Vec<MembershipError>) -> BTreeSet<&'l str> {
+    labels::slices(labels).unwrap_or_else(|error| {
+        errors.push(error.into());
+        BTreeSet::new()
+    })
+}
+
+/// The slice of a name, where this cluster is a member of it.
+fn find<'s>(slices: &'s [Rules], name: &str, errors: &mut Vec<MembershipError>) -> Option<&'s Rules> {
+    let found = slices.iter().find(|rules| rules.slice == name);
+    if found.is_none() {
+        errors.push(MembershipError::UnknownSlice(name.to_owned()));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -187,16 +258,29 @@ mod tests {
     }
 
     fn rules(slice: &str, namespaces: Vec<NamespaceRule>) -> Rules {
-        let rules = namespaces
-            .iter()
-            .map(Rule::parse)
-            .collect::<Result<_, _>>()
-            .unwrap();
-        Rules {
-            slice: slice.to_owned(),
+        joined(slice, namespaces, SliceJoin::default())
+    }
+
+    fn joined(slice: &str, namespaces: Vec<NamespaceRule>, join: SliceJoin) -> Rules {
+        let spec = SliceSpec {
+            vni: 1,
+            subnets: vec![],
+            mtu: 1370,
+            block_size: 64,
+            cluster: "a".into(),
+            cluster_number: 1,
+            ranges: vec![],
+            releasing: vec![],
+            peers: vec![],
+            namespaces,
+            join: Some(join),
             attach: AttachMode::Required,
-            rules,
-        }
+            gateway: Default::default(),
+            broadcast: Default::default(),
+            dscp: 0,
+            source: None,
+        };
+        Rules::parse(slice, &spec).unwrap()
     }
 
     #[track_caller]
@@ -250,9 +334,61 @@ mod tests {
             &[],
             &["mail", "shop"],
         );
-        check(&[], &[(labels::SLICE, "mail.shop")], &["mail", "shop"]);
         check(&[("team", "bank")], &[], &[]);
         check(&[("team", "bank")], &[("tier", "api")], &["bank"]);
+    }
+
+    #[test]
+    fn a_pods_label_counts_where_its_namespace_is_in() {
+        check(&[], &[(labels::SLICE, "mail.shop")], &[]);
+        // Its rule leaves the pod out, its label puts it in.
+        check(&[("team", "bank")], &[(labels::SLICE, "bank")], &["bank"]);
+        check(&[("name", "cart")], &[(labels::SLICE, "mail.shop")], &["shop"]);
+    }
+
+    /// What a namespace and a pod with the slice's label are in, and how many errors there are.
+    #[track_caller]
+    fn allowed(join: SliceJoin, namespace: &[(&str, &str)], pod: &[(&str, &str)], expected: (bool, usize)) {
+        let known = [joined("shop", vec![], join)];
+        let facts = PodFacts {
+            namespace: "cart".into(),
+            labels: labels(pod),
+            host_network: false,
+        };
+        let namespace = labels(namespace);
+        let membership = of_pod(&facts, &namespace, &known);
+        assert_eq!(
+            (membership.slices.contains("shop"), membership.errors.len()),
+            expected,
+            "{:?}",
+            membership.errors
+        );
+    }
+
+    #[test]
+    fn a_slice_says_whose_labels_count() {
+        let (own, other) = ((labels::SLICE, "shop"), ("team", "shop"));
+        let team = LabelSelector {
+            match_labels: Some(labels(&[other])),
+            ..LabelSelector::default()
+        };
+        let selected = |pod_labels| SliceJoin {
+            namespace_selector: Some(team.clone()),
+            pod_labels,
+            ..SliceJoin::default()
+        };
+        let closed = SliceJoin {
+            namespace_labels: false,
+            ..SliceJoin::default()
+        };
+        allowed(SliceJoin::default(), &[own], &[], (true, 0));
+        allowed(closed.clone(), &[own], &[], (false, 1));
+        allowed(closed, &[], &[own], (false, 1));
+        allowed(selected(false), &[own], &[], (false, 1));
+        allowed(selected(false), &[own, other], &[], (true, 0));
+        allowed(selected(false), &[other], &[own], (false, 1));
+        allowed(selected(true), &[other], &[own], (true, 0));
+        allowed(selected(true), &[], &[own], (false, 1));
     }
 
     #[test]
@@ -280,11 +416,8 @@ mod tests {
     #[test]
     fn a_label_that_cannot_be_followed_is_said_and_the_rest_holds() {
         let known = [rules("shop", vec![])];
-        let pod = PodFacts {
-            labels: labels(&[(labels::SLICE, "shop.nowhere")]),
-            ..PodFacts::default()
-        };
-        let membership = of_pod(&pod, &Labels::new(), &known);
+        let namespace = labels(&[(labels::SLICE, "shop.nowhere")]);
+        let membership = of_pod(&PodFacts::default(), &namespace, &known);
         assert_eq!(membership.slices, BTreeSet::from(["shop"]));
         assert_eq!(
             membership.errors,

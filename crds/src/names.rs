@@ -9,22 +9,44 @@ use sha2::{Digest, Sha256};
 pub const MEMBER_NAMESPACE: &str = "weft-system";
 /// Namespace of the hub's controllers.
 pub const HUB_NAMESPACE: &str = "weft-hub";
+/// Deployment of the hub's operator, its Lease in [`HUB_NAMESPACE`], and the field manager of what it writes.
+pub const HUB_OPERATOR: &str = "weft-hub";
+/// Lease of a member's operator in [`MEMBER_NAMESPACE`], and the field manager of what it writes, here and on the hub.
+pub const MEMBER_OPERATOR: &str = "weft-cluster";
 /// Service account, in a member's namespace on the hub, that the member logs in as.
 pub const MEMBER_ACCOUNT: &str = "weft-member";
-/// The one [`crate::v1alpha1::MemberReport`] in a member's namespace on the hub.
+/// Namespace of a member cluster's gateways, which hold no privilege: whoever may create pods there gets none.
+pub const GATEWAY_NAMESPACE: &str = "weft-gateways";
+/// Service account, in a member's namespace on the hub, that a cluster asks to join with.
+pub const JOIN_ACCOUNT: &str = "weft-join";
+/// The one [`crate::wire::MemberReport`] in a member's namespace on the hub.
 pub const MEMBER_REPORT: &str = "report";
+/// The one [`crate::wire::MemberHub`] in a member's namespace on the hub.
+pub const MEMBER_HUB: &str = "hub";
+/// The Lease in a member's namespace on the hub that the member renews.
+pub const MEMBER_LEASE: &str = "weft-member";
+/// The one [`crate::wire::Hub`] in the hub's namespace.
+pub const HUB: &str = "hub";
+/// Secret in a member cluster with its credential for the hub, where the chart names no other.
+pub const HUB_CREDENTIAL: &str = "weft-hub-credential";
 /// The zone that `slice-dns` answers for.
 pub const SLICE_ZONE: &str = "slice.local";
 /// UID and GID of the processes that run without privilege.
 pub const UNPRIVILEGED_UID: u32 = 65532;
-/// Longest name of a slice or a cluster: leaves room for what derived object names add (63, RFC 1123 label).
-pub const MAX_NAME: usize = 40;
+/// Longest name of a slice or a cluster: leaves room for what derived names add to it. The longest is the label
+/// `controller-revision-hash` of a slice's gateways, the StatefulSet's name with eleven characters more, which has 63.
+pub const MAX_NAME: usize = 39;
 /// Longest name of a kernel interface.
 pub const MAX_INTERFACE: usize = 15;
 
 /// Namespace on the hub that belongs to one member cluster.
 pub fn member_namespace(cluster: &str) -> String {
     format!("weft-member-{cluster}")
+}
+
+/// The cluster whose namespace this is.
+pub fn member_of(namespace: &str) -> Option<&str> {
+    namespace.strip_prefix("weft-member-")
 }
 
 /// The slice's bridge on a node.
@@ -92,7 +114,32 @@ pub fn block(slice: &str, node: &str) -> String {
     }
 }
 
-/// [`crate::v1alpha1::SliceService`] and [`crate::v1alpha1::MemberService`] of one exported service of one cluster.
+/// [`crate::wire::SliceAllocation`] of a VXLAN network identifier.
+pub fn allocation(vni: u32) -> String {
+    format!("vni-{vni}")
+}
+
+/// [`crate::wire::MemberPeers`] of a slice.
+pub fn peers(slice: &str, shard: u32) -> String {
+    format!("{slice}.{shard}")
+}
+
+/// The slice that an object of the exchange is about, by its name: slices have no dots in theirs.
+pub fn slice_of(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// Lease by which a node's agent says that it lives, in [`MEMBER_NAMESPACE`].
+pub fn node_lease(node: &str) -> String {
+    format!("node.{node}")
+}
+
+/// Secret that a join token's credential is bound to.
+pub fn join_secret(token: &str) -> String {
+    format!("weft-join-{token}")
+}
+
+/// [`crate::v1alpha1::SliceService`] and [`crate::wire::MemberService`] of one exported service of one cluster.
 pub fn service(slice: &str, cluster: &str, namespace: &str, name: &str) -> String {
     format!("{slice}.{cluster}.{namespace}.{name}")
 }
@@ -125,7 +172,7 @@ mod tests {
 
     #[test]
     fn interface_names_fit_the_kernel() {
-        let slice = "a-slice-with-a-name-of-forty-characters-";
+        let slice = "a-slice-with-a-name-of-39-characters-xx";
         let uid = "0a1b2c3d-0000-4000-8000-0123456789ab";
         for name in [
             bridge(slice),
@@ -156,6 +203,11 @@ mod tests {
     #[test]
     fn object_names_stay_labels() {
         let longest = "x".repeat(MAX_NAME);
+        let revision = format!("{}-{}", gateway_workload(&longest), "x".repeat(10));
+        assert!(
+            revision.len() <= 63,
+            "the label controller-revision-hash: {revision}"
+        );
         assert!(gateway(&longest, crate::index::MAX_ORDINAL).len() <= 63);
         assert!(member_namespace(&longest).len() <= 63);
     }

@@ -4,20 +4,32 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::{CustomResourceExt, core::crd::merge_crds};
 use serde_json::Value;
 
-use crate::{mcs, v1alpha1 as api};
+use crate::{mcs, v1alpha1 as api, wire};
 
 /// The kinds of the hub, in the order of reading.
 pub fn hub() -> Vec<CustomResourceDefinition> {
-    [
+    let users = [
         api::SliceConfig::crd(),
         api::QosProfile::crd(),
         api::Cluster::crd(),
-        api::MemberSlice::crd(),
-        api::MemberReport::crd(),
-        api::MemberService::crd(),
-    ]
-    .map(tidy)
-    .into()
+        wire::JoinToken::crd(),
+    ];
+    let exchanged = [
+        wire::SliceAllocation::crd(),
+        wire::Hub::crd(),
+        wire::MemberHub::crd(),
+        wire::MemberJoin::crd(),
+        wire::MemberSlice::crd(),
+        wire::MemberPeers::crd(),
+        wire::MemberReport::crd(),
+        wire::MemberSliceReport::crd(),
+        wire::MemberService::crd(),
+    ];
+    users
+        .map(tidy)
+        .into_iter()
+        .chain(exchanged.map(exchange))
+        .collect()
 }
 
 /// The kinds of a member cluster.
@@ -40,28 +52,63 @@ pub fn mcs() -> Vec<CustomResourceDefinition> {
     vec![tidy(export)]
 }
 
-/// Drops number formats that API servers do not know ("uint32"): they warn about each at every start
-/// (kubernetes/kubernetes#133136). The bounds that schemars writes beside them stay.
+/// Puts bounds in place of number formats that API servers do not know ("uint32") and warn about at every start
+/// (kubernetes/kubernetes#133136): what the schema admits, a reader's type holds.
 fn tidy(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(crd).expect("a CRD is JSON");
-    drop_formats(&mut value);
+    bound_numbers(&mut value);
     serde_json::from_value(value).expect("still a CRD")
 }
 
-fn drop_formats(value: &mut Value) {
+/// Kinds of [`crate::wire`]: the API server adds nothing to what a writer wrote, so that it can be compared, and a spec
+/// is one value to it, because it has one writer.
+fn exchange(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut value = serde_json::to_value(tidy(crd)).expect("a CRD is JSON");
+    drop_defaults(&mut value);
+    if let Some(spec) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec") {
+        spec["x-kubernetes-map-type"] = "atomic".into();
+    }
+    serde_json::from_value(value).expect("still a CRD")
+}
+
+fn drop_defaults(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            if map.get("format").and_then(Value::as_str).is_some_and(|format| {
-                matches!(
-                    format,
-                    "uint" | "uint8" | "uint16" | "uint32" | "uint64" | "ip" | "int8" | "int16"
-                )
-            }) {
-                map.remove("format");
+            // A property may be named so: then it is a schema, an object with a type.
+            if map
+                .get("default")
+                .is_some_and(|default| default.get("type").is_none())
+            {
+                map.remove("default");
             }
-            map.values_mut().for_each(drop_formats);
+            map.values_mut().for_each(drop_defaults);
         }
-        Value::Array(list) => list.iter_mut().for_each(drop_formats),
+        Value::Array(list) => list.iter_mut().for_each(drop_defaults),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn bound_numbers(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            let most = match map.get("format").and_then(Value::as_str) {
+                Some("uint8") => Some(f64::from(u8::MAX)),
+                Some("uint16") => Some(f64::from(u16::MAX)),
+                Some("uint32") => Some(f64::from(u32::MAX)),
+                // JSON numbers are exact up to 2⁵³ (RFC 8259 §6).
+                Some("uint" | "uint64") => Some((1u64 << 53) as f64),
+                Some("ip" | "int8" | "int16") => None,
+                _ => {
+                    map.values_mut().for_each(bound_numbers);
+                    return;
+                }
+            };
+            map.remove("format");
+            if let Some(most) = most {
+                map.entry("maximum").or_insert_with(|| most.into());
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(bound_numbers),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

@@ -1,7 +1,7 @@
 //! The rules in the schemas, evaluated here as an API server does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
-use kube::core::cel::{validate_cel, validate_cel_update};
+use kube::core::cel::{validate_cel, validate_cel_schema, validate_cel_update};
 use serde_json::{Value, json};
 use slice_crds::v1alpha1::{Cluster, SliceConfig};
 
@@ -103,8 +103,8 @@ fn a_subnet_never_changes_and_the_rest_may() {
 #[test]
 fn names_leave_room_for_what_is_derived_from_them() {
     let spec = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"]});
-    assert!(errors(validate_cel(&slice(&"x".repeat(41), spec.clone()))).contains("at most 40"));
-    assert!(errors(validate_cel(&slice("a.b", spec))).contains("at most 40"));
+    assert!(errors(validate_cel(&slice(&"x".repeat(40), spec.clone()))).contains("at most 39"));
+    assert!(errors(validate_cel(&slice("a.b", spec))).contains("at most 39"));
     let cluster = |name: &str| {
         let object = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": name}, "spec": {}});
         serde_json::from_value::<Cluster>(object).unwrap()
@@ -126,4 +126,68 @@ fn hosts_have_keys_of_their_own() {
         spec(json!([peer("db1", one), peer("db2", one)])),
         "a publicKey of their own",
     );
+}
+
+#[test]
+fn networks_that_hosts_treat_by_themselves_are_no_subnets() {
+    for reserved in [
+        "0.0.0.0/8",
+        "127.5.0.0/16",
+        "169.254.0.0/16",
+        "198.18.0.0/16",
+        "224.0.0.0/8",
+        "240.0.0.0/8",
+        "192.0.0.0/3",
+        "fe80::/64",
+        "ff02::/112",
+        "::/64",
+    ] {
+        rejects(
+            json!({"subnets": [reserved], "clusters": ["a"]}),
+            "which hosts treat by rules of their own",
+        );
+    }
+    for fine in [
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "192.168.0.0/16",
+        "198.20.0.0/16",
+        "2001:db8::/64",
+        "fd42::/64",
+    ] {
+        accepts(json!({"subnets": [fine], "clusters": ["a"]}));
+    }
+}
+
+#[test]
+fn addresses_and_endpoints_are_what_they_say() {
+    let cluster = |gateway: Value| json!({"apiVersion": "weft.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a"}, "spec": {"gateway": gateway}});
+    let verdict = |gateway: Value| errors(validate_cel_schema::<Cluster>(&cluster(gateway), None));
+    assert_eq!(verdict(json!({"advertise": ["203.0.113.7", "2001:db8::7"]})), "");
+    for wrong in ["gw.example.com", "127.0.0.1", "0.0.0.0", "203.0.113.7:51820", ""] {
+        assert!(
+            verdict(json!({"advertise": [wrong]})).contains("spec.gateway.advertise takes IP addresses"),
+            "{wrong}"
+        );
+    }
+    let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let endpoint = |text: &str| {
+        let spec = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "peers": [{"name": "db1", "publicKey": key, "endpoints": [text]}]});
+        let object = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig", "metadata": {"name": "shop"}, "spec": spec});
+        errors(validate_cel_schema::<SliceConfig>(&object, None))
+    };
+    for fine in ["192.0.2.9:51820", "[2001:db8::9]:1", "192.0.2.9:65535"] {
+        assert_eq!(endpoint(fine), "", "{fine}");
+    }
+    for wrong in [
+        "192.0.2.9",
+        "192.0.2.9:0",
+        "192.0.2.9:65536",
+        "2001:db8::9:51820",
+        "[192.0.2.9]:1",
+        "gw.example.com:51820",
+        ":1",
+    ] {
+        assert!(endpoint(wrong).contains("an address and a port each"), "{wrong}");
+    }
 }

@@ -120,7 +120,7 @@ async fn a_restart_of_any_component_needs_nobody_and_breaks_no_connection() -> R
 
     let (udp, tcp) = ends
         .under(30, async || {
-            restart(member, names::MEMBER_NAMESPACE, "gateway").await
+            restart(member, names::GATEWAY_NAMESPACE, "gateway").await
         })
         .await?;
     row("the only gateway", &udp, &tcp);
@@ -204,7 +204,7 @@ async fn await_workloads(environment: &Environment) -> Result<()> {
         let client = &cluster.client;
         let namespace = names::MEMBER_NAMESPACE;
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-        let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+        let sets: Api<StatefulSet> = Api::namespaced(client.clone(), names::GATEWAY_NAMESPACE);
         let agents: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
         poll(
             BACK,

@@ -88,6 +88,7 @@ async fn nothing_is_left_behind() -> Result<()> {
     )?;
     for cluster in clusters {
         cluster.await_no_namespace(names::MEMBER_NAMESPACE).await?;
+        cluster.await_no_namespace(names::GATEWAY_NAMESPACE).await?;
         cluster.await_no_namespace(names::HUB_NAMESPACE).await?;
         cluster.await_no_namespace("weft-default").await?;
         let left = traces(cluster).await?;

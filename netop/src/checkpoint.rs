@@ -1,15 +1,16 @@
-//! The ledger as a file. It saves an agent that starts again from looking into every pod; what pods are found to have
-//! wins over it.
+//! The ledger as a file. It saves an agent that starts again from looking into every pod, whose interfaces win over it;
+//! and it says which version of each SliceBlock was acted upon, so that no older one ever is.
 
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use slice_crds::IndexRange;
 
 use crate::{
     files::write,
-    ledger::{Holder, Ledger, Page, Rest},
+    ledger::{Grant, Holder, Ledger, Page, Rest},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -19,9 +20,20 @@ struct File {
 
 #[derive(Serialize, Deserialize)]
 struct FilePage {
+    /// Absent before it was kept, and while there is no SliceBlock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grant: Option<FileGrant>,
     last: u32,
     held: BTreeMap<u32, FileHolder>,
     resting: BTreeMap<u32, FileRest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileGrant {
+    uid: String,
+    generation: i64,
+    blocks: Vec<IndexRange>,
+    releasing: Vec<IndexRange>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,7 +52,14 @@ struct FileHolder {
 /// # Errors
 /// Where the file cannot be written.
 pub fn save(path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
+    let grant = |grant: &Grant| FileGrant {
+        uid: grant.uid.clone(),
+        generation: grant.generation,
+        blocks: grant.blocks.clone(),
+        releasing: grant.releasing.clone(),
+    };
     let page = |page: &Page| FilePage {
+        grant: page.grant.as_ref().map(grant),
         last: page.last,
         held: (page.held.iter())
             .map(|(index, Holder { uid, namespace, name })| {
@@ -83,7 +102,14 @@ pub fn load(path: &Path) -> anyhow::Result<Option<Ledger>> {
     };
     let file: File =
         serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
+    let grant = |grant: FileGrant| Grant {
+        uid: grant.uid,
+        generation: grant.generation,
+        blocks: grant.blocks,
+        releasing: grant.releasing,
+    };
     let page = |page: FilePage| Page {
+        grant: page.grant.map(grant),
         last: page.last,
         held: (page.held.into_iter())
             .map(|(index, FileHolder { uid, namespace, name })| (index, Holder { uid, namespace, name }))
@@ -115,7 +141,14 @@ mod tests {
             namespace: "cart".into(),
             name: "web".into(),
         };
+        let grant = Grant {
+            uid: "b".into(),
+            generation: 3,
+            blocks: vec![IndexRange::new(8, 8)],
+            releasing: vec![IndexRange::new(8, 8)],
+        };
         let page = Page {
+            grant: Some(grant),
             held: BTreeMap::from([(8, holder)]),
             resting: BTreeMap::from([(
                 9,
@@ -131,6 +164,13 @@ mod tests {
         };
         save(&path, &ledger).unwrap();
         assert_eq!(load(&path).unwrap(), Some(ledger));
+        let before = r#"{"slices":{"shop":{"last":9,"held":{},"resting":{}}}}"#;
+        std::fs::write(&path, before).unwrap();
+        assert_eq!(
+            load(&path).unwrap().unwrap().pages["shop"].grant,
+            None,
+            "an earlier version's file"
+        );
         std::fs::write(&path, "{").unwrap();
         assert!(load(&path).is_err());
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client, ResourceExt};
 use slice_crds::names::UNPRIVILEGED_UID;
-use slice_runtime::admin;
+use slice_runtime::{admin, store::Watches};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -24,6 +24,7 @@ use crate::{
     },
     files::RunDirectory,
     gateways::Server,
+    heartbeat,
     kernel::{self, Linux},
     liveness,
     metrics::Metrics,
@@ -44,8 +45,8 @@ const QUIET: Duration = Duration::from_millis(200);
 const WAKE: Duration = Duration::from_millis(250);
 /// Questions, announcements and the like that may wait for the agent.
 const BACKLOG: usize = 256;
-/// How long the API server may take to tell about one pod.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the API server may take to answer about one pod.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the agent until `stop`.
 ///
@@ -54,6 +55,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
     let registry = admin::registry("netop");
     let metrics = Metrics::register(&registry);
+    let watches = Watches::new(stop.clone());
+    watches.undecodable().register(&registry, "netop");
     let readiness = admin::Readiness::default();
     let mut first = Some(readiness.wait_for("first settlement"));
     let admin = tokio::spawn(admin::serve(args.admin, registry, readiness, stop.clone()));
@@ -61,7 +64,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let run = RunDirectory(args.run_dir.clone());
     let kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
-    let mut world = objects::start(&client, &args.node, &stop);
+    let mut world = objects::start(&client, &args.node, &watches, &stop);
     let mut sandboxes = chain::sandboxes(args.cni_results_dir.clone(), stop.clone());
 
     let (chain_state, chain_seen) = watch::channel(Chain::default());
@@ -82,6 +85,10 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let mut fetched = fetch(client.clone(), wanted);
     let (announcements, announced) = mpsc::channel(BACKLOG);
     let (reports, reported) = watch::channel(Reports::default());
+    let (turns, turned) = watch::channel(Instant::now());
+    let pace = heartbeat::Pace::default();
+    let heartbeat = heartbeat::run(client.clone(), args.node.clone(), turned, pace, stop.clone());
+    let heartbeat = tokio::spawn(heartbeat);
     let writer = report::run(
         client,
         args.node.clone(),
@@ -92,9 +99,9 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     );
     let writer = tokio::spawn(writer);
 
-    let (told, to_tell) = watch::channel(liveness::Local::default());
-    let (view, mut heard) = watch::channel(liveness::View::default());
-    let listener = tokio::spawn(liveness::task::run(to_tell, view, stop.clone()));
+    let (liveness, local) = watch::channel(liveness::Local::default());
+    let (view, mut observed) = watch::channel(liveness::View::default());
+    let prober = tokio::spawn(liveness::task::run(local, view, stop.clone()));
 
     let mut chain_changes = chain_seen.clone();
     let mut agent = Agent::new(
@@ -111,7 +118,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             announcements,
             reports,
             chain: chain_seen,
-            liveness: told,
+            liveness,
         },
     );
     // Which pods were there is to be known before the first decision.
@@ -122,6 +129,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut look_at, mut looked): (Option<Instant>, Instant) = (None, Instant::now());
     loop {
+        turns.send_replace(Instant::now());
         let wake = agent.is_waiting();
         let event = tokio::select! {
             () = stop.cancelled() => break,
@@ -132,7 +140,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             }
             Some(call) = called.recv() => Event::Call(call),
             Some(event) = gateways.recv() => Event::Gateway(event),
-            Ok(()) = heard.changed() => Event::Heard(heard.borrow_and_update().clone()),
+            Ok(()) = observed.changed() => Event::Liveness(observed.borrow_and_update().clone()),
             Some(answer) = fetched.recv() => Event::Fetched(answer),
             Some(found) = sandboxes.recv() => Event::Sandboxes(found),
             Ok(()) = chain_changes.changed() => Event::Chain,
@@ -159,7 +167,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     }
     let removed = agent.is_removed();
     drop(agent);
-    for task in [keeper, writer, listener] {
+    for task in [keeper, writer, heartbeat, prober] {
         task.await.context("a task panicked")?;
     }
     questions.await.context("the CNI plugin's socket")??;
@@ -202,10 +210,10 @@ fn fetch(client: Client, mut wanted: mpsc::Receiver<Fetch>) -> mpsc::Receiver<Fe
     let (sender, receiver) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
         while let Some(fetch) = wanted.recv().await {
-            let found = match tokio::time::timeout(PATIENCE, find(&client, &fetch)).await {
+            let found = match tokio::time::timeout(FETCH_TIMEOUT, find(&client, &fetch)).await {
                 Ok(Ok(found)) => Ok(found),
                 Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("the API server did not answer within {PATIENCE:?}")),
+                Err(_) => Err(format!("the API server did not answer within {FETCH_TIMEOUT:?}")),
             };
             if sender.send(Fetched { fetch, found }).await.is_err() {
                 return;

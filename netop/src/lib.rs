@@ -4,6 +4,7 @@
 //!  watch ─► world ─┐                                             ┌─► kernel   links, filters, entries, pods' ends
 //!  cni, pods ──────┼─► agent: intent ─► desired ─► plan ─────────┤
 //!  gateways ───────┘     ledger: who has which index             └─► status ─► report   to the API server
+//!                                                                              heartbeat
 //! ```
 //!
 //! Reading order: [`model`] is what a kernel holds, [`desired`] what it should hold, [`plan`] the difference in an
@@ -13,7 +14,7 @@
 //!
 //! Deliberately not here: who is in a slice ([`slice_crds::membership`] says), which node has which block (the cluster
 //! operator decides), anything between clusters (gateways), any key. `model`, `desired`, `plan`, `world`, `ledger`,
-//! `intent` and `status` name no netlink, client, socket, file or clock.
+//! `intent`, `pod_network` and `status` name no netlink, client, socket, file or clock.
 
 pub mod model;
 
@@ -22,6 +23,7 @@ pub mod intent;
 pub mod ledger;
 pub mod liveness;
 pub mod plan;
+pub mod pod_network;
 pub mod status;
 pub mod world;
 
@@ -33,6 +35,7 @@ pub mod cni;
 pub mod driver;
 pub mod files;
 pub mod gateways;
+pub mod heartbeat;
 pub mod kernel;
 pub mod metrics;
 pub mod pods;

@@ -56,7 +56,7 @@ impl Metrics {
             ),
             indices: gauges(
                 "weft_netop_indices",
-                "Indices of this node's blocks: usable, held, free",
+                "Indices of this node's blocks: usable, held, free, resting",
                 &["slice", "state"],
             ),
             attachments: gauges("weft_netop_attachments", "Attached pods", &["slice"]),

@@ -1,27 +1,35 @@
-//! Writes what the agent says to the API server: on change, at most once a second an object, and again every
-//! [`HEARTBEAT`] so that readers can tell old news from none.
+//! Writes what the agent reports to the API server: where an object does not say it yet, at most once a second an
+//! object. What lives is told by [`crate::heartbeat`]; a status that says what it should is left alone.
+//!
+//! The node's credential lets it write what belongs to the node and nothing else: the statuses of its SliceNode, of its
+//! SliceBlocks and of the SliceGateways that are on it, and of its pods annotations and one condition.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    future::ready,
+    time::Duration,
+};
 
 use anyhow::Context;
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{ObjectReference, Pod},
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
+    core::PartialObjectMeta,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use serde_json::{Value, json};
 use slice_crds::{
-    conditions::{self, Verdict},
     names::MEMBER_NAMESPACE,
     v1alpha1::{SliceBlock, SliceBlockStatus, SliceGateway, SliceGatewayStatus, SliceNode, SliceNodeStatus},
 };
-use slice_runtime::{apply, version::VERSION};
+use slice_runtime::apply;
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -29,60 +37,84 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent::Announcement,
     metrics::Metrics,
-    status::{BlockReport, GatewayReport, NodeReport, PodReport, Reports, Standing},
+    status::{self, GatewayReport, PodReport, Reports, Standing},
 };
 
 /// Field manager of everything the agent writes.
 pub const MANAGER: &str = "slice-netop";
 /// Shortest time between two writes of one object.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often a status is written whose content has not changed.
-const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long a write may take: an API server that hangs must not keep other news back.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time until a write that failed is tried again: keys of gateways go this way.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Until a status that was taken, and that the object still does not have, is written again: somebody else may have
+/// written it, or the watch is behind. It doubles with each time in a row.
+const FIRST_REPAIR: Duration = Duration::from_secs(2);
+const LAST_REPAIR: Duration = Duration::from_secs(30);
+/// How long a write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Writes at a time of one [`Lane`].
+const CONCURRENT: usize = 8;
+/// No write is begun so long after the snapshot that it is from.
+const FRESH: Duration = Duration::from_secs(5);
 
-/// What is written where, and when it last was.
-pub struct Writer {
-    client: Client,
-    node: String,
-    metrics: Metrics,
-    nodes: Last<NodeReport>,
-    blocks: BTreeMap<String, Last<BlockReport>>,
-    gateways: BTreeMap<String, Last<GatewayReport>>,
-    pods: BTreeMap<String, Last<PodReport>>,
+/// Objects that are written beside others, so that those that hang, as a webhook can make them, keep few others waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Pods,
+    /// By these, other clusters learn keys.
+    Gateways,
+    /// The node and its blocks.
+    Node,
 }
 
-struct Last<T> {
-    report: Option<T>,
-    at: Option<Instant>,
-    conditions: Vec<Condition>,
+/// An object that is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    /// By UID.
+    Pod(String),
+    /// The others by name.
+    Gateway(String),
+    Node(String),
+    Block(String),
 }
 
-impl<T> Default for Last<T> {
-    fn default() -> Self {
-        Self {
-            report: None,
-            at: None,
-            conditions: vec![],
-        }
-    }
+/// What an object should hold.
+struct Write {
+    target: Target,
+    /// What of it others act on.
+    content: Value,
+    /// The object has it.
+    recorded: bool,
+    /// Somebody else may write it too, so it is written at once where it is not there.
+    contested: bool,
+    body: Body,
 }
 
-impl<T> Last<T> {
-    /// Whether a report is to be written now; `same` compares it with the last one.
-    fn is_due(&self, same: impl FnOnce(&T) -> bool, now: Instant) -> bool {
-        let age = self.at.map(|at| now.duration_since(at));
-        match age {
-            None => true,
-            Some(age) if age < PAUSE => false,
-            Some(age) => age >= HEARTBEAT || !self.report.as_ref().is_some_and(same),
-        }
-    }
+enum Body {
+    Pod(PodReport),
+    Gateway(Box<GatewayReport>, Box<SliceGatewayStatus>),
+    Node(SliceNodeStatus),
+    Block(SliceBlockStatus),
+}
 
-    fn conditions(&mut self, verdict: Verdict, now: Timestamp) -> Vec<Condition> {
-        self.conditions = conditions::conditions(&self.conditions, [verdict], None, now);
-        self.conditions.clone()
-    }
+/// What came of the last write of an object.
+struct Attempt {
+    at: Instant,
+    content: Value,
+    /// Writes in a row that were not taken.
+    failures: u32,
+    /// Writes of the same content in a row that were taken, and that the object does not have.
+    repairs: u32,
+    /// The failure is in the log.
+    failing: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Taken,
+    /// The object is gone, has changed, or is another node's: the watch shows it, and the report is made again.
+    Outdated,
+    Failed(String),
 }
 
 /// Writes until `stop`.
@@ -90,208 +122,309 @@ pub async fn run(
     client: Client,
     node: String,
     metrics: Metrics,
-    mut reports: watch::Receiver<Reports>,
+    reports: watch::Receiver<Reports>,
     announcements: mpsc::Receiver<Announcement>,
     stop: CancellationToken,
 ) {
-    let events = tokio::spawn(announce(
+    let mut tasks = JoinSet::new();
+    tasks.spawn(announce(
         client.clone(),
         node.clone(),
         announcements,
         metrics.clone(),
         stop.clone(),
     ));
-    let mut writer = Writer {
-        client,
-        node,
-        metrics,
-        nodes: Last::default(),
-        blocks: BTreeMap::new(),
-        gateways: BTreeMap::new(),
-        pods: BTreeMap::new(),
-    };
-    let mut tick = tokio::time::interval(PAUSE);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            _ = tick.tick() => {}
-            changed = reports.changed() => if changed.is_err() { break },
-        }
-        let current = reports.borrow_and_update().clone();
-        // Nothing has been decided yet.
-        if current.decided {
-            writer.write(&current).await;
+    for lane in [Lane::Pods, Lane::Gateways, Lane::Node] {
+        let writer = Writer {
+            client: client.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            lane,
+            attempts: BTreeMap::new(),
+        };
+        let work = writer.follow(reports.clone());
+        let stop = stop.clone();
+        tasks.spawn(async move { _ = stop.run_until_cancelled(work).await });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(error = %error, "a task that writes to the API server has ended");
         }
     }
-    let _ = events.await;
+}
+
+struct Writer {
+    client: Client,
+    node: String,
+    metrics: Metrics,
+    lane: Lane,
+    attempts: BTreeMap<Target, Attempt>,
 }
 
 impl Writer {
-    async fn write(&mut self, reports: &Reports) {
-        // Pods first: somebody is waiting for theirs.
-        self.pods.retain(|uid, _| reports.pods.contains_key(uid));
-        for (uid, report) in &reports.pods {
-            self.write_pod(uid, report).await;
-        }
-        self.gateways
-            .retain(|name, _| reports.gateways.contains_key(name));
-        for (name, report) in &reports.gateways {
-            self.write_gateway(name, report).await;
-        }
-        if let Some(node) = &reports.node {
-            self.write_node(node).await;
-        }
-        self.blocks.retain(|name, _| reports.blocks.contains_key(name));
-        for (name, report) in &reports.blocks {
-            self.write_block(name, report).await;
-        }
-    }
-
-    async fn write_node(&mut self, report: &NodeReport) {
-        let now = Instant::now();
-        if !self.nodes.is_due(|last| last == report, now) {
-            return;
-        }
-        let time = Timestamp::now();
-        let status = SliceNodeStatus {
-            phase: report.phase,
-            version: Some(VERSION.to_owned()),
-            underlay_mtu: report.underlay_mtu,
-            features: report.features.clone(),
-            conditions: self.nodes.conditions(report.ready.clone(), time),
-            observed_at: Some(Time(time)),
-        };
-        self.nodes.at = Some(now);
-        let api = Api::<SliceNode>::all(self.client.clone());
-        if self
-            .done(apply::apply_status(&api, MANAGER, &self.node, &status))
-            .await
-        {
-            self.nodes.report = Some(report.clone());
-        }
-    }
-
-    async fn write_block(&mut self, name: &str, report: &BlockReport) {
-        let (now, time) = (Instant::now(), Timestamp::now());
-        let last = self.blocks.entry(name.to_owned()).or_default();
-        if !last.is_due(|last| last == report, now) {
-            return;
-        }
-        let status = SliceBlockStatus {
-            attachments: report.attachments,
-            free: report.usage.free,
-            usable: report.usage.usable,
-            conditions: last.conditions(report.ready.clone(), time),
-            observed_at: Some(Time(time)),
-        };
-        last.at = Some(now);
-        let api = Api::<SliceBlock>::all(self.client.clone());
-        if self.done(apply::apply_status(&api, MANAGER, name, &status)).await
-            && let Some(last) = self.blocks.get_mut(name)
-        {
-            last.report = Some(report.clone());
-        }
-    }
-
-    async fn write_gateway(&mut self, name: &str, report: &GatewayReport) {
-        let now = Instant::now();
-        let last = self.gateways.entry(name.to_owned()).or_default();
-        let denied = report.standing == Standing::Here { denied: true };
-        if !last.is_due(|last| !denied && last.same_state(report), now) {
-            return;
-        }
-        last.at = Some(now);
-        let keys = report.keys.clone();
-        let status = SliceGatewayStatus {
-            public_key: keys.as_ref().map(|keys| keys.public_key.clone()),
-            former_key: keys.as_ref().and_then(|keys| keys.former_key.clone()),
-            revocation: keys.and_then(|keys| keys.revocation),
-            renewal_waits_for: report.renewal_waits_for.clone(),
-            node: Some(report.node.clone()),
-            connected: report.connected,
-            tunnels: report.tunnels.clone(),
-            data_path: report.data_path.clone(),
-            observed_at: Some(Time(Timestamp::now())),
-        };
-        let api = Api::<SliceGateway>::namespaced(self.client.clone(), MEMBER_NAMESPACE);
-        let write = async {
-            match &report.standing {
-                Standing::Leaving {
-                    version: Some(version),
-                } => apply::apply_status_of_version(&api, MANAGER, name, version, &status).await,
-                _ => apply::apply_status(&api, MANAGER, name, &status)
-                    .await
-                    .map(|()| true),
+    async fn follow(mut self, mut reports: watch::Receiver<Reports>) {
+        let mut tick = tokio::time::interval(PAUSE);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = reports.changed() => if changed.is_err() { return },
             }
-        };
-        // Where the object has changed meanwhile the watch tells, and the report is made again.
-        if self.timed(write).await == Some(true)
-            && let Some(last) = self.gateways.get_mut(name)
-        {
-            last.report = Some(report.clone());
+            let current = reports.borrow_and_update().clone();
+            // Nothing has been decided before.
+            if current.decided {
+                self.write(&current).await;
+            }
         }
     }
 
-    async fn write_pod(&mut self, uid: &str, report: &PodReport) {
-        let now = Instant::now();
-        let last = self.pods.entry(uid.to_owned()).or_default();
-        if !last.is_due(|last| last == report, now) {
-            return;
+    async fn write(&mut self, reports: &Reports) {
+        let (begun, now) = (Instant::now(), Timestamp::now());
+        let mut writes = match self.lane {
+            Lane::Pods => pods(reports),
+            Lane::Gateways => gateways(reports, now),
+            Lane::Node => of_node(&self.node, reports, now),
+        };
+        let known: BTreeSet<&Target> = writes.iter().map(|write| &write.target).collect();
+        self.attempts.retain(|target, _| known.contains(target));
+        for write in writes.iter().filter(|write| write.recorded) {
+            if let Some(attempt) = self.attempts.get_mut(&write.target) {
+                attempt.repairs = 0;
+            }
         }
-        last.at = Some(now);
-        let mut patch = report.patch.clone();
-        // A pod of the same name that came after it, or news that we have not read, must not be overwritten.
-        patch["metadata"]["uid"] = uid.into();
-        if let Some(version) = &report.resource_version {
-            patch["metadata"]["resourceVersion"] = version.as_str().into();
+        writes.retain(|write| self.is_due(write, begun));
+        // What fails comes last.
+        writes.sort_by_key(|write| {
+            self.attempts
+                .get(&write.target)
+                .is_some_and(|attempt| attempt.failures > 0)
+        });
+        let client = self.client.clone();
+        let sent = stream::iter(writes)
+            .take_while(|_| ready(begun.elapsed() < FRESH))
+            .map(|write| async {
+                let at = Instant::now();
+                let outcome = send(&client, &write).await;
+                (write, at, outcome)
+            });
+        let mut sent = std::pin::pin!(sent.buffer_unordered(CONCURRENT));
+        while let Some((write, at, outcome)) = sent.next().await {
+            self.note(write, at, outcome);
         }
-        let api = Api::<Pod>::namespaced(self.client.clone(), &report.namespace);
-        let write = async {
-            match api
-                .patch_status(&report.name, &PatchParams::default(), &Patch::Strategic(patch))
-                .await
-            {
-                Ok(_) => Ok(true),
-                // Gone, or changed: the watch tells, and the report is made again.
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
-                Err(error) => {
-                    Err(error).with_context(|| format!("annotate pod {}/{}", report.namespace, report.name))
+    }
+
+    fn is_due(&self, write: &Write, now: Instant) -> bool {
+        if write.recorded {
+            return false;
+        }
+        let Some(attempt) = self.attempts.get(&write.target) else {
+            return true;
+        };
+        let pause = match attempt {
+            Attempt { failures: 1.., .. } => back_off(PAUSE, attempt.failures - 1, LAST_RETRY),
+            _ if write.contested || attempt.content != write.content => PAUSE,
+            _ => back_off(FIRST_REPAIR, attempt.repairs, LAST_REPAIR),
+        };
+        now.duration_since(attempt.at) >= pause
+    }
+
+    fn note(&mut self, write: Write, at: Instant, outcome: Outcome) {
+        let before = self.attempts.remove(&write.target);
+        let (failures, failing) = before
+            .as_ref()
+            .map_or((0, false), |last| (last.failures, last.failing));
+        let mut attempt = Attempt {
+            at,
+            content: write.content,
+            failures: failures.saturating_add(1),
+            repairs: 0,
+            failing,
+        };
+        match outcome {
+            Outcome::Taken => {
+                let repeated = before.filter(|last| last.failures == 0 && last.content == attempt.content);
+                attempt.repairs = repeated.map_or(0, |last| last.repairs.saturating_add(1));
+                (attempt.failures, attempt.failing) = (0, false);
+                if failing {
+                    tracing::info!(object = %write.target, "status written again");
                 }
             }
-        };
-        if let Some(true) = self.timed(write).await
-            && let Some(last) = self.pods.get_mut(uid)
-        {
-            last.report = Some(report.clone());
-        }
-    }
-
-    async fn done(&self, write: impl Future<Output = anyhow::Result<()>>) -> bool {
-        self.timed(write).await.is_some()
-    }
-
-    async fn timed<T>(&self, write: impl Future<Output = anyhow::Result<T>>) -> Option<T> {
-        let error = match tokio::time::timeout(PATIENCE, write).await {
-            Ok(Ok(done)) => return Some(done),
-            Ok(Err(error)) if is_gone(&error) => {
-                tracing::debug!(
-                    error = format!("{error:#}"),
-                    "status not written, its object is gone"
-                );
-                return None;
+            Outcome::Outdated => {
+                tracing::debug!(object = %write.target, "status not written, its object is another now");
             }
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_) => format!("the API server did not answer within {PATIENCE:?}"),
-        };
-        self.metrics.status_errors.inc();
-        tracing::warn!(error, "status not written");
-        None
+            Outcome::Failed(error) => {
+                self.metrics.status_errors.inc();
+                attempt.failing = true;
+                if failing {
+                    tracing::debug!(object = %write.target, error, "status still not written");
+                } else {
+                    tracing::warn!(object = %write.target, error, "status not written, trying again");
+                }
+            }
+        }
+        self.attempts.insert(write.target, attempt);
     }
 }
 
-fn is_gone(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 404)
+fn pods(reports: &Reports) -> Vec<Write> {
+    let pods = reports.pods.iter();
+    pods.map(|(uid, report)| Write {
+        target: Target::Pod(uid.clone()),
+        content: json!([report.patch, report.resource_version]),
+        // The report is there because the object says something else.
+        recorded: false,
+        contested: false,
+        body: Body::Pod(report.clone()),
+    })
+    .collect()
+}
+
+fn gateways(reports: &Reports, now: Timestamp) -> Vec<Write> {
+    let gateways = reports.gateways.iter();
+    gateways
+        .map(|(name, report)| {
+            let status = report.status(now);
+            let content = status::content(&status);
+            let before = reports.recorded.gateways.get(name).map(status::content);
+            Write {
+                target: Target::Gateway(name.clone()),
+                recorded: before.as_ref() == Some(&content),
+                content,
+                contested: report.standing == Standing::Here { denied: true },
+                body: Body::Gateway(Box::new(report.clone()), Box::new(status)),
+            }
+        })
+        .collect()
+}
+
+/// The node and its blocks.
+fn of_node(node: &str, reports: &Reports, now: Timestamp) -> Vec<Write> {
+    let recorded = &reports.recorded;
+    let node = reports.node.iter().map(|report| {
+        let status = report.status(recorded.node.as_ref(), now);
+        let content = status::content(&status);
+        Write {
+            target: Target::Node(node.to_owned()),
+            recorded: recorded.node.as_ref().map(status::content).as_ref() == Some(&content),
+            content,
+            contested: false,
+            body: Body::Node(status),
+        }
+    });
+    let blocks = reports.blocks.iter().map(|(name, report)| {
+        let before = recorded.blocks.get(name);
+        let status = report.status(before, now);
+        let content = status::content(&status);
+        Write {
+            target: Target::Block(name.clone()),
+            recorded: before.map(status::content).as_ref() == Some(&content),
+            content,
+            contested: false,
+            body: Body::Block(status),
+        }
+    });
+    node.chain(blocks).collect()
+}
+
+/// Of the answer no more is read than whose it is: an object that this version cannot decode is reported on all the same.
+async fn send(client: &Client, write: &Write) -> Outcome {
+    let sent = async {
+        match (&write.target, &write.body) {
+            (Target::Pod(uid), Body::Pod(report)) => send_pod(client, uid, report).await,
+            (Target::Gateway(name), Body::Gateway(report, status)) => {
+                send_gateway(client, name, report, status).await
+            }
+            (Target::Node(name), Body::Node(status)) => {
+                let api = Api::<PartialObjectMeta<SliceNode>>::all(client.clone());
+                apply::apply_status(&api, MANAGER, name, status)
+                    .await
+                    .map(|()| true)
+            }
+            (Target::Block(name), Body::Block(status)) => {
+                let api = Api::<PartialObjectMeta<SliceBlock>>::all(client.clone());
+                apply::apply_status(&api, MANAGER, name, status)
+                    .await
+                    .map(|()| true)
+            }
+            (target, _) => anyhow::bail!("{target} is given what is not its"),
+        }
+    };
+    match tokio::time::timeout(WRITE_TIMEOUT, sent).await {
+        Ok(Ok(true)) => Outcome::Taken,
+        Ok(Ok(false)) => Outcome::Outdated,
+        Ok(Err(error)) if answer(&error) == Some(404) => Outcome::Outdated,
+        // A gateway has moved, and the watch is behind.
+        Ok(Err(error)) if answer(&error) == Some(403) && matches!(write.target, Target::Gateway(_)) => {
+            Outcome::Outdated
+        }
+        Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
+        Err(_) => Outcome::Failed(format!("the API server did not answer within {WRITE_TIMEOUT:?}")),
+    }
+}
+
+/// Whether the object was still what the report is about.
+async fn send_pod(client: &Client, uid: &str, report: &PodReport) -> anyhow::Result<bool> {
+    let mut patch = report.patch.clone();
+    // A pod of the same name that came after it, or news that we have not read, must not be overwritten.
+    patch["metadata"]["uid"] = uid.into();
+    if let Some(version) = &report.resource_version {
+        patch["metadata"]["resourceVersion"] = version.as_str().into();
+    }
+    let api = Api::<PartialObjectMeta<Pod>>::namespaced(client.clone(), &report.namespace);
+    match api
+        .patch_status(&report.name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => {
+            Err(error).with_context(|| format!("annotate pod {}/{}", report.namespace, report.name))
+        }
+    }
+}
+
+async fn send_gateway(
+    client: &Client,
+    name: &str,
+    report: &GatewayReport,
+    status: &SliceGatewayStatus,
+) -> anyhow::Result<bool> {
+    let namespace = report.namespace.as_deref().unwrap_or(MEMBER_NAMESPACE);
+    let api = Api::<PartialObjectMeta<SliceGateway>>::namespaced(client.clone(), namespace);
+    match &report.standing {
+        Standing::Leaving {
+            version: Some(version),
+        } => apply::apply_status_of_version(&api, MANAGER, name, version, status).await,
+        Standing::Leaving { version: None } | Standing::Here { .. } => {
+            apply::apply_status(&api, MANAGER, name, status)
+                .await
+                .map(|()| true)
+        }
+    }
+}
+
+/// The status code that the API server answered with.
+fn answer(error: &anyhow::Error) -> Option<u16> {
+    match error.downcast_ref() {
+        Some(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
+}
+
+fn back_off(first: Duration, times: u32, last: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(last)
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, name) = match self {
+            Self::Pod(uid) => ("pod with UID", uid),
+            Self::Gateway(name) => ("SliceGateway", name),
+            Self::Node(name) => ("SliceNode", name),
+            Self::Block(name) => ("SliceBlock", name),
+        };
+        write!(f, "{kind} {name}")
+    }
 }
 
 async fn announce(
@@ -326,7 +459,7 @@ async fn announce(
             uid: Some(announcement.uid),
             ..ObjectReference::default()
         };
-        match tokio::time::timeout(PATIENCE, recorder.publish(&event, &pod)).await {
+        match tokio::time::timeout(WRITE_TIMEOUT, recorder.publish(&event, &pod)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 metrics.events_dropped.inc();

@@ -1,16 +1,23 @@
-//! What the agent says about itself, its blocks, gateways and pods. Pure; [`crate::report`] writes it.
+//! What the agent reports of itself, its blocks, gateways and pods. Pure; [`crate::report`] writes it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
 use serde_json::{Value, json};
 use slice_crds::{
-    conditions::{READY, Verdict, reason},
+    Cidr, IndexRange,
+    conditions::{self, READY, Verdict, reason},
     labels,
-    v1alpha1::{DataPathStatus, SliceNodePhase, TunnelStatus},
+    v1alpha1::{
+        DataPathStatus, SliceBlockStatus, SliceGatewayStatus, SliceNodePhase, SliceNodeStatus, TunnelStatus,
+    },
 };
-use slice_runtime::handover::{DataPath, Hello, Keys, Report, Tunnel};
+use slice_runtime::{
+    handover::{DataPath, Hello, Keys, Report, Tunnel},
+    version::VERSION,
+};
 
 use crate::{
     intent::{PodDecision, Wanted},
@@ -21,7 +28,7 @@ use crate::{
 /// First part of the names of our entries in the network status: what others wrote is recognised by its absence.
 const NETWORK_PREFIX: &str = "weft.dev/";
 
-/// One snapshot of everything that is to be said.
+/// One snapshot of everything that is to be reported.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports {
     /// Whether anything has been decided yet.
@@ -34,12 +41,22 @@ pub struct Reports {
     pub gateways: BTreeMap<String, GatewayReport>,
     /// By UID: pods whose object does not say yet what it should.
     pub pods: BTreeMap<String, PodReport>,
+    pub recorded: Recorded,
+}
+
+/// The statuses that the objects of a snapshot have at present, by their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recorded {
+    pub node: Option<SliceNodeStatus>,
+    pub blocks: BTreeMap<String, SliceBlockStatus>,
+    pub gateways: BTreeMap<String, SliceGatewayStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
     pub phase: SliceNodePhase,
     pub underlay_mtu: Option<u16>,
+    pub pod_networks: Vec<Cidr>,
     pub features: BTreeMap<String, bool>,
     pub ready: Verdict,
 }
@@ -48,11 +65,23 @@ pub struct NodeReport {
 pub struct BlockReport {
     pub attachments: u32,
     pub usage: Usage,
+    /// Blocks that nothing uses and whose indices have rested.
+    pub idle: Vec<IndexRange>,
+    /// Releasing blocks that nothing uses any more.
+    pub released: Vec<IndexRange>,
+    /// Indices that pods have outside of the blocks.
+    pub strays: Vec<IndexRange>,
+    /// Whether anything of the slice is, or is to be, on the node.
+    pub present: bool,
+    /// Generation of the spec that was acted upon; `None` before any was.
+    pub observed_generation: Option<i64>,
     pub ready: Verdict,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GatewayReport {
+    /// Of its object.
+    pub namespace: Option<String>,
     /// Absent until the gateway has called.
     pub keys: Option<Keys>,
     pub renewal_waits_for: Option<String>,
@@ -63,10 +92,10 @@ pub struct GatewayReport {
     pub standing: Standing,
 }
 
-/// Who may speak for a gateway whose pod moves from node to node.
+/// Who may report a gateway whose pod moves from node to node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Standing {
-    /// It is here to stay: what another node says of it is of before. `denied` where the object says that now.
+    /// It is here to stay: what another node reported is of before. `denied` where the object says that now.
     Here { denied: bool },
     /// It has gone, or is about to: another node may have it. To be written only while the object is of this version.
     Leaving { version: Option<String> },
@@ -87,26 +116,76 @@ pub struct PodReport {
     pub patch: Value,
 }
 
-impl GatewayReport {
-    /// Whether two reports say the same about what others act on. Round-trip times and handshake ages change all the
-    /// time and can wait for the next heartbeat.
-    pub fn same_state(&self, other: &Self) -> bool {
-        type State<'a> = Vec<(&'a str, bool, Option<SocketAddr>)>;
-        fn state(report: &GatewayReport) -> State<'_> {
-            report
-                .tunnels
-                .iter()
-                .map(|tunnel| (tunnel.peer.as_str(), tunnel.up, tunnel.endpoint))
-                .collect()
+impl NodeReport {
+    pub fn status(&self, recorded: Option<&SliceNodeStatus>, now: Timestamp) -> SliceNodeStatus {
+        let before = recorded.map_or(&[][..], |recorded| &recorded.conditions);
+        SliceNodeStatus {
+            phase: self.phase,
+            version: Some(VERSION.to_owned()),
+            underlay_mtu: self.underlay_mtu,
+            pod_networks: self.pod_networks.clone(),
+            features: self.features.clone(),
+            conditions: conditions::conditions(before, [self.ready.clone()], None, now),
+            observed_at: Some(Time(now)),
         }
-        (&self.keys, &self.renewal_waits_for) == (&other.keys, &other.renewal_waits_for)
-            && (&self.node, self.connected, &self.data_path)
-                == (&other.node, other.connected, &other.data_path)
-            && state(self) == state(other)
     }
 }
 
-/// What a gateway that is connected says.
+impl BlockReport {
+    pub fn status(&self, recorded: Option<&SliceBlockStatus>, now: Timestamp) -> SliceBlockStatus {
+        let before = recorded.map_or(&[][..], |recorded| &recorded.conditions);
+        SliceBlockStatus {
+            attachments: self.attachments,
+            free: self.usage.free,
+            usable: self.usage.usable,
+            idle: self.idle.clone(),
+            released: self.released.clone(),
+            strays: self.strays.clone(),
+            present: Some(self.present),
+            observed_generation: self.observed_generation,
+            conditions: conditions::conditions(before, [self.ready.clone()], self.observed_generation, now),
+            observed_at: Some(Time(now)),
+        }
+    }
+}
+
+impl GatewayReport {
+    pub fn status(&self, now: Timestamp) -> SliceGatewayStatus {
+        let keys = self.keys.clone();
+        SliceGatewayStatus {
+            public_key: keys.as_ref().map(|keys| keys.public_key.clone()),
+            former_key: keys.as_ref().and_then(|keys| keys.former_key.clone()),
+            revocation: keys.and_then(|keys| keys.revocation),
+            renewal_waits_for: self.renewal_waits_for.clone(),
+            node: Some(self.node.clone()),
+            connected: self.connected,
+            tunnels: self.tunnels.clone(),
+            data_path: self.data_path.clone(),
+            observed_at: Some(Time(now)),
+        }
+    }
+}
+
+/// What of a status others act on: without times and measurements, which change all the time and are no reason to
+/// write it.
+pub fn content(status: &impl Serialize) -> Value {
+    // A status is written as JSON a moment later, where an error is reported.
+    let mut content = serde_json::to_value(status).unwrap_or_default();
+    let mut strip = |list: &str, fields: &[&str]| {
+        let items = content.get_mut(list).and_then(Value::as_array_mut);
+        for item in items.into_iter().flatten().filter_map(Value::as_object_mut) {
+            fields.iter().for_each(|field| _ = item.remove(*field));
+        }
+    };
+    strip("conditions", &["lastTransitionTime"]);
+    strip("tunnels", &["lastHandshake", "rttMicros"]);
+    if let Some(content) = content.as_object_mut() {
+        content.remove("observedAt");
+    }
+    content
+}
+
+/// The report of a gateway that is connected.
 pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestamp) -> GatewayReport {
     let tunnel = |tunnel: &Tunnel| TunnelStatus {
         peer: tunnel.peer.clone(),
@@ -130,9 +209,10 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
         udp_segmentation: path.udp_segmentation,
         udp_coalescing: path.udp_coalescing,
     };
-    let said = report.and_then(|report| report.keys.clone());
+    let reported = report.and_then(|report| report.keys.clone());
     GatewayReport {
-        keys: Some(said.unwrap_or_else(first)),
+        namespace: None,
+        keys: Some(reported.unwrap_or_else(first)),
         renewal_waits_for: report.and_then(|report| report.renewal_waits_for.clone()),
         node: node.to_owned(),
         connected: true,
@@ -146,9 +226,9 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
     }
 }
 
-/// What a block's status says.
-pub fn block(usage: Usage, attached: u32, waiting: &[String], problem: Option<&str>) -> BlockReport {
-    let ready = match (problem, waiting) {
+/// The condition of a block whose slice is on the node, or should be.
+pub fn block_ready(attached: u32, waiting: &[String], problem: Option<&str>) -> Verdict {
+    match (problem, waiting) {
         (Some(problem), _) => Verdict::no(READY, reason::DEGRADED, problem),
         (None, []) => Verdict::yes(READY, reason::READY, format!("{attached} pods attached")),
         (None, [first, ..]) => {
@@ -159,11 +239,6 @@ pub fn block(usage: Usage, attached: u32, waiting: &[String], problem: Option<&s
             };
             Verdict::no(READY, reason::PENDING, format!("{first}{rest}"))
         }
-    };
-    BlockReport {
-        attachments: attached,
-        usage,
-        ready,
     }
 }
 
@@ -259,14 +334,14 @@ fn gate(
     wanted: &BTreeMap<String, Wanted>,
     attached: impl Fn(&Wanted) -> bool,
 ) -> Option<Value> {
-    let said = pod.gate?;
+    let recorded = pod.gate?;
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(_, wanted)| !attached(wanted))
         .map(|(slice, _)| slice.as_str())
         .collect();
     let ready = missing.is_empty();
-    if said == Some(ready) {
+    if recorded == Some(ready) {
         return None;
     }
     let message = match missing.as_slice() {
@@ -313,7 +388,7 @@ mod tests {
     fn check(view: &PodView, decision: Option<&PodDecision>, attached: bool, expected: Expect) {
         let report = pod(view, decision, |_| attached);
         let text = report.map_or_else(
-            || "nothing to say".into(),
+            || "nothing to report".into(),
             |report| serde_json::to_string_pretty(&report.patch).unwrap(),
         );
         expected.assert_eq(&text);
@@ -339,13 +414,13 @@ mod tests {
             &PodView::default(),
             Some(&shop()),
             false,
-            expect!["nothing to say"],
+            expect!["nothing to report"],
         );
-        check(&PodView::default(), None, true, expect!["nothing to say"]);
+        check(&PodView::default(), None, true, expect!["nothing to report"]);
     }
 
     #[test]
-    fn what_others_said_stays() {
+    fn what_others_wrote_stays() {
         let others = r#"[{"name":"cbr0","default":true},{"name":"weft.dev/old"}]"#;
         let view = PodView {
             network_status: Some(others.into()),
@@ -370,7 +445,7 @@ mod tests {
             network_status: Some("not a list".into()),
             ..PodView::default()
         };
-        check(&odd, None, false, expect!["nothing to say"]);
+        check(&odd, None, false, expect!["nothing to report"]);
     }
 
     #[test]
@@ -415,27 +490,73 @@ mod tests {
               }
             }"#]],
         );
-        let said = PodView {
+        let recorded = PodView {
             gate: Some(Some(true)),
             ..PodView::default()
         };
-        check(&said, None, false, expect!["nothing to say"]);
+        check(&recorded, None, false, expect!["nothing to report"]);
     }
 
     #[test]
-    fn round_trip_times_alone_are_no_news() {
+    fn times_and_measurements_alone_are_no_reason_to_write() {
+        let [t0, t1] = [0, 10].map(|second| Timestamp::from_second(second).unwrap());
         let tunnel = |rtt, up| TunnelStatus {
             peer: "paris/0".into(),
             up,
             endpoint: None,
-            last_handshake: None,
+            last_handshake: Some(Time(t0)),
             rtt_micros: Some(rtt),
         };
-        let report = |rtt, up| GatewayReport {
-            tunnels: vec![tunnel(rtt, up)],
-            ..GatewayReport::default()
+        let gateway = |rtt, up, now| {
+            let report = GatewayReport {
+                tunnels: vec![tunnel(rtt, up)],
+                ..GatewayReport::default()
+            };
+            content(&report.status(now))
         };
-        assert!(report(1, true).same_state(&report(2, true)));
-        assert!(!report(1, true).same_state(&report(1, false)));
+        assert_eq!(gateway(1, true, t0), gateway(2, true, t1));
+        assert_ne!(gateway(1, true, t0), gateway(1, false, t0));
+
+        let report = BlockReport {
+            attachments: 3,
+            usage: Usage::default(),
+            idle: vec![],
+            released: vec![],
+            strays: vec![],
+            present: true,
+            observed_generation: Some(1),
+            ready: block_ready(3, &[], None),
+        };
+        let first = report.status(None, t0);
+        let again = report.status(None, t1);
+        assert_eq!(content(&first), content(&again));
+        let kept = report.status(Some(&first), t1);
+        assert_eq!(
+            kept.conditions, first.conditions,
+            "since when is what the object says"
+        );
+        let more = BlockReport {
+            observed_generation: Some(2),
+            ..report
+        };
+        assert_ne!(content(&first), content(&more.status(None, t0)));
+    }
+
+    #[test]
+    fn an_object_that_says_so_is_recognised_whoever_wrote_it() {
+        let report = NodeReport {
+            phase: SliceNodePhase::Ready,
+            underlay_mtu: Some(1500),
+            pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
+            features: BTreeMap::from([("tap".into(), true)]),
+            ready: Verdict::yes(READY, reason::READY, "2 slices on this node"),
+        };
+        let written = report.status(None, Timestamp::UNIX_EPOCH);
+        let text = serde_json::to_string(&written).unwrap();
+        let read: SliceNodeStatus = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            content(&read),
+            content(&report.status(Some(&read), Timestamp::UNIX_EPOCH))
+        );
     }
 }

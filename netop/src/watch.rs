@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     core::PartialObjectMeta,
     runtime::{reflector::Store, watcher},
 };
 use slice_crds::v1alpha1::{Slice, SliceBlock, SliceGateway, SliceNode};
-use slice_runtime::store::Watches;
+use slice_runtime::{store::Watches, undecodable::Undecodable};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +27,12 @@ struct Stores {
 
 /// Watches everything that this node works from. The receiver has `None` until every kind has been listed once, and
 /// the newest snapshot from then on.
-pub fn start(client: &Client, node: &str, stop: &CancellationToken) -> watch::Receiver<Option<Arc<World>>> {
-    let watches = Watches::new(stop.clone());
+pub fn start(
+    client: &Client,
+    node: &str,
+    watches: &Watches,
+    stop: &CancellationToken,
+) -> watch::Receiver<Option<Arc<World>>> {
     let all = watcher::Config::default();
     let stores = Stores {
         slices: watches.watch(Api::all(client.clone()), all.clone()),
@@ -45,13 +49,14 @@ pub fn start(client: &Client, node: &str, stop: &CancellationToken) -> watch::Re
         ),
     };
     let (sender, receiver) = watch::channel(None);
-    let stop = stop.clone();
+    let (watches, stop) = (watches.clone(), stop.clone());
     tokio::spawn(async move {
         let work = async {
             stores.listed().await.context("list what this node works from")?;
             loop {
                 let previous = sender.borrow().clone();
-                sender.send_replace(Some(Arc::new(stores.world(previous.as_deref()))));
+                let world = stores.world(watches.undecodable(), previous.as_deref());
+                sender.send_replace(Some(Arc::new(world)));
                 watches.changed().await;
             }
         };
@@ -74,13 +79,13 @@ impl Stores {
         Ok(())
     }
 
-    fn world(&self, previous: Option<&World>) -> World {
+    fn world(&self, undecodable: &Undecodable, previous: Option<&World>) -> World {
         let namespaces = self
             .namespaces
             .state()
             .into_iter()
             .map(|namespace| (namespace.name_any(), namespace.labels().clone()));
-        World::new(
+        let mut world = World::new(
             self.slices.state(),
             self.blocks.state(),
             self.gateways.state(),
@@ -88,6 +93,10 @@ impl Stores {
             self.pods.state(),
             self.nodes.state().into_iter().next(),
             previous,
-        )
+        );
+        let slices = undecodable.objects().into_iter();
+        let slices = slices.filter(|object| object.kind == Slice::kind(&()));
+        world.broken.extend(slices.map(|slice| (slice.name, slice.error)));
+        world
     }
 }

@@ -10,15 +10,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use slice_crds::{
-    Subnets, labels,
+    IndexRange, Subnets,
+    index::MAX_ORDINAL,
+    labels,
     membership::{self, Labels, Membership, PodFacts, Rules},
-    v1alpha1::{Slice, SliceBlock, SliceGateway, SliceNode, SliceSpec},
+    names,
+    v1alpha1::{AttachMode, Slice, SliceBlock, SliceGateway, SliceNode, SliceSpec},
 };
 
 /// A slice, checked.
@@ -43,6 +47,8 @@ pub struct PodView {
     pub finished: bool,
     /// Somebody asked for its end.
     pub terminating: bool,
+    /// Its addresses in the cluster, as the kubelet reports them; none before it has started.
+    pub addresses: Vec<IpAddr>,
     pub attachments: Option<String>,
     pub network_status: Option<String>,
     /// Whether it waits for [`labels::READINESS_GATE`], and what that condition says at present.
@@ -102,6 +108,10 @@ impl PodView {
                     .find(|condition| condition.type_ == labels::READINESS_GATE)
                     .map(|condition| condition.status == "True")
             });
+        let status = pod.status.as_ref();
+        let addresses = status
+            .and_then(|status| status.pod_ips.as_deref())
+            .unwrap_or_default();
         let uid = pod.uid().unwrap_or_default();
         Self {
             // The kubelet names a static pod's sandbox after its file and mirrors it under another UID.
@@ -116,6 +126,10 @@ impl PodView {
             running: phase == Some("Running"),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
+            addresses: addresses
+                .iter()
+                .filter_map(|address| address.ip.parse().ok())
+                .collect(),
             attachments: annotation(labels::ATTACHMENTS),
             network_status: annotation(labels::NETWORK_STATUS),
             gate,
@@ -130,7 +144,8 @@ impl PodView {
 }
 
 impl World {
-    /// A snapshot of the objects given. A slice that makes no sense stays what it was in `previous`.
+    /// A snapshot of the objects given. A slice that makes no sense stays what it was in `previous`; a block or a
+    /// gateway that is not named after what it is about is nobody's, so that no object takes another one's place.
     pub fn new(
         slices: impl IntoIterator<Item = Arc<Slice>>,
         blocks: impl IntoIterator<Item = Arc<SliceBlock>>,
@@ -162,12 +177,22 @@ impl World {
             }
         }
         let key = |block: &Arc<SliceBlock>| (block.spec.slice.clone(), block.spec.node.clone());
-        world.blocks = blocks.into_iter().map(|block| (key(&block), block)).collect();
+        let named = |block: &Arc<SliceBlock>| {
+            block.metadata.name.as_deref() == Some(&names::block(&block.spec.slice, &block.spec.node))
+        };
+        let blocks = blocks.into_iter().filter(named);
+        world.blocks = blocks.map(|block| (key(&block), block)).collect();
+        if let Some(previous) = previous {
+            world.keep_lost_blocks(previous);
+        }
         let key = |gateway: &Arc<SliceGateway>| (gateway.spec.slice.clone(), gateway.spec.ordinal);
-        world.gateways = gateways
-            .into_iter()
-            .map(|gateway| (key(&gateway), gateway))
-            .collect();
+        let named = |gateway: &Arc<SliceGateway>| {
+            let spec = &gateway.spec;
+            let name = names::gateway(&spec.slice, spec.ordinal);
+            spec.ordinal <= MAX_ORDINAL && gateway.metadata.name == Some(name)
+        };
+        let gateways = gateways.into_iter().filter(named);
+        world.gateways = gateways.map(|gateway| (key(&gateway), gateway)).collect();
         world.namespaces = namespaces
             .into_iter()
             .map(|(name, labels)| (name, Arc::new(labels)))
@@ -178,6 +203,36 @@ impl World {
             .map(|pod| (pod.uid.clone(), pod))
             .collect();
         world
+    }
+
+    /// Keeps blocks whose object has gone while their slice has not: pods that have indices of them go on, and no new pod
+    /// gets one. They stay until the object is there again, or somebody else has the indices or the node's address.
+    fn keep_lost_blocks(&mut self, previous: &Self) {
+        let is_lost = |(key, block): &(&(String, String), &Arc<SliceBlock>)| {
+            let (slice, _) = key;
+            let is_slice = self.slices.contains_key(slice) || self.broken.contains_key(slice);
+            if self.blocks.contains_key(*key) || !is_slice {
+                return false;
+            }
+            let mut others = self.blocks.iter().filter(|((of, _), _)| of == slice);
+            let mine = |other: &IndexRange| block.spec.blocks.iter().any(|own| own.overlaps(*other));
+            !others.any(|(_, other)| {
+                other.spec.blocks.iter().any(mine) || other.spec.node_address == block.spec.node_address
+            })
+        };
+        let lost: Vec<_> = previous
+            .blocks
+            .iter()
+            .filter(is_lost)
+            .map(|(key, block)| (key.clone(), Arc::clone(block)))
+            .collect();
+        for (key, mut block) in lost {
+            if block.spec.releasing != block.spec.blocks {
+                let block = Arc::make_mut(&mut block);
+                block.spec.releasing.clone_from(&block.spec.blocks);
+            }
+            self.blocks.insert(key, block);
+        }
     }
 
     /// Whether everything of Weft is to leave this node.
@@ -201,45 +256,49 @@ impl World {
 
     /// Whether the pod is part of Weft's own DNS, which is attached to every slice and waits for none.
     pub fn is_dns(pod: &PodView) -> bool {
-        pod.facts.namespace == slice_crds::names::MEMBER_NAMESPACE
+        pod.facts.namespace == names::MEMBER_NAMESPACE
     }
 
     /// Namespaces that may have pods which must not start without their interface, with the slices' names: by rule
-    /// or label of the namespace, or because a pod there asks for it itself.
+    /// or label of the namespace, or because a pod there is in by its own label.
     pub fn required_namespaces(&self) -> BTreeMap<String, BTreeSet<String>> {
-        use slice_crds::v1alpha1::AttachMode;
         let mut required: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let waits = |facts: &SliceFacts| facts.rules.attach == AttachMode::Required;
-        for (name, facts) in self.slices.iter().filter(|(_, facts)| waits(facts)) {
+        let mut require = |namespace: &str, slice: &str| {
+            let slices = required.entry(namespace.to_owned()).or_default();
+            slices.insert(slice.to_owned());
+        };
+        let rules = self.rules();
+        let waits = |rules: &&Rules| rules.attach == AttachMode::Required;
+        for rules in rules.iter().filter(waits) {
             for (namespace, labels) in &self.namespaces {
-                if facts.rules.may_include(namespace, labels) {
-                    required
-                        .entry(namespace.clone())
-                        .or_default()
-                        .insert(name.clone());
+                if rules.may_include(namespace, labels) {
+                    require(namespace, &rules.slice);
                 }
             }
         }
-        for pod in self.pods.values().filter(|pod| !Self::is_dns(pod)) {
-            for slice in labels::slices(&pod.facts.labels).unwrap_or_default() {
-                if self.slices.get(slice).is_some_and(|facts| waits(facts)) {
-                    required
-                        .entry(pod.facts.namespace.clone())
-                        .or_default()
-                        .insert(slice.to_owned());
-                }
+        let required_slice = |slice: &str| rules.iter().any(|rules| rules.slice == slice && waits(&rules));
+        for pod in self.pods.values() {
+            let slices = self.membership(pod, &rules).slices;
+            for slice in slices.into_iter().filter(|slice| required_slice(slice)) {
+                require(&pod.facts.namespace, slice);
             }
         }
-        required.remove(slice_crds::names::MEMBER_NAMESPACE);
+        // Weft's own pods wait for no slice.
+        required.remove(names::MEMBER_NAMESPACE);
+        required.remove(names::GATEWAY_NAMESPACE);
         required
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::{PodIP, PodStatus};
     use slice_crds::{
         Cidr, IndexRange,
-        v1alpha1::{AttachMode, Broadcast, GatewayPlacement, NamespaceRule, SliceNodeSpec},
+        v1alpha1::{
+            Broadcast, GatewayPlacement, NamespaceRule, SliceBlockSpec, SliceGatewaySpec, SliceJoin,
+            SliceNodeSpec,
+        },
     };
 
     use super::*;
@@ -257,12 +316,15 @@ mod tests {
             cluster: "paris".into(),
             cluster_number: 1,
             ranges: vec![IndexRange::new(0, 64)],
+            releasing: vec![],
             peers: vec![],
             namespaces: namespaces.iter().map(rule).collect(),
+            join: None,
             attach,
             gateway: GatewayPlacement::default(),
             broadcast: Broadcast::default(),
             dscp: 0,
+            source: None,
         };
         Arc::new(Slice::new(name, spec))
     }
@@ -315,5 +377,141 @@ mod tests {
             .into_keys()
             .collect();
         assert_eq!(required, ["cart", "till"]);
+    }
+
+    #[test]
+    fn a_pods_own_label_makes_its_namespace_wait_where_it_puts_the_pod_in() {
+        let shop = |pod_labels| {
+            let mut shop = slice("shop", &["10.80.0.0/16"], AttachMode::Required, &[]);
+            Arc::make_mut(&mut shop).spec.join = Some(SliceJoin {
+                pod_labels,
+                ..SliceJoin::default()
+            });
+            shop
+        };
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("cart".into());
+        pod.metadata.labels = Some(Labels::from([(labels::SLICE.to_owned(), "shop".to_owned())]));
+        let required = |pod_labels| {
+            let namespaces = [("cart".to_owned(), Labels::new())];
+            let world = World::new(
+                [shop(pod_labels)],
+                [],
+                [],
+                namespaces,
+                [Arc::new(pod.clone())],
+                None,
+                None,
+            );
+            world.required_namespaces().into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(required(true), ["cart"]);
+        assert_eq!(required(false), [""; 0], "anybody may write a label on his pods");
+    }
+
+    #[test]
+    fn a_block_whose_object_was_lost_serves_its_pods_until_somebody_else_has_it() {
+        let block = |node: &str, address: u8, start| {
+            let spec = SliceBlockSpec {
+                slice: "shop".into(),
+                node: node.into(),
+                node_address: [10, 0, 0, address].into(),
+                blocks: vec![IndexRange::new(start, 8)],
+                releasing: vec![],
+                withdrawn: None,
+            };
+            Arc::new(SliceBlock::new(&names::block("shop", node), spec))
+        };
+        let shop = || slice("shop", &["10.80.0.0/16"], AttachMode::Required, &[]);
+        let next = |slices: Vec<Arc<Slice>>, blocks: Vec<Arc<SliceBlock>>, previous: &World| {
+            World::new(slices, blocks, [], [], [], None, Some(previous))
+        };
+        let nodes = |world: &World| -> Vec<String> {
+            let blocks = world.blocks.values();
+            let releasing = |block: &SliceBlock| if block.spec.releasing.is_empty() { "" } else { "!" };
+            blocks
+                .map(|block| format!("{}{}", block.spec.node, releasing(block)))
+                .collect()
+        };
+        let all = || vec![block("n1", 1, 0), block("n2", 2, 8)];
+        let start = next(vec![shop()], all(), &World::default());
+        let lost = next(vec![shop()], vec![block("n2", 2, 8)], &start);
+        assert_eq!(nodes(&lost), ["n1!", "n2"]);
+        assert_eq!(nodes(&next(vec![shop()], vec![], &lost)), ["n1!", "n2!"]);
+        assert_eq!(nodes(&next(vec![shop()], all(), &lost)), ["n1", "n2"]);
+        for other in [block("n3", 3, 0), block("n3", 1, 16)] {
+            let taken = next(vec![shop()], vec![block("n2", 2, 8), other], &lost);
+            assert_eq!(nodes(&taken), ["n2", "n3"]);
+        }
+        assert!(
+            nodes(&next(vec![], vec![], &lost)).is_empty(),
+            "the slice is gone"
+        );
+    }
+
+    #[test]
+    fn an_object_under_another_name_takes_nobodys_place() {
+        let block = |name: &str| {
+            let spec = SliceBlockSpec {
+                slice: "shop".into(),
+                node: "n1".into(),
+                node_address: [10, 0, 0, 1].into(),
+                blocks: vec![],
+                releasing: vec![],
+                withdrawn: None,
+            };
+            Arc::new(SliceBlock::new(name, spec))
+        };
+        let gateway = |name: &str, ordinal| {
+            let spec = SliceGatewaySpec {
+                slice: "shop".into(),
+                ordinal,
+                endpoints: vec![],
+                node: None,
+                lost: false,
+            };
+            Arc::new(SliceGateway::new(name, spec))
+        };
+        let blocks = [block("shop.n1"), block("another")];
+        let far = names::gateway("shop", MAX_ORDINAL + 1);
+        let gateways = [
+            gateway("weft-gateway-shop-0", 0),
+            gateway("another", 0),
+            gateway(&far, MAX_ORDINAL + 1),
+        ];
+        let world = World::new([], blocks, gateways, [], [], None, None);
+        let name = |object: &str| Some(object.to_owned());
+        assert_eq!(
+            world
+                .blocks
+                .values()
+                .next()
+                .map(|block| block.metadata.name.clone()),
+            Some(name("shop.n1"))
+        );
+        let seen: Vec<_> = world
+            .gateways
+            .values()
+            .map(|gateway| gateway.metadata.name.clone())
+            .collect();
+        assert_eq!(seen, [name("weft-gateway-shop-0")]);
+    }
+
+    #[test]
+    fn a_pods_addresses_are_those_of_the_kubelet() {
+        let address = |ip: &str| PodIP { ip: ip.to_owned() };
+        let pod = Pod {
+            status: Some(PodStatus {
+                pod_ips: Some(vec![address("10.244.1.7"), address("fd00::7"), address("")]),
+                ..PodStatus::default()
+            }),
+            ..Pod::default()
+        };
+        let addresses: Vec<String> = PodView::of(&pod)
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["10.244.1.7", "fd00::7"]);
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand};
+use slice_crds::names;
 use slice_runtime::telemetry::LogArgs;
 
 /// Weft's controllers.
@@ -20,7 +21,7 @@ pub enum Command {
     /// Runs on the hub: slices are declared there.
     Hub(HubArgs),
     /// Takes off the hub what the hub role has put there; used while the chart is uninstalled.
-    HubTeardown,
+    HubTeardown(HubTeardownArgs),
     /// Runs in each member cluster: pods are attached there.
     Cluster(ClusterArgs),
     /// Takes off the member cluster what Weft has put there; used while the chart is uninstalled.
@@ -45,6 +46,15 @@ pub struct CommonArgs {
 pub struct HubArgs {
     #[command(flatten)]
     pub common: CommonArgs,
+    /// URL at which members reach this hub's API server; empty leaves each with the one that it joined by.
+    #[arg(long, env = "WEFT_MEMBER_SERVER", default_value = "")]
+    pub member_server: String,
+    /// Certificate authorities of that URL, PEM; empty leaves each member with those that it has.
+    #[arg(long, env = "WEFT_MEMBER_CA", default_value = "")]
+    pub member_ca: String,
+    /// Seconds for which a slice, or a cluster in it, that was deleted while pods are attached stays as it was.
+    #[arg(long, env = "WEFT_DELETION_GRACE", default_value = "300", value_parser = seconds)]
+    pub deletion_grace: Duration,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -52,11 +62,14 @@ pub struct ClusterArgs {
     #[command(flatten)]
     pub common: CommonArgs,
     /// Secret in this namespace with the credential for the hub.
-    #[arg(long, env = "WEFT_HUB_SECRET", default_value = "weft-hub-credential")]
+    #[arg(long, env = "WEFT_HUB_SECRET", default_value = names::HUB_CREDENTIAL)]
     pub hub_secret: String,
     /// Image of the gateways.
     #[arg(long, env = "WEFT_GATEWAY_IMAGE")]
     pub gateway_image: String,
+    /// Namespace of the gateways. Those that are in the operator's own move there, one by one.
+    #[arg(long, env = "WEFT_GATEWAY_NAMESPACE", default_value = names::GATEWAY_NAMESPACE)]
+    pub gateway_namespace: String,
     /// Service of slice-dns in this namespace; its address goes into the cluster DNS's configuration.
     #[arg(long, env = "WEFT_DNS_SERVICE", default_value = "weft-dns")]
     pub dns_service: String,
@@ -66,12 +79,25 @@ pub struct ClusterArgs {
 }
 
 #[derive(Clone, Debug, clap::Args)]
+pub struct HubTeardownArgs {
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Seconds to wait for a member's namespace to go.
+    #[arg(long, default_value = "90", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, clap::Args)]
 pub struct TeardownArgs {
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: String,
     #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
     pub coredns_config: String,
     /// Seconds to wait for the nodes.
-    #[arg(long, default_value = "120", value_parser = |text: &str| text.parse().map(Duration::from_secs))]
+    #[arg(long, default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
 }

@@ -1,11 +1,11 @@
-//! Parse, set up, run one role until told to stop.
+//! Parse, set up, run one role until a signal stops it.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use slice_operator::{
     args::{Args, Command},
-    cluster, hub,
+    io,
 };
 use slice_runtime::{client, shutdown, telemetry, version};
 
@@ -25,9 +25,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!(version = version::VERSION, command = ?args.command, "starting");
     let stop = shutdown::on_signal()?;
     match args.command {
-        Command::Hub(options) => hub::run(options, stop).await,
-        Command::HubTeardown => hub::teardown::run().await,
-        Command::Cluster(options) => cluster::run(options, stop).await,
-        Command::ClusterTeardown(options) => cluster::teardown::run(options).await,
+        Command::Hub(options) => io::hub::run(options, stop).await,
+        Command::HubTeardown(options) => io::teardown::hub::run(options).await,
+        Command::Cluster(options) => io::member::run(options, stop).await,
+        Command::ClusterTeardown(options) => io::teardown::member::run(options).await,
     }
 }

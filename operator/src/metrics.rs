@@ -1,43 +1,168 @@
-//! What both roles count.
+//! What the roles count.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
+};
 
-/// Figures of a reconcile loop.
+/// What both roles count.
+#[derive(Clone)]
 pub(crate) struct Metrics {
-    pub(crate) turns: Histogram,
-    pub(crate) errors: IntCounter,
     pub(crate) leader: IntGauge,
+    pub(crate) plans: IntCounter,
+    pub(crate) writes: IntCounterVec,
+    pub(crate) write_seconds: Histogram,
+    pub(crate) queue: IntGaugeVec,
+    pub(crate) unreadable: IntGaugeVec,
+    pub(crate) notices_dropped: IntCounter,
+    pub(crate) slices: IntGauge,
+}
+
+/// What only a hub counts.
+pub(crate) struct HubMetrics {
+    pub(crate) propagation_seconds: Histogram,
+    pub(crate) clusters: IntGaugeVec,
+    pub(crate) indices: IntGaugeVec,
+}
+
+/// What only a member counts.
+pub(crate) struct MemberMetrics {
+    pub(crate) nodes: IntGaugeVec,
+    pub(crate) hub_reachable: IntGauge,
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: Result<C, prometheus::Error>) -> C {
+    let metric = metric.expect("a valid metric");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("registered once");
+    metric
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(Opts::new(name, help), labels)
 }
 
 impl Metrics {
     /// # Panics
     /// Where `registry` has these metrics already.
     pub(crate) fn register(registry: &Registry) -> Self {
-        let turns = Histogram::with_opts(HistogramOpts::new(
-            "weft_operator_reconcile_seconds",
-            "Time of one turn of the loop: gather, plan, apply, report",
-        ))
-        .expect("a valid metric");
-        let errors = IntCounter::new(
-            "weft_operator_reconcile_errors_total",
-            "Turns that could not write everything; they are repeated. Growth means that the API server refuses something: see the log",
-        )
-        .expect("a valid metric");
-        let leader = IntGauge::new("weft_operator_leader", "1 while this replica holds the Lease")
-            .expect("a valid metric");
-        registry
-            .register(Box::new(turns.clone()))
-            .expect("registered once");
-        registry
-            .register(Box::new(errors.clone()))
-            .expect("registered once");
-        registry
-            .register(Box::new(leader.clone()))
-            .expect("registered once");
+        let counters = |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
         Self {
-            turns,
-            errors,
-            leader,
+            leader: add(
+                registry,
+                IntGauge::new("weft_operator_leader", "1 while this replica holds the Lease"),
+            ),
+            plans: add(
+                registry,
+                IntCounter::new(
+                    "weft_operator_plans_total",
+                    "Slices, clusters and services that were planned. It grows with changes, not with time",
+                ),
+            ),
+            writes: add(
+                registry,
+                counters(
+                    "weft_operator_writes_total",
+                    "Writes to API servers by server, kind and result. Growth of another result than ok means that one of \
+                     them refuses something: the conditions of the object's owner name it",
+                    &["server", "kind", "result"],
+                ),
+            ),
+            write_seconds: add(
+                registry,
+                histogram(
+                    "weft_operator_write_seconds",
+                    "Time of a write, until the API server has answered",
+                    &[0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0],
+                ),
+            ),
+            queue: add(
+                registry,
+                gauges(
+                    "weft_operator_queue",
+                    "Objects whose write is due, under way, or waits after a failure",
+                    &["server", "state"],
+                ),
+            ),
+            unreadable: add(
+                registry,
+                gauges(
+                    "weft_operator_unreadable_objects",
+                    "Objects that the API server has and this version cannot read. What was read of them before still holds",
+                    &["kind"],
+                ),
+            ),
+            notices_dropped: add(
+                registry,
+                IntCounter::new(
+                    "weft_operator_events_dropped_total",
+                    "Events that could not be recorded; conditions say the same",
+                ),
+            ),
+            slices: add(registry, IntGauge::new("weft_operator_slices", "Slices")),
+        }
+    }
+}
+
+impl HubMetrics {
+    /// # Panics
+    /// Where `registry` has these metrics already.
+    pub(crate) fn register(registry: &Registry) -> Self {
+        Self {
+            propagation_seconds: add(
+                registry,
+                histogram(
+                    "weft_operator_propagation_seconds",
+                    "Time from the report of a gateway's key or endpoint to the moment when the last member of its slice has \
+                     it",
+                    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0],
+                ),
+            ),
+            clusters: add(
+                registry,
+                gauges(
+                    "weft_operator_clusters",
+                    "Member clusters: registered, reachable, and those whose reports are not all believed",
+                    &["state"],
+                ),
+            ),
+            indices: add(
+                registry,
+                gauges(
+                    "weft_operator_indices",
+                    "Indices of all slices: given to clusters, and free",
+                    &["state"],
+                ),
+            ),
+        }
+    }
+}
+
+impl MemberMetrics {
+    /// # Panics
+    /// Where `registry` has these metrics already.
+    pub(crate) fn register(registry: &Registry) -> Self {
+        Self {
+            nodes: add(
+                registry,
+                gauges(
+                    "weft_operator_nodes",
+                    "Nodes of the cluster: those that take part, and those that are left out",
+                    &["state"],
+                ),
+            ),
+            hub_reachable: add(
+                registry,
+                IntGauge::new(
+                    "weft_operator_hub_reachable",
+                    "1 while the hub takes this member's heartbeats",
+                ),
+            ),
         }
     }
 }

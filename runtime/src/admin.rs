@@ -1,9 +1,10 @@
 //! The admin listener: `/livez`, `/readyz` and `/metrics`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -14,9 +15,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::version::VERSION;
 
-/// What a process still waits for before it is ready. When the last [`Pending`] is dropped, `/readyz` turns to 200.
+/// What a process still waits for before it is ready, and which of its loops must go on for it to be alive. When the last
+/// [`Pending`] is dropped, `/readyz` turns to 200; when a [`Pulse`] is not felt in time, `/livez` turns to 503.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
+pub struct Readiness {
+    waiting: Arc<Mutex<BTreeSet<&'static str>>>,
+    pulses: Arc<Mutex<BTreeMap<&'static str, Beat>>>,
+}
+
+/// When a loop last went round, and how long that may be ago.
+#[derive(Clone, Copy)]
+struct Beat {
+    at: Instant,
+    most: Duration,
+}
+
+/// A loop that must go on; dropping it says that it has ended as it should.
+#[must_use]
+pub struct Pulse {
+    readiness: Readiness,
+    name: &'static str,
+    most: Duration,
+}
 
 /// One thing that must happen before the process is ready; dropping it says that it has.
 #[must_use]
@@ -34,8 +54,49 @@ impl Readiness {
         }
     }
 
-    fn names(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A loop that is to go round at least every `most`.
+    pub fn pulse(&self, name: &'static str, most: Duration) -> Pulse {
+        let pulse = Pulse {
+            readiness: self.clone(),
+            name,
+            most,
+        };
+        pulse.beat();
+        pulse
+    }
+
+    /// The loops that have not gone round in time, and for how long.
+    pub fn stalled(&self) -> Vec<(&'static str, Duration)> {
+        let beats = self.beats().clone();
+        let late = beats
+            .into_iter()
+            .filter(|(_, beat)| beat.at.elapsed() > beat.most);
+        late.map(|(name, beat)| (name, beat.at.elapsed())).collect()
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beats(&self) -> MutexGuard<'_, BTreeMap<&'static str, Beat>> {
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pulse {
+    /// The loop has gone round.
+    pub fn beat(&self) {
+        let beat = Beat {
+            at: Instant::now(),
+            most: self.most,
+        };
+        self.readiness.beats().insert(self.name, beat);
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.readiness.beats().remove(self.name);
     }
 }
 
@@ -78,6 +139,14 @@ pub async fn serve(
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address} for the admin endpoints"))?;
+    let liveness = readiness.clone();
+    let live = move || async move {
+        let stalled = liveness.stalled();
+        match stalled.is_empty() {
+            true => (StatusCode::OK, "ok\n".to_owned()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, format!("stalled: {stalled:?}\n")),
+        }
+    };
     let ready = move || async move {
         let waiting = readiness.names().clone();
         match waiting.is_empty() {
@@ -94,11 +163,36 @@ pub async fn serve(
             .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     };
     let router = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics));
     axum::serve(listener, router)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .context("serve the admin endpoints")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_stands_still_is_not_alive() {
+        let readiness = Readiness::default();
+        let pulse = readiness.pulse("loop", Duration::ZERO);
+        std::hint::black_box(Instant::now());
+        let still = || {
+            readiness
+                .stalled()
+                .iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>()
+        };
+        while still().is_empty() {}
+        assert_eq!(still(), ["loop"]);
+        let lively = readiness.pulse("loop", Duration::from_secs(3600));
+        assert!(still().is_empty());
+        drop((pulse, lively));
+        assert!(still().is_empty(), "one that has ended");
+    }
 }

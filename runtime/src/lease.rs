@@ -2,7 +2,8 @@
 //!
 //! A holder renews every [`RENEW`]; another candidate takes over [`DURATION`] after it last saw the record change by
 //! its own clock, so clocks of different machines are never compared. A holder that could not renew for
-//! [`DEADLINE`] gives up before anyone else may take over.
+//! [`DEADLINE`] starts nothing any more. What it has started by then is over, or was aborted by its own deadline, before
+//! anyone else may take over: [`WRITE`] and the TCP user timeout of [`crate::client`] fit into the difference.
 
 use std::time::Duration;
 
@@ -16,79 +17,66 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How long a record protects its holder.
-pub const DURATION: Duration = Duration::from_secs(6);
+pub const DURATION: Duration = Duration::from_secs(15);
 /// How long a holder goes on without having renewed.
-pub const DEADLINE: Duration = Duration::from_secs(4);
+pub const DEADLINE: Duration = Duration::from_secs(6);
 /// How often the holder renews and the others look.
-pub const RENEW: Duration = Duration::from_secs(1);
+pub const RENEW: Duration = Duration::from_secs(2);
+/// How long one write of a holder may take.
+pub const WRITE: Duration = Duration::from_secs(3);
 
-/// Claims the Lease in the background; the receiver tells whether this process holds it.
-///
-/// The task ends when `stop` is cancelled and gives the Lease back then, so that a planned restart of one replica
-/// hands over at once.
-pub fn claim(
-    client: Client,
-    namespace: &str,
-    name: &str,
-    identity: String,
+const _: () = assert!(
+    DEADLINE.as_secs() + WRITE.as_secs() + crate::client::USER_TIMEOUT.as_secs() < DURATION.as_secs()
+);
+
+/// A claim to lead, renewed in the background.
+pub struct Claim {
+    until: watch::Receiver<Option<Instant>>,
     stop: CancellationToken,
-) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
-    let api = Api::namespaced(client, namespace);
-    let name = name.to_owned();
-    tokio::spawn(async move {
-        let mut candidate = Candidate {
-            api,
-            name,
-            identity,
-            seen: None,
-            renewed: None,
-        };
-        let mut tick = tokio::time::interval(RENEW);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                _ = tick.tick() => {}
-            }
-            let held = *sender.borrow();
-            let holds = match tokio::time::timeout(RENEW * 2, candidate.turn()).await {
-                Ok(Ok(holds)) => holds,
-                Ok(Err(error)) => {
-                    tracing::warn!(
-                        lease = candidate.name,
-                        error = format!("{error:#}"),
-                        "lease not renewed"
-                    );
-                    held && candidate.renewed.is_some_and(|at| at.elapsed() < DEADLINE)
-                }
-                Err(_) => held && candidate.renewed.is_some_and(|at| at.elapsed() < DEADLINE),
-            };
-            sender.send_if_modified(|now| std::mem::replace(now, holds) != holds);
-            if holds != held {
-                tracing::info!(
-                    lease = candidate.name,
-                    identity = candidate.identity,
-                    holds,
-                    "leadership changed"
-                );
-            }
+    task: JoinHandle<()>,
+}
+
+impl Claim {
+    /// Until when this process leads, where it does. It is to be looked at before each write.
+    pub fn valid_until(&self) -> Option<Instant> {
+        let until = *self.until.borrow();
+        until.filter(|until| *until > Instant::now())
+    }
+
+    pub fn is_valid(&self) -> bool {
+        self.valid_until().is_some()
+    }
+
+    /// Completes when the claim was renewed, won or lost.
+    pub async fn changed(&mut self) {
+        if self.until.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
-        if *sender.borrow() {
-            sender.send_replace(false);
-            if let Err(error) = candidate.release().await {
-                tracing::warn!(
-                    lease = candidate.name,
-                    error = format!("{error:#}"),
-                    "lease not given back"
-                );
-            }
-        }
-    });
-    receiver
+    }
+
+    /// Gives the Lease back, so that a planned restart hands over at once. To be called after the last write.
+    pub async fn release(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+/// Claims the Lease in the background until [`Claim::release`].
+pub fn claim(client: Client, namespace: &str, name: &str, identity: String) -> Claim {
+    let (sender, until) = watch::channel(None);
+    let stop = CancellationToken::new();
+    let candidate = Candidate {
+        api: Api::namespaced(client, namespace),
+        name: name.to_owned(),
+        identity,
+        seen: None,
+    };
+    let task = tokio::spawn(candidate.run(sender, stop.clone()));
+    Claim { until, stop, task }
 }
 
 struct Candidate {
@@ -97,12 +85,67 @@ struct Candidate {
     identity: String,
     /// The record's resource version and when it was first seen here.
     seen: Option<(String, Instant)>,
-    renewed: Option<Instant>,
 }
 
 impl Candidate {
-    /// One look at the record, and a write where this process holds it or may take it.
-    async fn turn(&mut self) -> anyhow::Result<bool> {
+    async fn run(mut self, sender: watch::Sender<Option<Instant>>, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(RENEW);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = tick.tick() => {}
+            }
+            let before = *sender.borrow();
+            let until = match tokio::time::timeout(WRITE, self.turn()).await {
+                Ok(Ok(renewed)) => renewed.map(|at| at + DEADLINE),
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        lease = self.name,
+                        error = format!("{error:#}"),
+                        "lease not renewed"
+                    );
+                    before
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        lease = self.name,
+                        "lease not renewed: the API server does not answer"
+                    );
+                    before
+                }
+            };
+            let until = until.filter(|until| *until > Instant::now());
+            sender.send_replace(until);
+            if until.is_some() != before.is_some() {
+                tracing::info!(
+                    lease = self.name,
+                    identity = self.identity,
+                    leads = until.is_some(),
+                    "leadership changed"
+                );
+            }
+        }
+        if sender.borrow().is_some() {
+            sender.send_replace(None);
+            let released = tokio::time::timeout(WRITE, self.release()).await;
+            match released {
+                Ok(Ok(())) => tracing::info!(lease = self.name, "lease released"),
+                Ok(Err(error)) => tracing::warn!(
+                    lease = self.name,
+                    error = format!("{error:#}"),
+                    "lease not released"
+                ),
+                Err(_) => tracing::warn!(
+                    lease = self.name,
+                    "lease not released: the API server does not answer"
+                ),
+            }
+        }
+    }
+
+    /// One look at the record, and a write where this process holds it or may take it; when it was begun, where it did.
+    async fn turn(&mut self) -> anyhow::Result<Option<Instant>> {
         let started = Instant::now();
         let Some(mut lease) = self.api.get_opt(&self.name).await.context("read the lease")? else {
             let lease = Lease {
@@ -112,7 +155,7 @@ impl Candidate {
                 },
                 spec: Some(self.record(0)),
             };
-            return self.write(self.api.create(&PostParams::default(), &lease).await, started);
+            return self.written(self.api.create(&PostParams::default(), &lease).await, started);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         if self.seen.as_ref().is_none_or(|(seen, _)| *seen != version) {
@@ -123,28 +166,27 @@ impl Candidate {
         let free = spec.holder_identity.as_deref().is_none_or(str::is_empty);
         let expired = self.seen.as_ref().is_some_and(|(_, at)| at.elapsed() >= DURATION);
         if !(mine || free || expired) {
-            return Ok(false);
+            return Ok(None);
         }
         let mut record = self.record(spec.lease_transitions.unwrap_or_default() + i32::from(!mine));
         if mine {
             record.acquire_time = spec.acquire_time;
         }
         lease.spec = Some(record);
-        self.write(
+        self.written(
             self.api.replace(&self.name, &PostParams::default(), &lease).await,
             started,
         )
     }
 
-    fn write(&mut self, answer: kube::Result<Lease>, started: Instant) -> anyhow::Result<bool> {
+    fn written(&mut self, answer: kube::Result<Lease>, started: Instant) -> anyhow::Result<Option<Instant>> {
         match answer {
             Ok(lease) => {
                 self.seen = Some((lease.metadata.resource_version.unwrap_or_default(), started));
-                self.renewed = Some(started);
-                Ok(true)
+                Ok(Some(started))
             }
             // Somebody else wrote it between our look and our write: they have it.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
             Err(error) => Err(error).context("write the lease"),
         }
     }

@@ -6,7 +6,7 @@
 //!  shutdown ── SIGTERM and SIGINT become one cancellation token
 //!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptors in it
 //!  tap, steering ── TAP devices, and which queue of one a flow takes
-//!  lease, apply, client ── the Kubernetes half (feature `kube`)
+//!  lease, apply, client, store, undecodable ── the Kubernetes half (feature `kube`)
 //! ```
 //!
 //! Deliberately not here: anything that only one process does, and any decision about slices.
@@ -25,4 +25,6 @@ pub mod steering;
 pub mod store;
 pub mod tap;
 pub mod telemetry;
+#[cfg(feature = "kube")]
+pub mod undecodable;
 pub mod version;

@@ -1,11 +1,13 @@
 //! `get`: objects as tables, YAML, JSON or names.
 
-use std::fmt::Debug;
-
 use anyhow::Context;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{Api, Resource, ResourceExt, api::ListParams};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::{
+    Client, Resource, ResourceExt,
+    api::ListParams,
+    core::{ApiResource, DynamicObject},
+};
+use serde::de::DeserializeOwned;
 use slice_crds::{
     conditions,
     labels::{self, Attachment},
@@ -13,68 +15,99 @@ use slice_crds::{
     v1alpha1::{Cluster, SliceConfig, SliceGateway, SliceNode},
 };
 
+use super::token;
 use crate::{
     Outcome,
-    args::{Get, Kind, Target},
-    connect, output,
+    args::{Format, Get, Kind, Target},
+    connect,
+    objects::{self, Found},
+    output,
 };
 
 pub(crate) async fn run(target: &Target, get: Get) -> anyhow::Result<Outcome> {
     let client = connect::client(target).await?;
+    let project = Some(target.namespace.as_str());
     match get.what {
         Kind::Slices => {
-            let found = list(&Api::<SliceConfig>::namespaced(client, &target.namespace), &get).await?;
+            let found = list(&client, project, &get).await?;
             let head = ["name", "subnets", "clusters", "pods", "ready", "message"];
-            output::objects(&found, "slices", get.output, &head, slice)
+            output::objects(&found, "slices", get.output, &head, |_, one| slice(one))
         }
         Kind::Clusters => {
-            let found = list(&Api::<Cluster>::namespaced(client, &target.namespace), &get).await?;
+            let found = list(&client, project, &get).await?;
             let head = ["name", "ready", "nodes", "kubernetes", "message"];
-            output::objects(&found, "clusters", get.output, &head, cluster)
+            let wide = [
+                "name",
+                "ready",
+                "nodes",
+                "kubernetes",
+                "weft",
+                "reachable",
+                "trusted",
+                "uid",
+                "message",
+            ];
+            match get.output {
+                Format::Wide => {
+                    output::objects(&found, "clusters", get.output, &wide, |_, one| wide_cluster(one))
+                }
+                _ => output::objects(&found, "clusters", get.output, &head, |_, one| cluster(one)),
+            }
+        }
+        Kind::Tokens => {
+            let tokens = token::tokens(&client, &params(&get)).await?;
+            token::print(&tokens, get.output)
         }
         Kind::Gateways => {
-            let found = list(
-                &Api::<SliceGateway>::namespaced(client, names::MEMBER_NAMESPACE),
-                &get,
-            )
-            .await?;
+            let found = list(&client, Some(names::MEMBER_NAMESPACE), &get).await?;
             let head = ["name", "slice", "node", "endpoints", "connected", "tunnels up"];
-            output::objects(&found, "gateways", get.output, &head, gateway)
+            output::objects(&found, "gateways", get.output, &head, |_, one| gateway(one))
         }
         Kind::Nodes => {
-            let found = list(&Api::<SliceNode>::all(client), &get).await?;
-            output::objects(
-                &found,
-                "nodes",
-                get.output,
-                &["name", "phase", "version", "message"],
-                node,
-            )
+            let found = list(&client, None, &get).await?;
+            let head = ["name", "phase", "version", "message"];
+            output::objects(&found, "nodes", get.output, &head, |_, one| node(one))
         }
         Kind::Attachments => {
-            let mut found = list(&Api::<Pod>::all(client), &get).await?;
-            found.retain(|pod| pod.annotations().contains_key(labels::ATTACHMENTS));
+            let found = attachments(&client, &get).await?;
             let head = ["namespace", "pod", "slice", "interface", "addresses"];
-            output::objects(&found, "attachments", get.output, &head, attachment)
+            output::objects(&found, "attachments", get.output, &head, |pod, one| {
+                attachment(pod, one)
+            })
         }
     }?;
     Ok(Outcome::Good)
 }
 
-async fn list<K>(api: &Api<K>, get: &Get) -> anyhow::Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
-{
-    let params = match &get.name {
+fn params(get: &Get) -> ListParams {
+    match &get.name {
         Some(name) => ListParams::default().fields(&format!("metadata.name={name}")),
         None => ListParams::default(),
-    };
-    let kind = K::plural(&());
-    Ok(api
-        .list(&params)
+    }
+}
+
+async fn list<K>(client: &Client, namespace: Option<&str>, get: &Get) -> anyhow::Result<Vec<Found<K>>>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    objects::list(client, namespace, &params(get)).await
+}
+
+/// Pods with attachments. Of a pod nothing but that is read.
+async fn attachments(client: &Client, get: &Get) -> anyhow::Result<Vec<Found<Vec<Attachment>>>> {
+    let list = objects::raw::<Pod>(client, None)
+        .list(&params(get))
         .await
-        .with_context(|| format!("list {kind}; is Weft installed in this cluster?"))?
-        .items)
+        .context("list the pods")?;
+    let types = ApiResource::erase::<Pod>(&());
+    let attached = list.items.into_iter().filter_map(|mut raw| {
+        let text = raw.annotations().get(labels::ATTACHMENTS)?;
+        let object = serde_json::from_str(text)
+            .map_err(|error| format!("annotation {}: {error}", labels::ATTACHMENTS));
+        raw.types = DynamicObject::new("", &types).types;
+        Some(Found { raw, object })
+    });
+    Ok(attached.collect())
 }
 
 /// Status and message of a condition.
@@ -148,25 +181,34 @@ fn node(node: &SliceNode) -> Vec<String> {
     ]
 }
 
-fn attachment(pod: &Pod) -> Vec<String> {
-    let text = pod
-        .annotations()
-        .get(labels::ATTACHMENTS)
-        .map(String::as_str)
-        .unwrap_or_default();
-    let attachments: Vec<Attachment> = serde_json::from_str(text).unwrap_or_default();
+fn wide_cluster(object: &Cluster) -> Vec<String> {
+    let status = object.status.clone().unwrap_or_default();
+    let mut row = cluster(object);
+    let message = row.pop().unwrap_or_default();
+    row.extend([
+        status.weft_version.unwrap_or_default(),
+        condition(&status.conditions, conditions::REACHABLE).0,
+        condition(&status.conditions, conditions::TRUSTED).0,
+        status.cluster_uid.unwrap_or_default(),
+        message,
+    ]);
+    row
+}
+
+fn attachment(pod: &Found<Vec<Attachment>>, attachments: &[Attachment]) -> Vec<String> {
     let join = |part: fn(&Attachment) -> String| attachments.iter().map(part).collect::<Vec<_>>().join(" ");
+    let ips = |one: &Attachment| {
+        one.ips
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     vec![
-        pod.namespace().unwrap_or_default(),
-        pod.name_any(),
+        pod.namespace().to_owned(),
+        pod.name().to_owned(),
         join(|one| one.slice.clone()),
         join(|one| one.interface.clone()),
-        join(|one| {
-            one.ips
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(",")
-        }),
+        join(ips),
     ]
 }

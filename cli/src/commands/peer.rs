@@ -1,17 +1,22 @@
 //! `create peer`, `delete peer` and `peer script`: hosts outside every cluster.
 
 use anyhow::{Context, bail};
-use kube::{Api, Client, ResourceExt, api::PostParams};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
 use slice_crds::{
-    Subnets, conditions, index,
-    v1alpha1::{Cluster, SliceConfig, SlicePeer, SlicePeerStatus},
+    Subnets, conditions, index, labels, names,
+    v1alpha1::{SliceConfig, SlicePeer, SlicePeerStatus},
+    wire,
 };
 
 use super::{find_slice, wait_for};
 use crate::{
     Outcome,
     args::{CreatePeer, DeletePeer, Peer, PeerScript, Target},
-    connect, output,
+    connect, objects, output,
     peer::{Gateway, Host, Site, script},
 };
 
@@ -19,13 +24,13 @@ use crate::{
 const PORT: u16 = 51820;
 
 pub(crate) async fn create(target: &Target, create: CreatePeer) -> anyhow::Result<Outcome> {
-    let api = slices(target).await?;
+    let client = connect::client(target).await?;
     let peer = SlicePeer {
         name: create.name.clone(),
         public_key: create.public_key,
         endpoints: create.endpoints,
     };
-    change(&api, target, &create.slice, |peers| {
+    change(&client, target, &create.slice, |peers| {
         match peers.iter_mut().find(|other| other.name == peer.name) {
             Some(other) => *other = peer.clone(),
             None => peers.push(peer.clone()),
@@ -42,8 +47,10 @@ pub(crate) async fn create(target: &Target, create: CreatePeer) -> anyhow::Resul
         slice.is_some_and(|slice| given(slice, &name).is_some() || refused(slice).is_some())
     };
     let why = format!("it has no address yet; see `slicectl status {}`", create.slice);
-    wait_for(&api, &create.slice, create.timeout, &why, decided).await?;
-    let slice = api.get(&create.slice).await?;
+    let api: Api<SliceConfig> = Api::namespaced(client, &target.namespace);
+    let what = format!("peer {}", create.name);
+    let slice = wait_for(&api, &create.slice, &what, create.timeout, &why, decided).await?;
+    let slice = slice.with_context(|| format!("slice {} was deleted meanwhile", create.slice))?;
     let Some(given) = given(&slice, &create.name) else {
         bail!("{}", refused(&slice).unwrap_or(why));
     };
@@ -57,8 +64,8 @@ pub(crate) async fn create(target: &Target, create: CreatePeer) -> anyhow::Resul
 }
 
 pub(crate) async fn delete(target: &Target, delete: DeletePeer) -> anyhow::Result<Outcome> {
-    let api = slices(target).await?;
-    change(&api, target, &delete.slice, |peers| {
+    let client = connect::client(target).await?;
+    change(&client, target, &delete.slice, |peers| {
         let before = peers.len();
         peers.retain(|peer| peer.name != delete.name);
         if peers.len() == before {
@@ -67,26 +74,41 @@ pub(crate) async fn delete(target: &Target, delete: DeletePeer) -> anyhow::Resul
         Ok(())
     })
     .await?;
-    println!("peer/{} is no longer in slice {}", delete.name, delete.slice);
+    println!("peer/{} is out of slice {}", delete.name, delete.slice);
     Ok(Outcome::Good)
 }
 
 pub(crate) async fn run(target: &Target, peer: Peer) -> anyhow::Result<Outcome> {
     let Peer::Script(what) = peer;
     let client = connect::client(target).await?;
-    let slice = find_slice(
-        &Api::namespaced(client.clone(), &target.namespace),
-        target,
-        &what.slice,
-    )
-    .await?;
-    let clusters = clusters(client, target).await?;
-    output::print(&script(&host(&what, &slice, &clusters)?))?;
+    let slice = find_slice(&client, target, &what.slice).await?;
+    let peers = published(&client, &slice).await?;
+    output::print(&script(&host(&what, &slice, &peers)?))?;
     Ok(Outcome::Good)
 }
 
+/// The clusters of a slice as the hub publishes them: what members report of their keys is checked by then. They are the
+/// same in the namespace of every member, so the first that has them is as good as any.
+async fn published(client: &Client, slice: &SliceConfig) -> anyhow::Result<Vec<wire::Peer>> {
+    let params = ListParams::default().labels(&format!("{}={}", labels::FOR_SLICE, slice.name_any()));
+    for cluster in slice.status.iter().flat_map(|status| &status.clusters) {
+        let namespace = names::member_namespace(&cluster.name);
+        let shards = objects::list::<wire::MemberPeers>(client, Some(&namespace), &params).await?;
+        if shards.is_empty() {
+            continue;
+        }
+        let mut peers = Vec::new();
+        for shard in shards {
+            let what = format!("memberpeers {} in namespace {namespace}", shard.name());
+            peers.extend(shard.into_object(&what)?.spec.peers);
+        }
+        return Ok(peers);
+    }
+    Ok(Vec::new())
+}
+
 /// Everything the host must know, from what the hub says of its slice.
-fn host(what: &PeerScript, slice: &SliceConfig, clusters: &[Cluster]) -> anyhow::Result<Host> {
+fn host(what: &PeerScript, slice: &SliceConfig, peers: &[wire::Peer]) -> anyhow::Result<Host> {
     let status = slice.status.clone().unwrap_or_default();
     let (name, slice_name) = (&what.name, slice.name_any());
     let Some(peer) = slice.spec.peers.iter().find(|peer| peer.name == *name) else {
@@ -97,26 +119,7 @@ fn host(what: &PeerScript, slice: &SliceConfig, clusters: &[Cluster]) -> anyhow:
     let (Some(given), Some(vni), Some(mtu)) = (given(slice, name), status.vni, status.mtu) else {
         bail!("the hub has not given peer {name} an address yet; see `slicectl status {slice_name}`");
     };
-    let number = |cluster: &str| {
-        let found = clusters.iter().find(|found| found.name_any() == cluster)?;
-        found.status.as_ref()?.number
-    };
-    let sites = status.clusters.iter().filter_map(|cluster| {
-        let number = number(&cluster.name)?;
-        let gateways = cluster.gateways.iter().filter_map(|gateway| {
-            Some(Gateway {
-                public_key: gateway.public_key.clone()?,
-                vtep: index::vtep(number, gateway.ordinal),
-                endpoints: gateway.endpoints.clone(),
-            })
-        });
-        Some(Site {
-            name: cluster.name.clone(),
-            ranges: cluster.ranges.clone(),
-            gateways: gateways.collect(),
-        })
-    });
-    let sites: Vec<Site> = sites.collect();
+    let sites: Vec<Site> = peers.iter().filter_map(site).collect();
     if sites.iter().all(|site| site.gateways.is_empty()) {
         bail!("no gateway of slice {slice_name} has a key yet; see `slicectl status {slice_name}`");
     }
@@ -135,6 +138,31 @@ fn host(what: &PeerScript, slice: &SliceConfig, clusters: &[Cluster]) -> anyhow:
     })
 }
 
+/// A cluster, as a host is to know it; `None` for another host, and for what makes no sense.
+fn site(peer: &wire::Peer) -> Option<Site> {
+    if !(1..=index::MAX_CLUSTER).contains(&peer.number) {
+        return None;
+    }
+    let gateways = peer
+        .gateways
+        .iter()
+        .filter(|gateway| gateway.ordinal <= index::MAX_ORDINAL);
+    let gateways = gateways.map(|gateway| Gateway {
+        public_key: gateway.public_key.clone(),
+        vtep: index::vtep(peer.number, gateway.ordinal),
+        endpoints: gateway
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.parse().ok())
+            .collect(),
+    });
+    Some(Site {
+        name: peer.name.clone(),
+        ranges: peer.ranges.iter().filter_map(|run| run.range()).collect(),
+        gateways: gateways.collect(),
+    })
+}
+
 fn given(slice: &SliceConfig, peer: &str) -> Option<SlicePeerStatus> {
     let status = slice.status.as_ref()?;
     status.peers.iter().find(|given| given.name == peer).cloned()
@@ -147,33 +175,24 @@ fn refused(slice: &SliceConfig) -> Option<String> {
     current.then(|| refused.message.clone())
 }
 
-async fn slices(target: &Target) -> anyhow::Result<Api<SliceConfig>> {
-    Ok(Api::namespaced(connect::client(target).await?, &target.namespace))
-}
-
-async fn clusters(client: Client, target: &Target) -> anyhow::Result<Vec<Cluster>> {
-    let api: Api<Cluster> = Api::namespaced(client, &target.namespace);
-    Ok(api
-        .list(&Default::default())
-        .await
-        .context("list the clusters")?
-        .items)
-}
-
 /// Changes the peers of a slice; when somebody else has changed the slice meanwhile, nothing is lost and nothing done.
 async fn change(
-    api: &Api<SliceConfig>,
+    client: &Client,
     target: &Target,
     name: &str,
     change: impl FnOnce(&mut Vec<SlicePeer>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut slice = find_slice(api, target, name).await?;
+    let mut slice = find_slice(client, target, name).await?;
     change(&mut slice.spec.peers)?;
-    let params = PostParams {
+    let params = PatchParams {
         field_manager: Some("slicectl".into()),
-        ..PostParams::default()
+        ..PatchParams::default()
     };
-    api.replace(name, &params, &slice)
+    let patch = json!({
+        "metadata": {"resourceVersion": slice.resource_version()}, "spec": {"peers": slice.spec.peers},
+    });
+    let api: Api<SliceConfig> = Api::namespaced(client.clone(), &target.namespace);
+    api.patch(name, &params, &Patch::Merge(patch))
         .await
         .with_context(|| format!("change the peers of slice {name}"))?;
     Ok(())
@@ -211,23 +230,24 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_told_what_the_hub_knows() {
+    fn the_host_gets_what_the_hub_publishes() {
         let slice = shop(json!({
             "vni": 4097, "mtu": 1370, "conditions": [],
             "peers": [{"name": "db1", "index": 65534, "ordinal": 0, "addresses": ["10.80.255.254"]}],
-            "clusters": [{
-                "name": "a", "ranges": [{"start": 0, "size": 64}],
+            "clusters": [{"name": "a", "number": 3}],
+        }));
+        let peers: Vec<wire::Peer> = from(json!([
+            {
+                "name": "a", "number": 3, "ranges": [{"start": 0, "size": 64}, {"start": 7, "size": 5}],
                 "gateways": [
-                    {"ordinal": 0, "publicKey": "G0", "endpoints": ["192.0.2.1:30001"], "up": true},
-                    {"ordinal": 1, "up": false},
+                    {"ordinal": 0, "publicKey": "G0", "endpoints": ["192.0.2.1:30001", "odd"]},
+                    {"ordinal": 4000, "publicKey": "G1", "endpoints": []},
                 ],
-            }],
-        }));
-        let a = from(json!({
-            "apiVersion": "weft.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a"}, "spec": {},
-            "status": {"number": 3},
-        }));
-        let host = host(&what(), &slice, &[a]).unwrap();
+            },
+            {"name": "db1", "number": index::OUTSIDE, "ranges": [{"start": 65534, "size": 1}], "gateways": []},
+            {"name": "odd", "number": 7000},
+        ]));
+        let host = host(&what(), &slice, &peers).unwrap();
         assert_eq!((host.port, host.index), (4500, 65534));
         assert_eq!(host.vtep.to_string(), "198.19.255.1");
         assert_eq!(

@@ -1,20 +1,19 @@
-//! `create slice` and `delete slice`.
+//! `create slice`.
 
 use anyhow::Context;
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{ObjectMeta, Patch, PatchParams},
 };
 use slice_crds::{
     conditions,
-    v1alpha1::{NamespaceRule, SliceConfig, SliceConfigSpec, SliceGatewaySettings},
+    v1alpha1::{NamespaceRule, SliceConfig, SliceConfigSpec, SliceGatewaySettings, SliceJoin},
 };
-use slice_runtime::apply;
 
-use super::{find_slice, wait_for};
+use super::wait_for;
 use crate::{
     Outcome,
-    args::{Create, CreateSlice, Delete, Target},
+    args::{Create, CreateSlice, Target},
     connect, output,
 };
 
@@ -25,7 +24,7 @@ pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Ou
     };
     let object = object(&slice, &target.namespace);
     if slice.dry_run {
-        output::print(&serde_saphyr::to_string(&object)?)?;
+        output::print(&output::yaml(&object)?)?;
         return Ok(Outcome::Good);
     }
     let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
@@ -40,23 +39,31 @@ pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Ou
     if slice.timeout.is_zero() {
         return Ok(Outcome::Good);
     }
-    // Said at once, not after the time is over: a configuration that is refused does not get better by waiting.
-    let decided = |slice: Option<&SliceConfig>| {
-        slice
-            .and_then(|slice| slice.status.as_ref())
-            .is_some_and(|status| {
-                conditions::is_true(&status.conditions, conditions::READY)
-                    || conditions::find_false(&status.conditions, conditions::ACCEPTED).is_some()
-            })
-    };
+    // Shown at once, not after the time is over: a configuration that is refused does not get better by waiting.
     let why = format!("it is not ready; see `slicectl status {}`", slice.name);
-    wait_for(&api, &slice.name, slice.timeout, &why, decided).await?;
-    let status = api.get(&slice.name).await?.status.unwrap_or_default();
+    let what = format!("slice {}", slice.name);
+    let found = wait_for(&api, &slice.name, &what, slice.timeout, &why, |slice| {
+        slice.is_some_and(is_decided)
+    })
+    .await?;
+    let status = found.and_then(|slice| slice.status).unwrap_or_default();
     for condition in &status.conditions {
         println!("{}={} {}", condition.type_, condition.status, condition.message);
     }
     let good = conditions::is_true(&status.conditions, conditions::READY);
     Ok(if good { Outcome::Good } else { Outcome::Bad })
+}
+
+/// Whether the hub has taken note of the slice as it is, and made it ready or refused it.
+fn is_decided(slice: &SliceConfig) -> bool {
+    let conditions = slice.status.iter().flat_map(|status| &status.conditions);
+    let mut current =
+        conditions.filter(|condition| condition.observed_generation == slice.metadata.generation);
+    current.any(|condition| match condition.type_.as_str() {
+        conditions::READY => condition.status == "True",
+        conditions::ACCEPTED => condition.status == "False",
+        _ => false,
+    })
 }
 
 fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
@@ -72,6 +79,7 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
                 ..NamespaceRule::default()
             })
             .collect(),
+        join: join(slice),
         attach: Default::default(),
         gateway: SliceGatewaySettings {
             replicas: slice.gateways,
@@ -91,14 +99,59 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
     object
 }
 
-pub(crate) async fn delete(target: &Target, delete: Delete) -> anyhow::Result<Outcome> {
-    let slice = match delete {
-        Delete::Slice(slice) => slice,
-        Delete::Peer(peer) => return super::peer::delete(target, peer).await,
+/// Whose labels may put pods in; the hub's default where nothing is asked for.
+fn join(slice: &CreateSlice) -> Option<SliceJoin> {
+    let join = SliceJoin {
+        namespace_selector: slice.join_selector.clone(),
+        namespace_labels: !slice.no_namespace_labels,
+        pod_labels: slice.pod_labels,
     };
-    let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
-    let found = find_slice(&api, target, &slice.name).await?;
-    apply::delete(&api, &found.name_any()).await?;
-    println!("sliceconfig/{} deleted", slice.name);
-    Ok(Outcome::Good)
+    (join != SliceJoin::default()).then_some(join)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::args::{Args, Command};
+
+    fn spec(flags: &str) -> Value {
+        let line = format!("slicectl create slice shop --subnet 10.80.0.0/16 --cluster a {flags}");
+        let args = Args::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Create(Create::Slice(slice)) = args.command else {
+            panic!("{line}");
+        };
+        json!(object(&slice, "weft-default"))["spec"].clone()
+    }
+
+    #[test]
+    fn who_may_join_is_written_where_it_was_asked_for() {
+        assert_eq!(spec("").get("join"), None);
+        assert_eq!(
+            spec("--join-selector team=shop --pod-labels")["join"],
+            json!({"namespaceSelector": {"matchLabels": {"team": "shop"}}, "namespaceLabels": true, "podLabels": true})
+        );
+        assert_eq!(
+            spec("--no-namespace-labels --in cart")["join"],
+            json!({"namespaceLabels": false, "podLabels": false})
+        );
+    }
+
+    #[test]
+    fn what_was_decided_of_an_earlier_generation_is_not_waited_for() {
+        let slice = |generation: i64, type_: &str, status: &str| -> SliceConfig {
+            serde_json::from_value(json!({
+                "metadata": {"name": "shop", "generation": 2}, "spec": {"subnets": ["10.80.0.0/16"], "clusters": ["a"]},
+                "status": {"conditions": [{
+                    "type": type_, "status": status, "reason": "X", "message": "", "observedGeneration": generation,
+                    "lastTransitionTime": "2027-01-15T08:00:00Z",
+                }]},
+            }))
+            .unwrap()
+        };
+        assert!(is_decided(&slice(2, "Ready", "True")) && is_decided(&slice(2, "Accepted", "False")));
+        assert!(!is_decided(&slice(1, "Ready", "True")) && !is_decided(&slice(2, "Ready", "False")));
+    }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use slice_crds::{
     labels::{self, Attachment},
     mcs::ServiceExport,
+    membership::{self, Labels, PodFacts, Rules},
     names,
     v1alpha1::Slice,
 };
@@ -25,15 +26,15 @@ use super::wait_for;
 use crate::{
     Outcome,
     args::{Format, Target, Verify},
-    connect, output,
+    connect, objects, output,
 };
 
 /// Pod and Service of the probe.
 const PROBE: &str = "probe";
 /// Bytes sent over TCP: many packets of full size.
 const TRANSFER: &str = "1000000";
-/// A name needs this long from export to answer, the cluster DNS's own reload not counted.
-const DNS_PATIENCE: Duration = Duration::from_secs(20);
+/// A name needs at most this long from export to answer, the cluster DNS's own reload not counted.
+const DNS_LIMIT: Duration = Duration::from_secs(20);
 
 /// One probe pod.
 struct Site {
@@ -92,7 +93,7 @@ pub(crate) async fn run(target: &Target, verify: Verify) -> anyhow::Result<Outco
 fn report(checks: &[Check], format: Format) -> anyhow::Result<()> {
     match format {
         Format::Json => output::print(&(serde_json::to_string_pretty(checks)? + "\n")),
-        Format::Yaml => output::print(&serde_saphyr::to_string(&checks)?),
+        Format::Yaml => output::print(&output::yaml(&checks)?),
         Format::Table | Format::Wide | Format::Name => {
             let row = |check: &Check| {
                 let result = if check.ok { "ok" } else { "FAILED" };
@@ -113,19 +114,23 @@ fn report(checks: &[Check], format: Format) -> anyhow::Result<()> {
 }
 
 async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) -> anyhow::Result<Site> {
-    let slices: Api<Slice> = Api::all(client.clone());
-    let slice = slices.get(&verify.slice).await.with_context(|| {
-        format!(
-            "cluster {context} is in no slice {}; see `slicectl get slices` on the hub",
-            verify.slice
-        )
-    })?;
+    let slice = objects::get::<Slice>(client, None, &verify.slice).await?;
+    let slice = slice
+        .with_context(|| {
+            format!(
+                "cluster {context} is in no slice {}; see `slicectl get slices` on the hub",
+                verify.slice
+            )
+        })?
+        .into_object(&format!("slice {} of {context}", verify.slice))?;
+    let probes = labels_of_probe(verify);
+    may_join(&slice, namespace, &probes)?;
     let params = PatchParams::apply("slicectl").force();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let object = Namespace {
         metadata: ObjectMeta {
             name: Some(namespace.to_owned()),
-            labels: Some([(labels::SLICE.to_owned(), verify.slice.clone())].into()),
+            labels: Some(probes),
             ..ObjectMeta::default()
         },
         ..Namespace::default()
@@ -160,9 +165,18 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
         "the probe is not attached; see `kubectl --context {context} -n {namespace} describe pod {PROBE}`"
     );
     let attached = |pod: Option<&Pod>| pod.is_some_and(|pod| is_ready(pod) && !attachments(pod).is_empty());
-    wait_for(&pods, PROBE, verify.timeout, &why, attached).await?;
-    let attachment = attachments(&pods.get(PROBE).await?)
-        .into_iter()
+    let pod = wait_for(
+        &pods,
+        PROBE,
+        &format!("the probe in {context}"),
+        verify.timeout,
+        &why,
+        attached,
+    )
+    .await?;
+    let attachment = pod
+        .iter()
+        .flat_map(attachments)
         .find(|attachment| attachment.slice == verify.slice)
         .with_context(|| why.clone())?;
     Ok(Site {
@@ -174,6 +188,31 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
         ips: attachment.ips,
         dns: slice.status.unwrap_or_default().dns,
     })
+}
+
+/// The labels of the probe's namespace: that of the slice, and what its user adds.
+fn labels_of_probe(verify: &Verify) -> Labels {
+    let own = (labels::SLICE.to_owned(), verify.slice.clone());
+    verify.labels.iter().cloned().chain([own]).collect()
+}
+
+/// Fails where the slice lets no such namespace join. Pure.
+fn may_join(slice: &Slice, namespace: &str, probes: &Labels) -> anyhow::Result<()> {
+    let name = slice.name_any();
+    let rules = Rules::parse(&name, &slice.spec).with_context(|| format!("the rules of slice {name}"))?;
+    let pod = PodFacts {
+        namespace: namespace.to_owned(),
+        ..PodFacts::default()
+    };
+    let rules = [rules];
+    let membership = membership::of_pod(&pod, probes, &rules);
+    match membership.errors.first() {
+        Some(error) => bail!(
+            "the probe cannot join: {error}. Where spec.join.namespaceSelector takes a label, give the probe's namespace \
+             that label with --label KEY=VALUE"
+        ),
+        None => Ok(()),
+    }
 }
 
 fn probe(image: &str) -> Value {
@@ -237,7 +276,7 @@ async fn try_address(from: &Site, to: &Site, ip: IpAddr) -> Vec<Check> {
             to: to.context.clone(),
             check: format!("{name} {family}"),
             ok: result.is_ok(),
-            detail: result.map_or_else(|error| format!("{error:#}"), |answer| summary(&answer)),
+            detail: result.map_or_else(|error| objects::explain(&error), |answer| summary(&answer)),
         });
     }
     checks
@@ -251,7 +290,7 @@ async fn try_dns(from: &Site, to: &Site) -> Check {
             "no DNS pod of this cluster is on the slice yet: see `kubectl -n weft-system get pods`",
         )?;
         let server = std::net::SocketAddr::new(*server, 53).to_string();
-        let deadline = tokio::time::Instant::now() + DNS_PATIENCE;
+        let deadline = tokio::time::Instant::now() + DNS_LIMIT;
         loop {
             let answer = execute(from, &["dns", &name, "--server", &server])
                 .await
@@ -275,11 +314,11 @@ async fn try_dns(from: &Site, to: &Site) -> Check {
         to: to.context.clone(),
         check: "DNS".into(),
         ok: result.is_ok(),
-        detail: result.map_or_else(|error| format!("{error:#}"), |_| name),
+        detail: result.map_or_else(|error| objects::explain(&error), |_| name),
     }
 }
 
-/// What a probe said, in a few words.
+/// What a probe printed, in a few words.
 fn summary(answer: &Value) -> String {
     let p50 = answer
         .pointer("/rtt_ms/p50")
@@ -314,7 +353,7 @@ async fn execute(site: &Site, arguments: &[&str]) -> anyhow::Result<Value> {
         }
     };
     let (read_out, read_err) = tokio::join!(read_out, read_err);
-    read_out.and(read_err).context("read what the probe says")?;
+    read_out.and(read_err).context("read what the probe prints")?;
     let status = match status {
         Some(status) => status.await,
         None => None,
@@ -323,5 +362,32 @@ async fn execute(site: &Site, arguments: &[&str]) -> anyhow::Result<Value> {
         bail!("{}", err.trim());
     }
     let last = out.lines().last().unwrap_or_default();
-    serde_json::from_str(last).with_context(|| format!("the probe said \"{last}\""))
+    serde_json::from_str(last).with_context(|| format!("the probe printed \"{last}\", which is no JSON"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_that_lets_no_such_namespace_join_is_not_waited_for() {
+        let slice = |join: Value| -> Slice {
+            serde_json::from_value(json!({
+                "metadata": {"name": "shop"},
+                "spec": {
+                    "vni": 4097, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 64, "cluster": "a",
+                    "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2}, "join": join,
+                },
+            }))
+            .unwrap()
+        };
+        let plain = Labels::from([(labels::SLICE.to_owned(), "shop".to_owned())]);
+        let mut team = plain.clone();
+        team.insert("team".to_owned(), "shop".to_owned());
+        assert!(may_join(&slice(Value::Null), "probe", &plain).is_ok());
+        let selected = slice(json!({"namespaceSelector": {"matchLabels": {"team": "shop"}}}));
+        assert!(may_join(&selected, "probe", &team).is_ok());
+        let error = may_join(&selected, "probe", &plain).unwrap_err().to_string();
+        assert!(error.contains("--label KEY=VALUE"), "{error}");
+    }
 }

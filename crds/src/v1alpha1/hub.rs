@@ -10,8 +10,17 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::shared::{AttachMode, Broadcast, Exposure};
-use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
+use super::shared::{AttachMode, Broadcast, Exposure, SliceJoin};
+use crate::{Cidr, IndexRange, index, pattern};
+
+/// Networks in CIDR notation without host bits.
+const NETWORKS: &str = "self.all(n, isCIDR(n) && cidr(n) == cidr(n).masked())";
+/// No network of a slice shares an address with one that a host treats by itself: "this network" and loopback (RFC 1122),
+/// link-local (RFC 3927, RFC 4291), the gateways' inner addresses (RFC 2544), multicast, reserved and IPv4-mapped.
+const NOT_RESERVED: &str = "self.all(s, !isCIDR(s) || ['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '198.18.0.0/15', '224.0.0.0/4', '240.0.0.0/4', '::/96', 'fe80::/10', 'ff00::/8'].all(r, cidr(r).ip().family() != cidr(s).ip().family() || !(cidr(r).containsIP(cidr(s).ip()) || cidr(s).containsIP(cidr(r).ip()))))";
+const RESERVED: &str = "spec.subnets must not share addresses with 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4, ::/96, fe80::/10 or ff00::/8, which hosts treat by rules of their own: take a private network such as 10.80.0.0/16 or fd42:80::/64";
+/// An address and a port each, as [`SocketAddr`] reads them.
+const ENDPOINTS: &str = "self.all(e, e.matches('^(\\\\[[0-9a-fA-F:.]+\\\\]|[0-9.]+):(6553[0-5]|655[0-2][0-9]|65[0-4][0-9][0-9]|6[0-4][0-9][0-9][0-9]|[1-5][0-9][0-9][0-9][0-9]|[1-9][0-9]?[0-9]?[0-9]?)$') && isIP(e.substring(0, e.lastIndexOf(':')).replace('[', '').replace(']', '')) && (ip(e.substring(0, e.lastIndexOf(':')).replace('[', '').replace(']', '')).family() == 6) == e.startsWith('['))";
 
 /// A slice: one private Ethernet segment across the pods of several clusters.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,8 +33,8 @@ use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
     shortname = "slcfg",
     category = "weft",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name names interfaces, labels and DNS zones: use at most 40 lower-case letters, digits and dashes"),
+    validation = Rule::new("self.metadata.name.size() <= 39 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name names interfaces, labels and DNS zones: use at most 39 lower-case letters, digits and dashes"),
     printcolumn(name = "Subnets", json_path = ".spec.subnets", type_ = "string"),
     printcolumn(name = "Clusters", json_path = ".spec.clusters", type_ = "string"),
     printcolumn(name = "Accepted", json_path = ".status.conditions[?(@.type==\"Accepted\")].status", type_ = "string"),
@@ -33,7 +42,7 @@ use crate::{Cidr, IndexRange, v1alpha1::exchange::GatewayReport};
     printcolumn(name = "Message", json_path = ".status.conditions[?(@.type==\"Ready\")].message", type_ = "string"),
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.clusters) != has(self.clusterSelector)")
     .message("set spec.clusters or spec.clusterSelector, one of the two"))]
 pub struct SliceConfigSpec {
@@ -45,12 +54,13 @@ pub struct SliceConfigSpec {
         .message("spec.subnets takes at most one IPv4 and one IPv6 network"))]
     #[x_kube(validation = Rule::new("self.all(s, !isCIDR(s) || (cidr(s).ip().family() == 4 ? (cidr(s).prefixLength() >= 8 && cidr(s).prefixLength() <= 28) : (cidr(s).prefixLength() >= 48 && cidr(s).prefixLength() <= 112)))")
         .message("spec.subnets takes IPv4 networks from /8 to /28 and IPv6 networks from /48 to /112"))]
+    #[x_kube(validation = Rule::new(NOT_RESERVED).message(RESERVED))]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("spec.subnets cannot be changed, because every address in the slice follows from it: create a slice of another name"))]
     pub subnets: Vec<Cidr>,
     /// Names of the member clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 510), inner(length(max = 40)))]
+    #[schemars(length(min = 1, max = 510), inner(length(min = 1, max = 39)))]
     pub clusters: Option<Vec<String>>,
     /// Member clusters by the labels of their Cluster objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +69,9 @@ pub struct SliceConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub namespaces: Vec<NamespaceRule>,
+    /// Whose labels may put pods in, beside [`Self::namespaces`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<SliceJoin>,
     #[serde(default)]
     pub attach: AttachMode,
     #[serde(default)]
@@ -78,24 +91,26 @@ pub struct SliceConfigSpec {
 }
 
 /// A host outside every cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SlicePeer {
     /// Its name, which no member cluster may have.
-    #[schemars(length(max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 39), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Its WireGuard public key, as `wg pubkey` prints it.
     #[schemars(length(max = 44), regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
     pub public_key: String,
     /// Where its WireGuard listens, best first. None where only it can dial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 8), inner(length(max = 53)))]
+    #[x_kube(validation = Rule::new(ENDPOINTS)
+        .message("endpoints of spec.peers are an address and a port each, such as 192.0.2.9:51820 or [2001:db8::9]:51820"))]
     pub endpoints: Vec<SocketAddr>,
 }
 
 /// Pods of namespaces that are in the slice.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.name) != has(self.selector)")
     .message("an element of spec.namespaces has a name or a selector, one of the two"))]
 pub struct NamespaceRule {
@@ -108,7 +123,7 @@ pub struct NamespaceRule {
     pub selector: Option<LabelSelector>,
     /// Only in these clusters; in all of the slice's where empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 510), inner(length(max = 40)))]
+    #[schemars(length(max = 510), inner(length(min = 1, max = 39)))]
     pub clusters: Vec<String>,
     /// Only the pods with these labels; all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,7 +132,7 @@ pub struct NamespaceRule {
 
 /// The gateways of a slice in each of its clusters.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SliceGatewaySettings {
     /// Gateways per cluster; all of them carry traffic.
     #[serde(default = "SliceGatewaySettings::default_replicas")]
@@ -178,7 +193,7 @@ impl Default for SliceGatewaySettings {
 
 /// Quality of service: a profile by name, or the values themselves.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.profile) != has(self.dscp)")
     .message("spec.qos has a profile or inline values, one of the two"))]
 pub struct SliceQos {
@@ -206,7 +221,7 @@ pub struct SliceQos {
     printcolumn(name = "DSCP", json_path = ".spec.dscp", type_ = "integer"),
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct QosProfileSpec {
     /// Differentiated-services code point (RFC 2474) on the datagrams between gateways. The frames inside keep theirs.
     #[schemars(range(min = 0, max = 63))]
@@ -247,30 +262,32 @@ pub struct SlicePeerStatus {
     /// Which of the outside hosts it is; see [`crate::index::vtep`].
     pub ordinal: u32,
     /// Its addresses in the slice.
+    #[schemars(inner(regex(pattern = pattern::IP)))]
     pub addresses: Vec<IpAddr>,
 }
 
-/// A slice in one of its clusters.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// A slice in one of its clusters: what was decided, and counts. Measurements are metrics, and `slicectl status` asks
+/// the members.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SliceCluster {
     pub name: String,
+    /// The cluster's number in this slice; see [`crate::index::vtep`].
+    #[serde(default)]
+    pub number: u32,
     /// Index ranges that belong to the cluster. They are never moved.
+    #[serde(default, deserialize_with = "index::runs")]
     pub ranges: Vec<IndexRange>,
     /// Attached pods.
     #[serde(default)]
     pub attachments: u32,
     #[serde(default)]
-    pub gateways: Vec<GatewayReport>,
-    /// Addresses on which the cluster's DNS answers inside the slice.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dns: Vec<IpAddr>,
+    pub gateways_up: u32,
+    #[serde(default)]
+    pub gateways_wanted: u32,
     /// What keeps the slice from working there; empty when nothing does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
-    /// When the member looked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_at: Option<Time>,
 }
 
 /// A member cluster. `slicectl token issue` creates it; `spec.clusterSelector` of slices matches its labels.
@@ -285,46 +302,72 @@ pub struct SliceCluster {
     shortname = "wcl",
     category = "weft",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name names namespaces and labels: use at most 40 lower-case letters, digits and dashes"),
+    validation = Rule::new("self.metadata.name.size() <= 39 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name names namespaces and labels: use at most 39 lower-case letters, digits and dashes"),
     printcolumn(name = "Ready", json_path = ".status.conditions[?(@.type==\"Ready\")].status", type_ = "string"),
     printcolumn(name = "Nodes", json_path = ".status.nodes", type_ = "integer"),
     printcolumn(name = "Kubernetes", json_path = ".status.kubernetesVersion", type_ = "string"),
-    printcolumn(name = "Heartbeat", json_path = ".status.observedAt", type_ = "date"),
+    printcolumn(name = "Reachable", json_path = ".status.conditions[?(@.type==\"Reachable\")].status", type_ = "string"),
+    printcolumn(name = "Trusted", json_path = ".status.conditions[?(@.type==\"Trusted\")].status", type_ = "string"),
     printcolumn(name = "Message", json_path = ".status.conditions[?(@.type==\"Ready\")].message", type_ = "string", priority = 1),
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ClusterSpec {
     #[serde(default)]
     pub gateway: ClusterGateway,
+    /// Networks of the cluster that its API does not name, such as the pools of a CNI: no slice of the cluster may
+    /// overlap them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<ClusterNetworks>,
+}
+
+/// Networks in use in a cluster.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNetworks {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(NETWORKS).message("spec.networks.pods takes networks in CIDR notation with zero host bits, such as 10.244.0.0/16"))]
+    pub pods: Vec<Cidr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(NETWORKS).message("spec.networks.services takes networks in CIDR notation with zero host bits, such as 10.96.0.0/12"))]
+    pub services: Vec<Cidr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new(NETWORKS).message("spec.networks.nodes takes networks in CIDR notation with zero host bits, such as 192.0.2.0/24"))]
+    pub nodes: Vec<Cidr>,
 }
 
 /// Where a cluster's gateways run and how they are reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ClusterGateway {
     #[serde(default)]
     pub exposure: Exposure,
     /// Addresses that other clusters dial, in place of the nodes' own: for nodes behind address translation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 8), inner(length(max = 45)))]
+    #[x_kube(validation = Rule::new("self.all(a, isIP(a) && !ip(a).isUnspecified() && !ip(a).isLoopback() && !ip(a).isLinkLocalMulticast())")
+        .message("spec.gateway.advertise takes IP addresses that other clusters can dial, such as 203.0.113.7; a host name is not one, because it would be asked for by every gateway of every member"))]
     pub advertise: Vec<IpAddr>,
     /// Only nodes with these labels host gateways.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
 }
 
-/// What the hub knows of a member cluster.
+/// What the hub knows of a member cluster. Its heartbeat is the Lease `weft-member` in [`Self::namespace`].
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
-    /// Unique on this hub and never given twice while the cluster is registered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub number: Option<u32>,
     /// The namespace on the hub that this member, and no other, can read and write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// UID of the namespace kube-system of the cluster that has this name; from its first join on no other can have it.
+    #[serde(default, rename = "clusterUID", skip_serializing_if = "Option::is_none")]
+    pub cluster_uid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -332,15 +375,18 @@ pub struct ClusterStatus {
     #[serde(default)]
     pub nodes: u32,
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::CIDR)))]
     pub pod_cidrs: Vec<Cidr>,
     #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::CIDR)))]
     pub service_cidrs: Vec<Cidr>,
     #[serde(default, rename = "nodeCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::CIDR)))]
     pub node_cidrs: Vec<Cidr>,
-    #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
     pub conditions: Vec<Condition>,
-    /// When the member last reported.
+    /// When the rest of this status was seen to be so. How fresh a member's report is, the condition Reachable says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
 }

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     hub::NamespaceRule,
     shared::{
-        AttachMode, Broadcast, GatewayPlacement, PeerCluster, ServiceEndpoint, ServicePort, TunnelStatus,
+        AttachMode, Broadcast, GatewayPlacement, PeerCluster, ServiceEndpoint, ServicePort, SliceJoin,
+        TunnelStatus,
     },
 };
-use crate::{Cidr, IndexRange};
+use crate::{Cidr, IndexRange, index, pattern};
 
 /// A slice that this cluster is a member of: the hub's word, mirrored, so that everything goes on without the hub.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,23 +48,37 @@ use crate::{Cidr, IndexRange};
 pub struct SliceSpec {
     /// VXLAN network identifier, 1 to 2²⁴ − 1.
     pub vni: u32,
+    #[schemars(inner(regex(pattern = pattern::CIDR)))]
     pub subnets: Vec<Cidr>,
     /// Bytes of the largest IP packet on every interface of the slice.
     pub mtu: u16,
     /// Indices per node block, a power of two.
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub block_size: u32,
     /// This cluster's name on the hub.
     pub cluster: String,
     /// This cluster's number on the hub.
+    #[schemars(range(max = 510))]
     pub cluster_number: u32,
     /// This cluster's indices.
+    #[serde(deserialize_with = "index::runs")]
     pub ranges: Vec<IndexRange>,
+    /// Those of [`Self::ranges`] that are to be given back: nodes get no block of them any more.
+    #[serde(
+        default,
+        deserialize_with = "index::runs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub releasing: Vec<IndexRange>,
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub peers: Vec<PeerCluster>,
     /// Rules that hold in this cluster; `clusters` is empty in each.
     #[serde(default)]
     pub namespaces: Vec<NamespaceRule>,
+    /// Whose labels may put pods in; as by its default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<SliceJoin>,
     #[serde(default)]
     pub attach: AttachMode,
     pub gateway: GatewayPlacement,
@@ -72,6 +87,19 @@ pub struct SliceSpec {
     /// See [`super::hub::QosProfileSpec::dscp`]; 0 where the slice has no profile.
     #[serde(default)]
     pub dscp: u8,
+    /// Where this comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SliceSource>,
+}
+
+/// The hub's object that a Slice mirrors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SliceSource {
+    /// Identity of the hub: [`crate::wire::MemberHubSpec::identity`].
+    pub hub: String,
+    /// [`crate::wire::MemberSliceSpec::revision`]: an older one of the same hub never replaces a newer one.
+    pub revision: u64,
 }
 
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +113,7 @@ pub struct SliceStatus {
     pub attachments: u32,
     /// Addresses on which this cluster's DNS answers inside the slice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::IP)))]
     pub dns: Vec<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
@@ -122,8 +151,21 @@ pub struct SliceBlockSpec {
     pub slice: String,
     pub node: String,
     /// The node's address in its own cluster: where the other nodes send this block's frames.
+    #[schemars(regex(pattern = pattern::IP))]
     pub node_address: IpAddr,
+    #[serde(deserialize_with = "index::runs")]
     pub blocks: Vec<IndexRange>,
+    /// Those of [`Self::blocks`] that are to be given back: the node gives out no index of them any more, and says in
+    /// [`SliceBlockStatus::released`] when none is used.
+    #[serde(
+        default,
+        deserialize_with = "index::runs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub releasing: Vec<IndexRange>,
+    /// Why the node takes no part for now, such as an address that two nodes have: other nodes send it nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<String>,
 }
 
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -135,9 +177,36 @@ pub struct SliceBlockStatus {
     /// Indices that a new pod could have at once. One that was given back rests before it counts.
     #[serde(default)]
     pub free: u32,
-    /// Usable indices of all the blocks that the node agent knows: tells whether it has seen a block that was added.
+    /// Usable indices of all the blocks that the node agent knows.
     #[serde(default)]
     pub usable: u32,
+    /// Blocks that no pod has an index of, and whose indices have rested: they can be taken back at once.
+    #[serde(
+        default,
+        deserialize_with = "index::runs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub idle: Vec<IndexRange>,
+    /// Those of [`SliceBlockSpec::releasing`] that are not used any more, and never will be.
+    #[serde(
+        default,
+        deserialize_with = "index::runs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub released: Vec<IndexRange>,
+    /// Indices that pods have and that lie in none of the blocks: the SliceBlock that they came from was lost.
+    #[serde(
+        default,
+        deserialize_with = "index::runs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub strays: Vec<IndexRange>,
+    /// Whether anything of the slice is on the node. Only where this is `false` was it taken down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+    /// Generation of the spec that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -172,10 +241,18 @@ pub struct SliceBlockStatus {
 #[serde(rename_all = "camelCase")]
 pub struct SliceGatewaySpec {
     pub slice: String,
+    #[schemars(range(max = 253))]
     pub ordinal: u32,
     /// Where other clusters reach it, best first; follows the pod from node to node.
     #[serde(default)]
+    #[schemars(inner(regex(pattern = pattern::SOCKET)))]
     pub endpoints: Vec<SocketAddr>,
+    /// The node that its pod was put on: that node's agent writes its status, and no other's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// That node is not ready, or its agent sends no heartbeat: what the status says may not be so any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 /// Written by the agent of the node that the gateway runs on: the gateway itself has no credential.
@@ -275,6 +352,10 @@ pub struct SliceNodeStatus {
     /// Bytes of the largest packet on the interface that holds the node's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay_mtu: Option<u16>,
+    /// Networks that the addresses of the node's pods lie in.
+    #[serde(default, rename = "podNetworks", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::CIDR)))]
+    pub pod_networks: Vec<Cidr>,
     /// Kernel features probed at start, by name, and whether they are there.
     #[serde(default)]
     pub features: BTreeMap<String, bool>,

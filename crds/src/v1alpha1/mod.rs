@@ -1,28 +1,23 @@
 //! `weft.dev/v1alpha1`: one file per audience.
 //!
-//! [`hub`] is what users write on the hub and read back; [`exchange`] is what hub and members tell each other;
-//! [`member`] is what a member cluster's own processes work from; [`shared`] is what more than one of them says.
+//! [`hub`] is what users write on the hub and read back; [`member`] is what a member cluster's own processes work from;
+//! [`shared`] is what more than one of them has. What hub and members exchange is [`crate::wire`].
 
-pub mod exchange;
 pub mod hub;
 pub mod member;
 pub mod shared;
 
-pub use exchange::{
-    GatewayReport, MemberReport, MemberReportSpec, MemberService, MemberServiceSpec, MemberSlice,
-    MemberSliceSpec, ReportWarning, SliceReport,
-};
 pub use hub::{
-    Cluster, ClusterGateway, ClusterSpec, ClusterStatus, NamespaceRule, QosProfile, QosProfileSpec,
-    SliceCluster, SliceConfig, SliceConfigSpec, SliceConfigStatus, SliceGatewaySettings, SlicePeer,
-    SlicePeerStatus, SliceQos,
+    Cluster, ClusterGateway, ClusterNetworks, ClusterSpec, ClusterStatus, NamespaceRule, QosProfile,
+    QosProfileSpec, SliceCluster, SliceConfig, SliceConfigSpec, SliceConfigStatus, SliceGatewaySettings,
+    SlicePeer, SlicePeerStatus, SliceQos,
 };
 pub use member::{
     DataPathStatus, Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus, SliceGateway, SliceGatewaySpec,
     SliceGatewayStatus, SliceNode, SliceNodePhase, SliceNodeSpec, SliceNodeStatus, SliceService,
-    SliceServiceSpec, SliceSpec, SliceStatus,
+    SliceServiceSpec, SliceSource, SliceSpec, SliceStatus,
 };
 pub use shared::{
     AttachMode, Broadcast, Exposure, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway, ServiceEndpoint,
-    ServicePort, TunnelStatus,
+    ServicePort, SliceJoin, TunnelStatus,
 };

@@ -5,13 +5,37 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::hub::SliceGatewaySettings;
-use crate::IndexRange;
+use crate::{IndexRange, index, pattern};
+
+/// Whose labels may put pods into a slice. The namespaces that a SliceConfig names are in whatever stands here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SliceJoin {
+    /// Namespaces whose own label, and whose pods' labels, count; every namespace where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// Whether the label `weft.dev/slice` on a namespace counts.
+    pub namespace_labels: bool,
+    /// Whether the label on a pod counts in every one of these namespaces. Where it does not, it counts within
+    /// namespaces that are in the slice, for pods that its rules leave out.
+    pub pod_labels: bool,
+}
+
+impl Default for SliceJoin {
+    fn default() -> Self {
+        Self {
+            namespace_selector: None,
+            namespace_labels: true,
+            pod_labels: false,
+        }
+    }
+}
 
 /// What happens to a pod of the slice that cannot get its interface when it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,7 +59,7 @@ pub enum Exposure {
 
 /// Group-addressed frames and frames of other protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Broadcast {
     /// Broadcast and multicast frames a second that each node may send into the slice; more are dropped and counted.
     #[serde(default = "Broadcast::default_rate")]
@@ -78,6 +102,7 @@ pub struct GatewayPlacement {
     pub exposure: Exposure,
     /// Addresses to advertise in place of the nodes' own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = pattern::IP)))]
     pub advertise: Vec<IpAddr>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
@@ -120,8 +145,10 @@ pub struct KeyPolicy {
 pub struct PeerCluster {
     pub name: String,
     /// The number that the hub gave the cluster; see [`crate::index::vtep`].
+    #[schemars(range(max = 511))]
     pub number: u32,
     /// Where its attachments' indices lie.
+    #[serde(deserialize_with = "index::runs")]
     pub ranges: Vec<IndexRange>,
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["ordinal".into()]))]
@@ -132,6 +159,7 @@ pub struct PeerCluster {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerGateway {
+    #[schemars(range(max = 253))]
     pub ordinal: u32,
     /// Curve25519 public key, base 64, as `wg` prints it.
     pub public_key: String,
@@ -139,6 +167,7 @@ pub struct PeerGateway {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_key: Option<String>,
     /// Where it listens, best first. Empty when it can only dial out.
+    #[schemars(inner(regex(pattern = pattern::SOCKET)))]
     pub endpoints: Vec<SocketAddr>,
 }
 
@@ -148,10 +177,11 @@ pub struct PeerGateway {
 pub struct TunnelStatus {
     /// `<cluster>/<ordinal>` of the far gateway.
     pub peer: String,
-    /// A session exists and something was heard within the dead time.
+    /// A session exists and something came within the dead time.
     pub up: bool,
     /// Where datagrams go at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = pattern::SOCKET))]
     pub endpoint: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handshake: Option<Time>,
@@ -178,5 +208,6 @@ pub struct ServiceEndpoint {
     /// The pod's hostname, or its name where it has none.
     pub hostname: String,
     /// Its addresses in the slice.
+    #[schemars(inner(regex(pattern = pattern::IP)))]
     pub addresses: Vec<IpAddr>,
 }

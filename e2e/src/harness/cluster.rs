@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::TryStreamExt;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{
     Api, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
 };
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::core::Resource;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config, ResourceExt, discovery};
@@ -29,6 +30,7 @@ pub struct Cluster {
     /// The kubeconfig context.
     pub name: String,
     pub client: Client,
+    config: Config,
 }
 
 /// Opens a client for one context of a kubeconfig file. Makes no request yet.
@@ -42,15 +44,49 @@ pub async fn connect(kubeconfig: &Path, context: &str) -> Result<Cluster> {
     let config = Config::from_custom_kubeconfig(config, &options)
         .await
         .with_context(|| format!("context \"{context}\" of {}", kubeconfig.display()))?;
-    let client =
-        Client::try_from(config).with_context(|| format!("make a client of context \"{context}\""))?;
+    let client = Client::try_from(config.clone())
+        .with_context(|| format!("make a client of context \"{context}\""))?;
     Ok(Cluster {
         name: context.to_owned(),
         client,
+        config,
     })
 }
 
 impl Cluster {
+    /// A client that logs in with a token.
+    pub fn with_token(&self, token: &str) -> Result<Client> {
+        let mut config = self.config.clone();
+        config.auth_info = AuthInfo {
+            token: Some(token.to_owned().into()),
+            ..AuthInfo::default()
+        };
+        Client::try_from(config).context("make a client with a token")
+    }
+
+    /// A client as a service account; bound to a pod, its token has the claims that a kubelet's would have.
+    pub async fn as_account(&self, namespace: &str, account: &str, pod: Option<&Pod>) -> Result<Client> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let bound = pod.map(|pod| BoundObjectReference {
+            kind: Some("Pod".to_owned()),
+            api_version: Some("v1".to_owned()),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+        });
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                bound_object_ref: bound,
+                ..TokenRequestSpec::default()
+            },
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request(account, &PostParams::default(), &request)
+            .await
+            .with_context(|| format!("ask for a token of {namespace}/{account}"))?;
+        self.with_token(&answer.status.context("a token")?.token)
+    }
+
     /// Waits until the API server says that it is ready.
     pub async fn await_api(&self, deadline: Duration) -> Result<()> {
         let until = Instant::now() + deadline;

@@ -11,6 +11,7 @@
 //! fails with words when there is none: nothing is skipped in silence.
 
 mod cluster;
+mod cut;
 mod host;
 mod pod;
 mod streams;
@@ -24,6 +25,7 @@ use crate::lab::dir::{self, LabDir};
 use crate::lab::running::Running;
 
 pub use cluster::{Cluster, connect, is_ready, poll};
+pub use cut::Cut;
 pub use host::Host;
 pub use pod::{Output, PodSpec, Session};
 pub use streams::{Pace, Streams};

@@ -13,12 +13,12 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Pod, Secret},
 };
 use kube::{
-    ResourceExt,
+    Client, ResourceExt,
     api::{Api, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use slice_crds::{
-    conditions,
+    annotations, conditions,
     labels::{self, Attachment},
     names,
     v1alpha1::{Slice, SliceConfig, SliceGateway},
@@ -182,6 +182,12 @@ impl Environment {
     /// Installs Weft and makes a slice over all clusters, removed first where an earlier run left it; waits until it
     /// is Ready.
     pub async fn slice(&self, name: &str, spec: Value) -> Result<SliceConfig> {
+        self.apply_slice(name, spec).await?;
+        self.await_slice(name).await
+    }
+
+    /// The same, and nothing is waited for.
+    pub async fn apply_slice(&self, name: &str, spec: Value) -> Result<()> {
         self.install().await?;
         self.remove_slice(name).await?;
         let hub = self.hub()?;
@@ -198,8 +204,7 @@ impl Environment {
         if let (Some(into), Value::Object(more)) = (object["spec"].as_object_mut(), spec) {
             into.extend(more);
         }
-        hub.apply(&object.to_string()).await?;
-        self.await_slice(name).await
+        hub.apply(&object.to_string()).await
     }
 
     pub async fn await_slice(&self, name: &str) -> Result<SliceConfig> {
@@ -228,6 +233,11 @@ impl Environment {
     pub async fn remove_slice(&self, name: &str) -> Result<()> {
         let slices = self.slices()?;
         if slices.get_opt(name).await?.is_some() {
+            // As `slicectl delete slice --yes` does it: pods that are attached are not waited for.
+            let at_once = json!({"metadata": {"annotations": {annotations::DELETE: annotations::NOW}}});
+            slices
+                .patch(name, &PatchParams::default(), &Patch::Merge(at_once))
+                .await?;
             slices.delete(name, &Default::default()).await?;
         }
         for cluster in &self.clusters {
@@ -280,6 +290,20 @@ impl Cluster {
         gateways.retain(|gateway| gateway.spec.slice == slice);
         gateways.sort_by_key(|gateway| gateway.spec.ordinal);
         Ok(gateways)
+    }
+
+    /// A client with the permissions of a node's agent: its token is bound to the agent's pod there.
+    pub async fn as_agent_of(&self, node: &str) -> Result<Client> {
+        let agents = ListParams::default()
+            .labels(&format!("{}=netop", labels::COMPONENT))
+            .fields(&format!("spec.nodeName={node}"));
+        let agents = self.pods(names::MEMBER_NAMESPACE).list(&agents).await?;
+        let agent = agents
+            .items
+            .first()
+            .with_context(|| format!("no agent on {node}"))?;
+        self.as_account(names::MEMBER_NAMESPACE, "weft-netop", Some(agent))
+            .await
     }
 
     /// Waits until a pod runs and is attached.

@@ -55,7 +55,10 @@ pub async fn run(parts: &[Part], out: &Path) -> Result<()> {
     let parts = if parts.is_empty() { &Part::ALL[..] } else { parts };
     let mut figures = Figures::default();
     environment
-        .slice(SLICE, json!({"subnets": ["10.78.0.0/16", "fd42:78::/64"]}))
+        .slice(
+            SLICE,
+            json!({"subnets": ["10.78.0.0/16", "fd42:78::/64"], "join": {"podLabels": true}}),
+        )
         .await
         .context("install Weft and create a slice")?;
     progress.done("Weft is installed, the slice is Ready");

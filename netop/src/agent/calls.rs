@@ -18,9 +18,9 @@ use crate::{
     world::{PodView, World},
 };
 
-/// How long a pod waits for what it needs before the plugin is told why it cannot have it. Shorter than the plugin's
-/// own patience, so that the reason arrives.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(8);
+/// How long a pod waits for what it needs before the plugin is answered why it cannot have it. Shorter than the plugin's
+/// own timeout, so that the reason arrives.
+const ANSWER_TIMEOUT: SignedDuration = SignedDuration::from_secs(8);
 
 /// A question without an answer yet.
 pub(super) struct Pending {
@@ -45,7 +45,7 @@ impl<K: Kernel> Agent<K> {
             Command::Add => self.learn_sandbox(&request, now),
             // The end of an older sandbox of the same pod must not take the newer one's record.
             Command::Del => {
-                let known = self.told.get(&request.pod_uid);
+                let known = self.recorded.get(&request.pod_uid);
                 if known.is_some_and(|sandbox| sandbox.container == request.container_id) {
                     self.forget_sandbox(&request.pod_uid);
                 }
@@ -57,7 +57,7 @@ impl<K: Kernel> Agent<K> {
         self.calls.push(Pending {
             request,
             reply,
-            deadline: now + PATIENCE,
+            deadline: now + ANSWER_TIMEOUT,
             search: Search::NotNeeded,
         });
     }
@@ -69,12 +69,13 @@ impl<K: Kernel> Agent<K> {
             name: request.pod_name.clone(),
             container: request.container_id.clone(),
             netns: request.netns.clone(),
+            addresses: request.addresses.clone(),
             since: now.as_second(),
         };
         if let Err(error) = self.records.keep(&sandbox) {
             tracing::warn!(pod = sandbox.name, error = %error, "record of a pod not written");
         }
-        self.told.insert(sandbox.uid.clone(), sandbox);
+        self.recorded.insert(sandbox.uid.clone(), sandbox);
     }
 
     pub(super) fn take_fetched(&mut self, Fetched { fetch, found }: Fetched, now: Timestamp) {
@@ -89,7 +90,7 @@ impl<K: Kernel> Agent<K> {
                     namespace = fetch.namespace,
                     pod = fetch.name,
                     error,
-                    "pod not found out about"
+                    "pod not read"
                 );
                 Search::Failed
             }

@@ -1,4 +1,4 @@
-//! Gateways on this node: who is connected, who has its TAP, what each was told.
+//! Gateways on this node: who is connected, who has its TAP, what each was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use slice_crds::names;
 use slice_runtime::handover::{Config, Hello, MAX_QUEUES, Report, Tap, ToGateway};
 
-use super::{ADOPTION, Agent, SILENCE};
+use super::{ADOPTION, Agent};
 use crate::{
     gateways::{Connection, GatewayEvent},
     intent,
     kernel::{Kernel, TAP_OFFLOADS},
-    liveness::{self, Word},
+    liveness::{self, Health},
     model::{Name, Queues},
 };
 
@@ -35,8 +35,8 @@ struct SeenTap {
 }
 
 /// What others need to know of a gateway.
-fn word(report: &Report) -> Word {
-    Word {
+fn health(report: &Report) -> Health {
+    Health {
         reached: report.reached,
         draining: report.draining,
     }
@@ -91,8 +91,8 @@ impl<K: Kernel> Agent<K> {
         let Some(gateway) = gateways.find(|gateway| gateway.connection.id == connection) else {
             return false;
         };
-        let word = Some(word(&report));
-        gateway.report.replace(report).as_ref().map(self::word) != word
+        let health = Some(health(&report));
+        gateway.report.replace(report).as_ref().map(self::health) != health
     }
 
     pub(super) fn listen_for_gateways(&mut self) {
@@ -120,19 +120,8 @@ impl<K: Kernel> Agent<K> {
         });
     }
 
-    /// Notes which gateways' objects changed.
-    pub(super) fn hear(&mut self, now: Timestamp) {
-        for (key, gateway) in &self.world.gateways {
-            let version = gateway.metadata.resource_version.clone().unwrap_or_default();
-            let last = self
-                .heard
-                .entry(key.clone())
-                .or_insert_with(|| (version.clone(), now));
-            if last.0 != version {
-                *last = (version, now);
-            }
-        }
-        self.heard.retain(|key, _| self.world.gateways.contains_key(key));
+    /// A gateway that was here before this agent has had its time to call.
+    pub(super) fn give_up_adoption(&mut self, now: Timestamp) {
         if self
             .started
             .is_some_and(|started| now.duration_since(started) > ADOPTION)
@@ -141,28 +130,20 @@ impl<K: Kernel> Agent<K> {
         }
     }
 
-    pub(super) fn silent(&self, now: Timestamp) -> BTreeSet<(String, u32)> {
-        let silent = self
-            .heard
-            .iter()
-            .filter(|(_, (_, since))| now.duration_since(*since) > SILENCE);
-        silent.map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Gateways on this node that frames can be sent to, and what they say. One that carried before this agent came,
-    /// and has said nothing to it yet, is as its object says; a new one reaches nobody before it says so.
-    pub(super) fn carrying(&self) -> BTreeMap<(String, u32), Word> {
+    /// Gateways on this node that frames can be sent to, and what they report. One that carried before this agent came,
+    /// and has reported nothing to it yet, is as its object says; a new one reaches nobody before it reports so.
+    pub(super) fn carrying(&self) -> BTreeMap<(String, u32), Health> {
         let connected = self.gateways.iter().filter(|(_, gateway)| gateway.carries);
         let connected = connected.map(|(key, gateway)| match &gateway.report {
-            Some(report) => (key.clone(), word(report)),
-            None if gateway.hello.has_tap => (key.clone(), self.last_word(key)),
-            None => (key.clone(), Word::default()),
+            Some(report) => (key.clone(), health(report)),
+            None if gateway.hello.has_tap => (key.clone(), self.recorded_health(key)),
+            None => (key.clone(), Health::default()),
         });
-        let adopted = self.adopted.iter().map(|key| (key.clone(), self.last_word(key)));
+        let adopted = (self.adopted.iter()).map(|key| (key.clone(), self.recorded_health(key)));
         connected.chain(adopted).collect()
     }
 
-    fn last_word(&self, key: &(String, u32)) -> Word {
+    fn recorded_health(&self, key: &(String, u32)) -> Health {
         let status = self
             .world
             .gateways
@@ -175,17 +156,17 @@ impl<K: Kernel> Agent<K> {
         let clusters: BTreeSet<&str> = up
             .filter_map(|tunnel| tunnel.peer.split_once('/').map(|(cluster, _)| cluster))
             .collect();
-        Word {
+        Health {
             reached: clusters.len().try_into().unwrap_or(u32::MAX),
             draining: false,
         }
     }
 
-    /// Tells the other nodes' agents of the gateways here, and says which of theirs matter.
-    pub(super) fn talk(&self) {
+    /// Lets the other nodes' agents know of the gateways here, and says which of theirs are to be asked about.
+    pub(super) fn update_liveness(&self) {
         let vni = |slice: &str| self.world.slices.get(slice).map(|facts| facts.spec.vni);
         let own = self.carrying().into_iter();
-        let own = own.filter_map(|((slice, ordinal), word)| Some(((vni(&slice)?, ordinal), word)));
+        let own = own.filter_map(|((slice, ordinal), health)| Some(((vni(&slice)?, ordinal), health)));
         let local = liveness::Local {
             address: self.address(),
             nodes: self.decision.node.nodes.clone(),
@@ -200,14 +181,20 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// Gateways on this node that should have a TAP: those that are connected, with as many queues as they can use,
-    /// and those that were here last, as it is. One that somebody holds stays as it is in any case: what is replaced
-    /// under a gateway that carries is lost to it.
+    /// and those that were here last, as it is, unless their pod was put on another node. One that somebody holds stays
+    /// as it is in any case: what is replaced under a gateway that carries is lost to it.
     pub(super) fn taps(&self) -> BTreeMap<(String, u32), Queues> {
         let mut taps = BTreeMap::new();
         for (key, gateway) in &self.world.gateways {
             let node = gateway.status.as_ref().and_then(|status| status.node.as_deref());
+            let moved = gateway
+                .spec
+                .node
+                .as_ref()
+                .is_some_and(|assigned| *assigned != self.node);
             if node == Some(self.node.as_str())
                 && let Some(tap) = self.tap(key)
+                && (tap.held || !moved)
             {
                 taps.insert(key.clone(), tap.queues);
             }
@@ -267,7 +254,7 @@ impl<K: Kernel> Agent<K> {
             return gateway.carries;
         }
         let busy = tap.queues == Queues::Several && tap.held;
-        // It is told when that is over, but perhaps it is already: it is looked again in any case.
+        // The kernel notifies when that is over, but perhaps it is already: it is looked again in any case.
         self.look |= busy;
         let opened = if busy {
             Ok(None)
@@ -314,7 +301,7 @@ impl<K: Kernel> Agent<K> {
         self.gateways.values().any(|gateway| !gateway.carries)
     }
 
-    /// Tells gateways what changed.
+    /// Sends gateways what changed.
     pub(super) fn serve_gateways(&mut self) {
         for ((slice, ordinal), gateway) in &mut self.gateways {
             let Some(facts) = self.world.slices.get(slice) else {

@@ -11,12 +11,13 @@
 //! Nothing here talks to the API server, and nothing waits for anything but the kernel: with the API server away the
 //! node goes on as it was. Time comes in with each step.
 
+mod announce;
 mod calls;
 mod drops;
 mod gateway;
 mod recover;
+mod reports;
 mod sandboxes;
-mod say;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +30,7 @@ use jiff::{SignedDuration, Timestamp};
 use slice_crds::membership::Labels;
 use tokio::sync::{mpsc, watch};
 
-pub use say::Announcement;
+pub use announce::Announcement;
 
 use crate::{
     checkpoint,
@@ -44,13 +45,12 @@ use crate::{
     metrics::Metrics,
     model::{Name, Netns, PodLink, Segment, State},
     plan::{self, PodEnd},
+    pod_network::PodNetworks,
     pods::{NetnsDirectory, Records, Sandbox},
     status::Reports,
     world::{PodView, World},
 };
 
-/// How long a gateway's object may stay unchanged before its node may be dead. Agents renew it every 30 s.
-const SILENCE: SignedDuration = SignedDuration::from_secs(90);
 /// How long after its start the agent takes a TAP that somebody holds for a gateway that is about to call.
 const ADOPTION: SignedDuration = SignedDuration::from_secs(15);
 /// How long a pod that was fetched for the CNI plugin is believed to exist without the watch saying so.
@@ -69,7 +69,7 @@ pub enum Event {
     Fetched(Fetched),
     Gateway(GatewayEvent),
     /// Other nodes' gateways are other than they were.
-    Heard(liveness::View),
+    Liveness(liveness::View),
     /// Something on the node changed, perhaps by somebody else's hand.
     KernelChanged,
     /// Time to look at everything.
@@ -109,7 +109,7 @@ pub struct Setup {
     pub announcements: mpsc::Sender<Announcement>,
     pub reports: watch::Sender<Reports>,
     pub chain: watch::Receiver<Chain>,
-    /// What the other agents are told, and which of them are asked.
+    /// What the other agents are answered, and which of them are asked.
     pub liveness: watch::Sender<liveness::Local>,
 }
 
@@ -148,20 +148,22 @@ pub struct Agent<K> {
     /// The ledger and the members as they were last written to files.
     saved: (Ledger, Option<Members>),
     cached: Vec<Sandbox>,
-    told: BTreeMap<String, Sandbox>,
+    /// What is in [`Self::records`], by UID.
+    recorded: BTreeMap<String, Sandbox>,
     gateways: BTreeMap<(String, u32), gateway::Gateway>,
     adopted: BTreeSet<(String, u32)>,
     started: Option<Timestamp>,
-    /// What other nodes say of their gateways.
+    /// What is observed of other nodes' gateways.
     view: liveness::View,
-    /// When each gateway's object was last seen to change.
-    heard: BTreeMap<(String, u32), (String, Timestamp)>,
+    pod_networks: PodNetworks,
+    /// They go on from what an earlier agent reported.
+    resumed: bool,
     calls: Vec<calls::Pending>,
 
     /// What is in the kernel, as far as is known; `None` until the first look.
     seen: Option<Observation>,
     look: bool,
-    /// Whether anything happened that can change more than what is said.
+    /// Whether anything happened that can change more than what is reported.
     dirty: bool,
     desired: State,
     /// Whether the last settlement left the kernel as desired.
@@ -169,9 +171,10 @@ pub struct Agent<K> {
     decision: Decision,
     errors: Errors,
     drops: drops::Drops,
+    remains: reports::Remains,
     /// Since when an attachment has been wanted that is not there yet; `None` for one that is.
     wanted: BTreeMap<Name, Option<Instant>>,
-    said: BTreeMap<(String, String), say::Said>,
+    announced: BTreeMap<(String, String), announce::Announced>,
 }
 
 /// What the kernel refused, by what it belongs to.
@@ -181,6 +184,8 @@ struct Errors {
     segments: BTreeMap<Segment, String>,
     /// Neither, or the kernel could not be looked at.
     node: Option<String>,
+    /// The checkpoint could not be written.
+    records: Option<String>,
 }
 
 impl<K: Kernel> Agent<K> {
@@ -200,7 +205,7 @@ impl<K: Kernel> Agent<K> {
             gauge.set(i64::from(*there));
         }
         let records = Records::new(setup.run.records());
-        let told = records
+        let recorded = records
             .all()
             .into_iter()
             .map(|sandbox| (sandbox.uid.clone(), sandbox))
@@ -226,12 +231,13 @@ impl<K: Kernel> Agent<K> {
             saved: (ledger.clone(), None),
             ledger,
             cached: vec![],
-            told,
+            recorded,
             gateways: BTreeMap::new(),
             adopted: BTreeSet::new(),
             started: None,
             view: liveness::View::default(),
-            heard: BTreeMap::new(),
+            pod_networks: PodNetworks::default(),
+            resumed: false,
             calls: vec![],
             seen: None,
             look: true,
@@ -241,8 +247,9 @@ impl<K: Kernel> Agent<K> {
             decision: Decision::default(),
             errors: Errors::default(),
             drops: drops::Drops::default(),
+            remains: reports::Remains::default(),
             wanted: BTreeMap::new(),
-            said: BTreeMap::new(),
+            announced: BTreeMap::new(),
         }
     }
 
@@ -258,7 +265,7 @@ impl<K: Kernel> Agent<K> {
                     return;
                 }
             }
-            Event::Heard(view) => self.view = view,
+            Event::Liveness(view) => self.view = view,
             Event::Gateway(event) => self.take_gateway(event),
             Event::KernelChanged | Event::Tick => self.look = true,
             Event::Wake | Event::Chain => {}
@@ -274,15 +281,16 @@ impl<K: Kernel> Agent<K> {
             return;
         };
         if !std::mem::take(&mut self.dirty) {
-            // Only what is said may have changed.
-            self.speak(now);
+            // Only what is reported may have changed.
+            self.publish(now);
             return;
         }
         let begun = Instant::now();
         self.world = self.with_fetched(&snapshot, now);
         self.forget_old_sandboxes(now);
         self.listen_for_gateways();
-        self.hear(now);
+        self.give_up_adoption(now);
+        self.note_pod_networks(now);
         if let Err(error) = self.settle_kernel(now).await {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -295,7 +303,7 @@ impl<K: Kernel> Agent<K> {
         self.serve_gateways();
         self.write_files();
         self.answer_calls(now);
-        self.speak(now);
+        self.publish(now);
         self.metrics
             .reconcile_seconds
             .observe(begun.elapsed().as_secs_f64());
@@ -353,11 +361,12 @@ impl<K: Kernel> Agent<K> {
         self.count_drops(&seen.counters);
         self.check_taps(&seen.held);
         self.errors.node = None;
+        self.remains.observe(&seen.state);
         self.seen = Some(seen);
         Ok(())
     }
 
-    /// The node's address: as told, or as its blocks say.
+    /// The node's address: as configured, or as its blocks say.
     fn address(&self) -> Option<IpAddr> {
         let of_block = || {
             let own = self
@@ -373,16 +382,28 @@ impl<K: Kernel> Agent<K> {
     fn decide(&mut self, now: Timestamp) {
         let local = Local {
             node: self.node.clone(),
+            address: self.address(),
             fast_path: self.features.get(FAST_PATH) == Some(&true),
             sandboxes: self.sandboxes(),
+            pod_addresses: self.pod_addresses(),
             carrying: self.carrying(),
             taps: self.taps(),
-            silent: self.silent(now),
-            heard: Arc::clone(&self.view),
+            liveness: Arc::clone(&self.view),
         };
         self.decision = intent::resolve(&self.world, &local, &mut self.ledger, now);
         self.keep_sandboxes();
-        self.talk();
+        self.update_liveness();
+    }
+
+    fn note_pod_networks(&mut self, now: Timestamp) {
+        let recorded = self.world.node.as_ref().and_then(|node| node.status.as_ref());
+        if let Some(recorded) = recorded.filter(|_| !std::mem::replace(&mut self.resumed, true)) {
+            self.pod_networks.resume(&recorded.pod_networks, now);
+        }
+        let pods = self.world.pods.values();
+        let pods = pods.filter(|pod| !pod.facts.host_network && !pod.finished);
+        self.pod_networks
+            .observe(pods.flat_map(|pod| pod.addresses.iter().copied()), now);
     }
 
     async fn change(&mut self, looked: bool) {
@@ -390,6 +411,7 @@ impl<K: Kernel> Agent<K> {
         self.errors.ports.clear();
         self.errors.segments.clear();
         let wanted = desired(&self.decision.node);
+        self.remains.extend(&wanted);
         let plan = plan::diff(&wanted, &seen.state);
         for (port, pod) in &wanted.pods {
             let there = seen.state.pods.get(port).is_some_and(|seen| has(seen, pod));
@@ -492,7 +514,7 @@ impl<K: Kernel> Agent<K> {
                     tracing::warn!(path = %path.display(), error = %error, "file not removed");
                 }
             }
-            for uid in self.told.keys().cloned().collect::<Vec<_>>() {
+            for uid in self.recorded.keys().cloned().collect::<Vec<_>>() {
                 self.forget_sandbox(&uid);
             }
             self.saved = (self.ledger.clone(), None);
@@ -500,8 +522,15 @@ impl<K: Kernel> Agent<K> {
         }
         if self.saved.0 != self.ledger {
             match checkpoint::save(&self.run.checkpoint(), &self.ledger) {
-                Ok(()) => self.saved.0 = self.ledger.clone(),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "checkpoint not written"),
+                Ok(()) => {
+                    self.saved.0 = self.ledger.clone();
+                    self.errors.records = None;
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "checkpoint not written");
+                    self.errors.records = Some(error);
+                }
             }
         }
         let required = match self.world.teardown() {

@@ -8,7 +8,7 @@ use super::{Agent, candidates};
 use crate::{
     kernel::{Kernel, Query},
     ledger::Holder,
-    model::{Name, Via},
+    model::{Name, State, Via},
 };
 
 impl<K: Kernel> Agent<K> {
@@ -30,16 +30,7 @@ impl<K: Kernel> Agent<K> {
             .await?;
         let mut found = 0;
         for (port, (slice, uid, _)) in &candidates {
-            let inside = seen.state.pods.get(port).map(|pod| pod.mac);
-            let entry = seen
-                .state
-                .fdb
-                .iter()
-                .find(|fdb| fdb.link == *port && fdb.via == Via::Bridge);
-            let Some(index) = inside
-                .or_else(|| entry.map(|fdb| fdb.mac))
-                .and_then(|mac| mac.index())
-            else {
+            let Some(index) = self.index_of_port(&seen.state, slice, port) else {
                 continue;
             };
             let Some(pod) = self.world.pods.get(uid) else {
@@ -76,5 +67,26 @@ impl<K: Kernel> Agent<K> {
             "took over what was on the node"
         );
         Ok(())
+    }
+
+    /// The index that a port was given: by the bridge's entry. Where that is lost the pod's own end tells, which the pod
+    /// can change: it counts only within this node's blocks.
+    fn index_of_port(&self, state: &State, slice: &str, port: &Name) -> Option<u32> {
+        let entry = state
+            .fdb
+            .iter()
+            .find(|fdb| fdb.link == *port && fdb.via == Via::Bridge);
+        if let Some(index) = entry.and_then(|fdb| fdb.mac.index()) {
+            return Some(index);
+        }
+        let index = state.pods.get(port)?.mac.index()?;
+        let own = self.world.blocks.get(&(slice.to_owned(), self.node.clone()))?;
+        let held = self
+            .ledger
+            .pages
+            .get(slice)
+            .and_then(|page| page.held.get(&index));
+        let is_ours = own.spec.blocks.iter().any(|block| block.contains(index)) && held.is_none();
+        is_ours.then_some(index)
     }
 }

@@ -1,7 +1,8 @@
 //! The chained plugin, as the CNI specification 1.1 describes one (containernetworking/cni, SPEC.md).
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -13,7 +14,7 @@ use super::{
 /// Versions of the specification whose chained form this plugin follows.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// How long a pod that may be in a slice waits for the agent. The runtime's own limit is minutes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Error codes (SPEC.md, "Error"): below 100 are the specification's, 11 asks the runtime to try again later.
 mod code {
@@ -133,8 +134,9 @@ fn attached(environment: &Environment, config: &Config, command: Command) -> Res
         pod_uid: argument("K8S_POD_UID").unwrap_or_default(),
         pod_namespace,
         pod_name,
+        addresses: addresses(config.prev_result.as_ref()),
     };
-    match wire::ask(&config.socket, &request, PATIENCE) {
+    match wire::ask(&config.socket, &request, ANSWER_TIMEOUT) {
         Ok(Reply::Attached(interfaces)) => Ok(interfaces),
         Ok(Reply::Refused(why)) => Err(fail(
             &config.cni_version,
@@ -144,6 +146,18 @@ fn attached(environment: &Environment, config: &Config, command: Command) -> Res
         )),
         Err(error) => alone(&request, config, &error),
     }
+}
+
+/// The pod's addresses by the previous plugins' result (SPEC.md, "Success": `ips`, each with its prefix length).
+fn addresses(previous: Option<&Value>) -> Vec<IpAddr> {
+    let list = previous.and_then(|previous| previous.get("ips")?.as_array());
+    let texts = list
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.get("address")?.as_str());
+    texts
+        .filter_map(|text| Some(text.parse::<IpNet>().ok()?.addr()))
+        .collect()
 }
 
 /// The agent does not answer.
@@ -230,7 +244,7 @@ mod tests {
         .to_string()
     }
 
-    /// An agent that answers one question and tells what it was asked.
+    /// An agent that answers one question and returns what it was asked.
     fn agent(folder: &Path, reply: Reply) -> std::thread::JoinHandle<Request> {
         let listener = UnixListener::bind(folder.join("cni.sock")).unwrap();
         std::thread::spawn(move || {
@@ -263,6 +277,29 @@ mod tests {
             (asked.pod_name.as_str(), asked.pod_uid.as_str(), asked.command),
             ("web-0", "u1", Command::Add)
         );
+        assert_eq!(asked.addresses, ["10.244.1.2".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn plugin_and_agent_may_be_of_different_versions() {
+        let request = Request {
+            command: Command::Add,
+            container_id: "c1".into(),
+            netns: "/run/netns/x".into(),
+            pod_namespace: "cart".into(),
+            pod_name: "web-0".into(),
+            pod_uid: "u1".into(),
+            addresses: vec![],
+        };
+        let text = r#"{"command":"ADD","containerId":"c1","netns":"/run/netns/x","podNamespace":"cart","podName":"web-0","podUid":"u1"}"#;
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        let newer = text.replace("}", r#","unknown":1}"#);
+        assert_eq!(serde_json::from_str::<Request>(&newer).unwrap(), request);
+        let odd = json!({"ips": [{"address": "10.244.1.2"}, {"address": "fd00::2/64"}, 7]});
+        assert_eq!(addresses(Some(&odd)), ["fd00::2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(addresses(Some(&json!({"ips": 7}))), [] as [IpAddr; 0]);
+        assert_eq!(addresses(None), [] as [IpAddr; 0]);
     }
 
     #[test]
@@ -303,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_and_an_unknown_one_is_refused() {
+    fn versions_are_listed_and_an_unknown_one_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert!(run(&environment("VERSION"), "").unwrap().contains("\"1.1.0\""));
         let old = config(folder.path()).replace(

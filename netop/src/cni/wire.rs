@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::Shutdown,
+    net::{IpAddr, Shutdown},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -35,6 +35,9 @@ pub struct Request {
     /// Empty where the runtime does not say it.
     #[serde(default)]
     pub pod_uid: String,
+    /// The addresses that the plugins before this one gave the pod. None from a plugin that does not pass them on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// An interface that the pod has from Weft.

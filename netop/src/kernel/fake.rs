@@ -31,6 +31,8 @@ pub struct Inner {
     pub counters: BTreeMap<(Name, String), u64>,
     /// Changes whose text contains one of these are refused.
     pub refused: Vec<String>,
+    /// It cannot be looked at.
+    pub unreadable: bool,
     /// Everything that was done, as text.
     pub log: Vec<String>,
 }
@@ -49,6 +51,9 @@ impl Fake {
 impl Kernel for Fake {
     async fn observe(&mut self, query: &Query) -> anyhow::Result<Observation> {
         let inner = self.inner();
+        if inner.unreadable {
+            bail!("the kernel does not answer");
+        }
         let mut state = inner.state.clone();
         state
             .pods

@@ -4,7 +4,7 @@
 //! ```text
 //!  node that uses a gateway                       node that has it
 //!     ── Ask {nonce, gateways} ──────────────────►   every 100 ms, to the nodes of the best two gateways per slice
-//!     ◄────────────────── Answer {nonce, words} ──   at once, and again whenever a word changes
+//!     ◄──────────────── Answer {nonce, reports} ──   at once, and again whenever one of them changes
 //! ```
 //!
 //! UDP between the nodes' addresses, one message a datagram, JSON. Only nodes of the cluster are listened to (the
@@ -12,8 +12,8 @@
 //! who cannot read the traffic between two nodes can say that a gateway is well. An answer is about as long as its
 //! question: there is nothing to amplify.
 //!
-//! Silence never takes the last gateway away: it ranks a gateway behind those that are heard, and where none is heard,
-//! what the API server last said decides.
+//! Silence never takes the last gateway away: it ranks a gateway behind those whose nodes answer, and where none does,
+//! the API server's last state decides.
 //!
 //! Deliberately not here: any decision which gateway is used ([`crate::intent`]), and the clock and the socket, which
 //! are [`task`]'s.
@@ -39,9 +39,9 @@ pub const MAX_GATEWAYS: usize = 24;
 /// A gateway of the cluster: its slice's VNI and its ordinal.
 pub type Gateway = (u32, u32);
 
-/// What a gateway's own node says of it.
+/// What a gateway's own node reports of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Word {
+pub struct Health {
     /// Peer clusters that it reaches.
     pub reached: u32,
     /// It is about to stop.
@@ -59,25 +59,26 @@ pub enum Message {
     /// `None` for a gateway that does not carry there.
     Answer {
         nonce: u64,
-        words: Vec<(Gateway, Option<Word>)>,
+        #[serde(rename = "words")]
+        reports: Vec<(Gateway, Option<Health>)>,
     },
 }
 
 /// How another node's gateway is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// Its node answers and says this.
-    Says(Word),
+pub enum Adjacency {
+    /// Its node answers with this.
+    Reports(Health),
     /// Its node answers, and has no such gateway.
     Absent,
     /// Its node does not answer.
     Silent,
 }
 
-/// All that is heard, by the node's address and gateway. What was not asked yet is absent.
-pub type View = Arc<BTreeMap<(IpAddr, Gateway), Heard>>;
+/// All that is observed, by the node's address and gateway. What was not asked yet is absent.
+pub type View = Arc<BTreeMap<(IpAddr, Gateway), Adjacency>>;
 
-/// What the agent wants to know, and what it says.
+/// What the agent wants to know, and what it reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Local {
     /// This node's address.
@@ -87,5 +88,5 @@ pub struct Local {
     /// Gateways of other nodes that this one uses or would use next.
     pub wanted: BTreeMap<IpAddr, BTreeSet<Gateway>>,
     /// Gateways on this node.
-    pub own: BTreeMap<Gateway, Word>,
+    pub own: BTreeMap<Gateway, Health>,
 }

@@ -1,4 +1,4 @@
-//! Who was asked, who answered, and who is to be told. Pure: time and randomness are arguments.
+//! Who was asked, who answered, and who is to be answered again. Pure: time and randomness are arguments.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gateway, Heard, Local, MAX_GATEWAYS, Message, View, Word};
+use super::{Adjacency, Gateway, Health, Local, MAX_GATEWAYS, Message, View};
 
 /// Between two questions.
 pub const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Silence after which a node's gateways are taken to be gone: three answers are missing.
 pub const DEAD_AFTER: Duration = Duration::from_millis(310);
-/// How long somebody who asked is told of changes.
+/// How long somebody who asked is sent changes.
 const INTEREST: Duration = Duration::from_secs(1);
 /// Questions that are due so soon are asked with those that are due now: it is one wake-up for all nodes.
 const TOGETHER: Duration = Duration::from_millis(25);
@@ -23,10 +23,10 @@ pub struct Table {
     targets: BTreeMap<IpAddr, Target>,
     askers: BTreeMap<IpAddr, BTreeMap<u64, Asker>>,
     nodes: BTreeSet<IpAddr>,
-    own: BTreeMap<Gateway, Word>,
+    own: BTreeMap<Gateway, Health>,
     /// As last looked at.
     view: View,
-    /// Since then something was heard that is not in it, or is to be left out.
+    /// Since then something was observed that is not in it, or is to be left out.
     changed: bool,
 }
 
@@ -37,16 +37,16 @@ struct Target {
     gateways: BTreeSet<Gateway>,
     since: Instant,
     next: Instant,
-    heard: Option<Instant>,
+    answered: Option<Instant>,
     /// It was noticed that it does not answer.
     silent: bool,
-    words: BTreeMap<Gateway, Option<Word>>,
+    reports: BTreeMap<Gateway, Option<Health>>,
 }
 
 impl Target {
     /// From when on it is taken to be silent, unless it answers.
     fn silent_at(&self) -> Instant {
-        self.heard.unwrap_or(self.since) + DEAD_AFTER
+        self.answered.unwrap_or(self.since) + DEAD_AFTER
     }
 }
 
@@ -58,7 +58,7 @@ struct Asker {
 }
 
 impl Table {
-    /// Takes what the agent says, and returns what others are to be told at once. `nonce` makes numbers that nobody
+    /// Takes what the agent reports, and returns what others are to be sent at once. `nonce` makes numbers that nobody
     /// can guess.
     pub fn configure(
         &mut self,
@@ -77,13 +77,13 @@ impl Table {
                 gateways: BTreeSet::new(),
                 since: now,
                 next: now,
-                heard: None,
+                answered: None,
                 silent: false,
-                words: BTreeMap::new(),
+                reports: BTreeMap::new(),
             });
             if target.gateways != *gateways {
                 target.gateways.clone_from(gateways);
-                target.words.retain(|gateway, _| gateways.contains(gateway));
+                target.reports.retain(|gateway, _| gateways.contains(gateway));
                 // What is new is asked for at once.
                 target.next = now;
                 self.changed = true;
@@ -92,7 +92,7 @@ impl Table {
         self.forget_askers(now);
         let before = std::mem::replace(&mut self.own, local.own.clone());
         let changed = |gateway: &Gateway| before.get(gateway) != self.own.get(gateway);
-        let mut told = Vec::new();
+        let mut updates = Vec::new();
         for (address, asker) in self
             .askers
             .iter()
@@ -100,10 +100,10 @@ impl Table {
         {
             let (nonce, asker) = asker;
             if asker.gateways.iter().any(changed) {
-                told.push((*address, answer(*nonce, &asker.gateways, &self.own)));
+                updates.push((*address, answer(*nonce, &asker.gateways, &self.own)));
             }
         }
-        told
+        updates
     }
 
     /// Takes a message; returns the answer to a question.
@@ -125,17 +125,17 @@ impl Table {
                 }
                 Some(answer)
             }
-            Message::Answer { nonce, words } => {
+            Message::Answer { nonce, reports } => {
                 let target = self.targets.get_mut(&from)?;
                 let place = nonce.wrapping_sub(target.nonce);
                 if place >= (target.gateways.len().div_ceil(MAX_GATEWAYS)) as u64 {
                     return None;
                 }
-                target.heard = Some(now);
+                target.answered = Some(now);
                 self.changed |= std::mem::take(&mut target.silent);
-                for (gateway, word) in words {
+                for (gateway, report) in reports {
                     if target.gateways.contains(&gateway) {
-                        self.changed |= target.words.insert(gateway, word) != Some(word);
+                        self.changed |= target.reports.insert(gateway, report) != Some(report);
                     }
                 }
                 None
@@ -172,7 +172,7 @@ impl Table {
         silences.map(Target::silent_at).chain(questions).min()
     }
 
-    /// What is heard: the same object as before, where nothing changed.
+    /// What is observed: the same object as before, where nothing changed.
     pub fn view(&mut self, now: Instant) -> View {
         self.notice_silence(now);
         if std::mem::take(&mut self.changed) {
@@ -184,17 +184,17 @@ impl Table {
         self.view.clone()
     }
 
-    fn look(&self) -> BTreeMap<(IpAddr, Gateway), Heard> {
+    fn look(&self) -> BTreeMap<(IpAddr, Gateway), Adjacency> {
         let mut view = BTreeMap::new();
         for (address, target) in &self.targets {
             for gateway in &target.gateways {
-                let heard = match target.words.get(gateway) {
-                    _ if target.silent => Heard::Silent,
-                    Some(Some(word)) => Heard::Says(*word),
-                    Some(None) => Heard::Absent,
+                let adjacency = match target.reports.get(gateway) {
+                    _ if target.silent => Adjacency::Silent,
+                    Some(Some(health)) => Adjacency::Reports(*health),
+                    Some(None) => Adjacency::Absent,
                     None => continue,
                 };
-                view.insert((*address, *gateway), heard);
+                view.insert((*address, *gateway), adjacency);
             }
         }
         view
@@ -209,7 +209,7 @@ impl Table {
         }
     }
 
-    /// Those who have not asked for long are not told of changes any more.
+    /// Those who have not asked for long are not sent changes any more.
     fn forget_askers(&mut self, now: Instant) {
         self.askers.retain(|_, askers| {
             askers.retain(|_, asker| now.saturating_duration_since(asker.last) < INTEREST);
@@ -218,13 +218,13 @@ impl Table {
     }
 }
 
-fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Word>) -> Message {
-    let words = gateways
+fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Health>) -> Message {
+    let reports = gateways
         .iter()
         .map(|gateway| (*gateway, own.get(gateway).copied()));
     Message::Answer {
         nonce,
-        words: words.collect(),
+        reports: reports.collect(),
     }
 }
 
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    const WELL: Word = Word {
+    const WELL: Health = Health {
         reached: 2,
         draining: false,
     };
@@ -244,7 +244,7 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    fn local(wanted: &[(IpAddr, Gateway)], own: &[(Gateway, Word)]) -> Local {
+    fn local(wanted: &[(IpAddr, Gateway)], own: &[(Gateway, Health)]) -> Local {
         let mut local = Local {
             nodes: (1..=9).map(ip).collect(),
             own: own.iter().copied().collect(),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     impl Pair {
-        fn new(own: &[(Gateway, Word)]) -> Self {
+        fn new(own: &[(Gateway, Health)]) -> Self {
             let now = Instant::now();
             let mut pair = Self {
                 now,
@@ -276,7 +276,7 @@ mod tests {
             pair
         }
 
-        fn own(&mut self, own: &[(Gateway, Word)]) {
+        fn own(&mut self, own: &[(Gateway, Health)]) {
             for (to, message) in self.has.configure(self.now, &local(&[], own), || 0) {
                 assert_eq!(to, ip(1));
                 self.asks.handle(self.now, ip(2), message);
@@ -295,7 +295,7 @@ mod tests {
             }
         }
 
-        fn heard(&mut self) -> Option<Heard> {
+        fn observed(&mut self) -> Option<Adjacency> {
             self.asks.view(self.now).get(&(ip(2), (7, 0))).copied()
         }
     }
@@ -323,8 +323,8 @@ mod tests {
                 seen = view;
             }
         }
-        let (says, silent) = (Heard::Says(WELL), Heard::Silent);
-        assert_eq!(changes, [(0, says), (1210, silent), (2000, says)]);
+        let (well, silent) = (Adjacency::Reports(WELL), Adjacency::Silent);
+        assert_eq!(changes, [(0, well), (1210, silent), (2000, well)]);
         assert!(polls <= 32, "{polls} wake-ups in 3 s");
         pair.asks.configure(pair.now, &local(&[], &[]), || 0);
         assert!(pair.asks.view(pair.now).is_empty());
@@ -346,30 +346,30 @@ mod tests {
     #[test]
     fn a_node_that_is_asked_says_how_its_gateway_is() {
         let mut pair = Pair::new(&[((7, 0), WELL), ((8, 0), WELL)]);
-        assert_eq!(pair.heard(), None, "nobody was asked yet");
+        assert_eq!(pair.observed(), None, "nobody was asked yet");
         pair.pass(50);
-        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        assert_eq!(pair.observed(), Some(Adjacency::Reports(WELL)));
         pair.pass(2000);
-        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        assert_eq!(pair.observed(), Some(Adjacency::Reports(WELL)));
     }
 
     #[test]
-    fn a_change_is_told_without_being_asked() {
+    fn a_change_is_sent_without_being_asked() {
         let mut pair = Pair::new(&[((7, 0), WELL)]);
         pair.pass(50);
-        let draining = Word {
+        let draining = Health {
             draining: true,
             ..WELL
         };
         pair.own(&[((7, 0), draining)]);
-        assert_eq!(pair.heard(), Some(Heard::Says(draining)));
+        assert_eq!(pair.observed(), Some(Adjacency::Reports(draining)));
         pair.own(&[]);
-        assert_eq!(pair.heard(), Some(Heard::Absent));
+        assert_eq!(pair.observed(), Some(Adjacency::Absent));
         pair.own(&[((9, 0), WELL)]);
         assert_eq!(
-            pair.heard(),
-            Some(Heard::Absent),
-            "another gateway's word is no news"
+            pair.observed(),
+            Some(Adjacency::Absent),
+            "another gateway's report is no news"
         );
     }
 
@@ -379,11 +379,11 @@ mod tests {
         pair.pass(1000);
         // The last answer is up to 100 ms old.
         pair.now += MS * 210;
-        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        assert_eq!(pair.observed(), Some(Adjacency::Reports(WELL)));
         pair.now += MS * 100;
-        assert_eq!(pair.heard(), Some(Heard::Silent));
+        assert_eq!(pair.observed(), Some(Adjacency::Silent));
         pair.pass(20);
-        assert_eq!(pair.heard(), Some(Heard::Says(WELL)));
+        assert_eq!(pair.observed(), Some(Adjacency::Reports(WELL)));
     }
 
     #[test]
@@ -391,21 +391,21 @@ mod tests {
         let mut pair = Pair::new(&[]);
         pair.has.nodes.clear();
         pair.pass(200);
-        assert_eq!(pair.heard(), None);
+        assert_eq!(pair.observed(), None);
         pair.pass(200);
-        assert_eq!(pair.heard(), Some(Heard::Silent));
+        assert_eq!(pair.observed(), Some(Adjacency::Silent));
     }
 
     #[test]
     fn strangers_and_guesses_count_for_nothing() {
         let mut pair = Pair::new(&[((7, 0), WELL)]);
-        let word = |nonce| Message::Answer {
+        let report = |nonce| Message::Answer {
             nonce,
-            words: vec![((7, 0), Some(WELL))],
+            reports: vec![((7, 0), Some(WELL))],
         };
         for (from, nonce) in [(2, 999), (2, 1001), (3, 1000)] {
-            pair.asks.handle(pair.now, ip(from), word(nonce));
-            assert_eq!(pair.heard(), None);
+            pair.asks.handle(pair.now, ip(from), report(nonce));
+            assert_eq!(pair.observed(), None);
         }
         let question = Message::Ask {
             nonce: 1,
@@ -417,6 +417,18 @@ mod tests {
             gateways: vec![(7, 0); MAX_GATEWAYS + 1],
         };
         assert_eq!(pair.has.handle(pair.now, ip(1), long), None);
+    }
+
+    #[test]
+    fn agents_of_other_versions_understand_each_other() {
+        let answer = Message::Answer {
+            nonce: 1,
+            reports: vec![((7, 0), Some(WELL)), ((8, 1), None)],
+        };
+        let text =
+            r#"{"type":"answer","nonce":1,"words":[[[7,0],{"reached":2,"draining":false}],[[8,1],null]]}"#;
+        assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Message>(text).unwrap(), answer);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The socket and the clock of the agents' conversation.
+//! The socket and the clock of the agents' probes.
 
 use std::{
     io,
@@ -16,8 +16,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Longest datagram that is read; none of ours is longer.
 const MAX_DATAGRAM: usize = 2048;
 
-/// Talks with the other agents until `stop`; what it hears goes to `view`. Sleeps while nothing is due and nobody says
-/// anything.
+/// Probes the other agents, and answers them, until `stop`; what is observed goes to `view`. Sleeps while nothing is due
+/// and nothing comes.
 pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, stop: CancellationToken) {
     let mut table = Table::default();
     let mut socket: Option<UdpSocket> = None;
@@ -34,8 +34,8 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
                 if changed.is_err() {
                     return;
                 }
-                let told = local.borrow_and_update().clone();
-                table.configure(Instant::now(), &told, rand_u64)
+                let current = local.borrow_and_update().clone();
+                table.configure(Instant::now(), &current, rand_u64)
             }
             () = wait(due) => table.poll(Instant::now()),
             (from, length) = receive(socket.as_ref(), &mut buffer) => {
@@ -55,7 +55,7 @@ pub async fn run(mut local: watch::Receiver<Local>, view: watch::Sender<View>, s
                             error = text,
                             ?address,
                             port = PORT,
-                            "other nodes' gateways are not heard"
+                            "other nodes' gateways cannot be probed"
                         );
                         refused = text;
                     }
@@ -114,55 +114,55 @@ fn rand_u64() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::liveness::{Heard, Word};
+    use crate::liveness::{Adjacency, Health};
 
-    /// An agent on an address of its own, and what it hears.
+    /// An agent on an address of its own, and what it observes.
     fn agent(local: Local) -> (watch::Sender<Local>, watch::Receiver<View>, CancellationToken) {
-        let (told, to_tell) = watch::channel(Local::default());
-        let (view, heard) = watch::channel(View::default());
+        let (local_sender, current) = watch::channel(Local::default());
+        let (view, observed) = watch::channel(View::default());
         let stop = CancellationToken::new();
-        tokio::spawn(run(to_tell, view, stop.clone()));
-        told.send_replace(local);
-        (told, heard, stop)
+        tokio::spawn(run(current, view, stop.clone()));
+        local_sender.send_replace(local);
+        (local_sender, observed, stop)
     }
 
-    async fn hears(view: &mut watch::Receiver<View>, expected: Heard) {
+    async fn observes(view: &mut watch::Receiver<View>, expected: Adjacency) {
         let holds = |view: &View| view.values().copied().eq([expected]);
         let found = tokio::time::timeout(Duration::from_secs(5), view.wait_for(holds)).await;
         found.expect("in time").expect("the agent runs");
     }
 
     #[tokio::test]
-    async fn an_agent_hears_another_and_notices_when_it_goes_and_comes() {
+    async fn an_agent_observes_another_and_notices_when_it_goes_and_comes() {
         // Of their own, also when tests run beside each other.
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let [asks, has] = [1, 2].map(|last| IpAddr::from([127, high, low, last]));
         let nodes = [asks, has].into();
-        let word = Word {
+        let health = Health {
             reached: 1,
             draining: false,
         };
         let owner = Local {
             address: Some(has),
             nodes,
-            own: [((7, 0), word)].into(),
+            own: [((7, 0), health)].into(),
             ..Local::default()
         };
-        let (_told, mut view, _stop) = agent(Local {
+        let (_local, mut view, _stop) = agent(Local {
             address: Some(asks),
             nodes: owner.nodes.clone(),
             wanted: [(has, [(7, 0)].into())].into(),
             ..Local::default()
         });
-        hears(&mut view, Heard::Silent).await;
-        let (told, _, stop) = agent(owner.clone());
-        hears(&mut view, Heard::Says(word)).await;
-        told.send_replace(Local {
+        observes(&mut view, Adjacency::Silent).await;
+        let (local, _, stop) = agent(owner.clone());
+        observes(&mut view, Adjacency::Reports(health)).await;
+        local.send_replace(Local {
             own: [].into(),
             ..owner
         });
-        hears(&mut view, Heard::Absent).await;
+        observes(&mut view, Adjacency::Absent).await;
         stop.cancel();
-        hears(&mut view, Heard::Silent).await;
+        observes(&mut view, Adjacency::Silent).await;
     }
 }

@@ -88,6 +88,23 @@ impl Segment {
         Some(Self(hash.to_owned()))
     }
 
+    /// Whether an interface or a table is this segment's by its name: all but the pods' ports, which are named after
+    /// their pods.
+    pub fn owns(&self, name: &Name) -> bool {
+        let named = |prefix: &str| name.0.strip_prefix(prefix) == Some(&self.0);
+        let tap = || {
+            let ordinal = name
+                .0
+                .strip_prefix("wt-")
+                .and_then(|rest| rest.strip_prefix(&self.0));
+            ordinal.is_some_and(|ordinal| ordinal.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        ["wb-", "wx-", "wu-"].into_iter().any(named)
+            || tap()
+            || *name == self.table()
+            || *name == self.fast_path()
+    }
+
     pub fn bridge(&self) -> Name {
         Name(format!("wb-{}", self.0))
     }
@@ -146,6 +163,23 @@ mod tests {
         for table in tables {
             assert_eq!(Segment::of_name(table.as_str()), Some(segment.clone()));
         }
+    }
+
+    #[test]
+    fn a_segment_owns_what_has_its_name() {
+        let (shop, bank) = (Segment::of_slice("shop"), Segment::of_slice("bank"));
+        let names = [
+            shop.bridge(),
+            shop.mesh(),
+            shop.uplink(),
+            shop.tap(12),
+            shop.table(),
+            shop.fast_path(),
+        ];
+        for name in names {
+            assert!(shop.owns(&name) && !bank.owns(&name), "{name}");
+        }
+        assert!(!shop.owns(&Name::new("wp-rwiaduzm")) && !shop.owns(&Name::new("wt-rwiaduzmx")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where pods' network namespaces are.
 //!
-//! Two sources: what the CNI plugin says when a pod starts, kept in records of our own; and what libcni keeps of every
+//! Two sources: what the CNI plugin reports when a pod starts, kept in records of our own; and what libcni keeps of every
 //! pod that any plugin chain was run for, which also knows the pods that were there before Weft.
 
 mod records;
@@ -9,7 +9,10 @@ mod results;
 pub use records::Records;
 pub use results::scan;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,9 @@ pub struct Sandbox {
     pub container: String,
     /// The namespace's file as the container runtime names it.
     pub netns: PathBuf,
+    /// The addresses that the network plugins before ours gave it; none where that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// When it was written down, seconds since 1970.
     pub since: i64,
 }

@@ -1,4 +1,4 @@
-//! Our own records of sandboxes, one file per pod: what the CNI plugin said, for a restart that comes before libcni
+//! Our own records of sandboxes, one file per pod: what the CNI plugin reported, for a restart that comes before libcni
 //! has written its own.
 
 use std::{
@@ -58,7 +58,7 @@ impl Records {
     }
 
     fn path(&self, uid: &str) -> PathBuf {
-        // A UID is the container runtime's word; it must not lead out of the directory.
+        // A UID comes from the container runtime; it must not lead out of the directory.
         let safe: String = uid
             .chars()
             .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
@@ -82,6 +82,7 @@ mod tests {
             name: "web-0".into(),
             container: "7a9f".into(),
             netns: "/run/netns/cni-1".into(),
+            addresses: vec!["10.244.1.7".parse().unwrap()],
             since: 0,
         };
         records.keep(&sandbox).unwrap();

@@ -78,6 +78,8 @@ fn parse(text: &str, since: i64) -> Option<Sandbox> {
         name: argument("K8S_POD_NAME")?,
         container: cached.container_id,
         netns,
+        // Of every network that the pod is on: which are its own, the kubelet says.
+        addresses: vec![],
         since,
     })
 }

@@ -1,17 +1,17 @@
-//! What becomes of gateways: their TAP devices, whose way the node's frames take, and what is said of them.
+//! What becomes of gateways: their TAP devices, whose way the node's frames take, and what is reported of them.
 
 use std::{sync::Arc, time::Duration};
 
 use slice_crds::names;
 use slice_netop::{
     agent::Event,
-    liveness::{self, Heard, Word},
+    liveness::{self, Adjacency, Health},
     model::{Element, Exit, Name, Segment, filter::Family},
     status::Standing,
 };
 use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
 
-use crate::support::{Near, Node, block, gateway, peer, shop, slice};
+use crate::support::{Near, Node, block, edit_gateway, gateway, peer, shop, slice};
 
 /// The element that decides by which exit the pods' frames leave the node.
 fn way(exit: Exit) -> String {
@@ -57,11 +57,14 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     };
     assert_eq!((tap.interface, queues.len()), (names::tap("shop", 0), 1));
     let reports = node.reports();
-    let said = &reports.gateways["weft-gateway-shop-0"];
+    let report = &reports.gateways["weft-gateway-shop-0"];
     assert!(
-        said.connected
-            && said.node == "n1"
-            && said.keys.as_ref().is_some_and(|keys| keys.public_key == "key-0")
+        report.connected
+            && report.node == "n1"
+            && report
+                .keys
+                .as_ref()
+                .is_some_and(|keys| keys.public_key == "key-0")
     );
     assert_eq!(
         reports.gateways.len(),
@@ -69,7 +72,7 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
         "another node's gateway is its own agent's"
     );
 
-    // A change of the slice is told, once.
+    // A change of the slice is sent, once.
     node.objects(|world| peer(world, "shop", "tokyo", 2));
     node.settle().await;
     node.settle().await;
@@ -95,7 +98,7 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
 
 /// A pod that was deleted by force runs on for a while, beside its successor on another node.
 #[tokio::test]
-async fn who_leaves_does_not_speak_against_its_successor() {
+async fn who_leaves_does_not_report_against_its_successor() {
     let mut node = Node::new();
     node.objects(|world| {
         shop(world);
@@ -105,8 +108,8 @@ async fn who_leaves_does_not_speak_against_its_successor() {
     let mut near = node.connect("shop", 0, false).await;
     near.receive().await;
     let standing = |node: &Node| {
-        let said = node.reports().gateways.get("weft-gateway-shop-0").cloned();
-        said.map(|report| report.standing)
+        let report = node.reports().gateways.get("weft-gateway-shop-0").cloned();
+        report.map(|report| report.standing)
     };
     assert_eq!(standing(&node), Some(Standing::Here { denied: false }));
     // What another node's agent wrote last of the process before this one.
@@ -155,21 +158,27 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     for (address, gateway) in [first, second] {
         assert!(asked[&address.parse().unwrap()].contains(&gateway), "{asked:?}");
     }
-    let well = Word {
+    let well = Health {
         reached: 1,
         draining: false,
     };
     type Place<'a> = (&'a str, liveness::Gateway);
-    let hear = |node: &mut Node, heard: &[(Place<'_>, Heard)]| {
-        let heard = heard
+    let observe = |node: &mut Node, observed: &[(Place<'_>, Adjacency)]| {
+        let observed = observed
             .iter()
-            .map(|((address, gateway), heard)| ((address.parse().unwrap(), *gateway), *heard));
-        node.event(Event::Heard(Arc::new(heard.collect())));
+            .map(|((address, gateway), adjacency)| ((address.parse().unwrap(), *gateway), *adjacency));
+        node.event(Event::Liveness(Arc::new(observed.collect())));
     };
-    hear(&mut node, &[(first, Heard::Says(well)), (second, Heard::Silent)]);
+    observe(
+        &mut node,
+        &[(first, Adjacency::Reports(well)), (second, Adjacency::Silent)],
+    );
     node.settle().await;
     node.kernel.take_log();
-    hear(&mut node, &[(first, Heard::Silent), (second, Heard::Says(well))]);
+    observe(
+        &mut node,
+        &[(first, Adjacency::Silent), (second, Adjacency::Reports(well))],
+    );
     node.settle().await;
     let uplink = names::uplink("shop");
     assert_eq!(
@@ -186,18 +195,18 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
             ..Report::default()
         })
     };
-    let say = async |node: &mut Node, near: &Near, message| {
+    let take = async |node: &mut Node, near: &Near, message| {
         near.send(message);
         node.gateway_event().await;
         node.settle().await;
         node.kernel.take_log()
     };
     node.kernel.take_log();
-    let log = say(&mut node, &near, report(1, false)).await;
+    let log = take(&mut node, &near, report(1, false)).await;
     assert!(log.contains(&format!("+ {}", way(Exit::tap(0)))), "{log:?}");
     assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
 
-    let log = say(&mut node, &near, report(1, true)).await;
+    let log = take(&mut node, &near, report(1, true)).await;
     let others = |sign, port: &str| {
         let table = Segment::of_slice("shop").fast_path();
         let element = |family| Element::Others(family, Name::new(port));
@@ -218,11 +227,8 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
         .concat(),
         "the other way is open before it is taken, and what others send still passes"
     );
-    assert!(
-        node.liveness.borrow().own[&(77, 0)].draining,
-        "the others are told"
-    );
-    assert!(say(&mut node, &near, report(1, true)).await.is_empty());
+    assert!(node.liveness.borrow().own[&(77, 0)].draining, "the others know");
+    assert!(take(&mut node, &near, report(1, true)).await.is_empty());
     assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
 
     node.lose(near).await;
@@ -349,4 +355,93 @@ async fn a_stranger_is_no_gateway() {
     node.serve_as(4242).await;
     let mut other_user = node.dial("shop");
     assert!(other_user.is_closed().await, "another user's process");
+}
+
+/// Where the operator says which node a gateway's pod was put on, that node's agent reports it and no other.
+#[tokio::test]
+async fn a_gateway_is_reported_by_the_node_that_its_pod_was_put_on() {
+    let mut node = Node::new();
+    let assign = |node: &mut Node, to: &str, status: Option<&str>| {
+        node.objects(|world| {
+            gateway(world, "shop", 0, status);
+            edit_gateway(world, "shop", 0, |spec| spec.node = Some(to.into()));
+        });
+    };
+    node.objects(|world| {
+        shop(world);
+        block(world, "shop", "n2", 16, 8);
+    });
+    assign(&mut node, "n1", None);
+    node.settle().await;
+    let mut near = node.connect("shop", 0, false).await;
+    near.receive().await;
+    let standing = |node: &Node| {
+        let report = node.reports().gateways.get("weft-gateway-shop-0").cloned();
+        report.map(|report| report.standing)
+    };
+    assert_eq!(standing(&node), Some(Standing::Here { denied: false }));
+    // What the node before it reported is put right.
+    assign(&mut node, "n1", Some("n2"));
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Here { denied: true }));
+    // It stops: what n2 reported was of before, so it is for this node to say.
+    near.send(FromGateway::Report(Report {
+        draining: true,
+        ..Report::default()
+    }));
+    node.gateway_event().await;
+    node.settle().await;
+    assert_eq!(standing(&node), Some(Standing::Leaving { version: None }));
+    // Its pod was made anew on n2: nothing is written from here, whether it runs on or not.
+    assign(&mut node, "n2", Some("n1"));
+    node.settle().await;
+    assert_eq!(standing(&node), None);
+    let tap = Name::new(names::tap("shop", 0));
+    let has_tap = |node: &Node| node.kernel.inner().state.links.contains_key(&tap);
+    assert!(has_tap(&node), "while it runs it keeps its device");
+    node.lose(near).await;
+    assert_eq!(standing(&node), None);
+    node.event(Event::Tick);
+    node.settle().await;
+    assert!(!has_tap(&node), "which goes with it");
+}
+
+#[tokio::test]
+async fn a_gateway_of_a_lost_node_is_left_for_another() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        for (n, name) in (1..).zip(["n1", "n2", "n3"]) {
+            block(world, "shop", name, 8 * n, 8);
+        }
+        gateway(world, "shop", 1, Some("n2"));
+        gateway(world, "shop", 2, Some("n3"));
+    });
+    node.settle().await;
+    let uplink = Name::new(names::uplink("shop"));
+    let used = |node: &Node| {
+        node.kernel.inner().state.links[&uplink]
+            .kind
+            .vxlan()
+            .unwrap()
+            .remote
+    };
+    let ordinal = match used(&node).unwrap().to_string().as_str() {
+        "192.168.7.2" => 1,
+        _ => 2,
+    };
+    let lost = |node: &mut Node, ordinal, lost| {
+        node.objects(|world| edit_gateway(world, "shop", ordinal, |spec| spec.lost = lost));
+    };
+    let before = used(&node);
+    lost(&mut node, ordinal, true);
+    node.settle().await;
+    assert_ne!(used(&node), before);
+    lost(&mut node, 3 - ordinal, true);
+    node.settle().await;
+    assert_eq!(
+        used(&node),
+        before,
+        "where all are lost, one is used all the same"
+    );
 }

@@ -5,5 +5,6 @@
 #[allow(unreachable_pub, reason = "helpers")]
 mod support;
 
+mod blocks;
 mod gateways;
 mod pods;

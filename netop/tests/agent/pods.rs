@@ -1,8 +1,11 @@
 //! What becomes of pods: by their labels, by the plugin's questions, and of those that the kernel holds already.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use slice_crds::{names, v1alpha1::SliceNodePhase};
+use slice_crds::{
+    Mac, names,
+    v1alpha1::{SliceNodePhase, SliceNodeStatus},
+};
 use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
@@ -11,7 +14,8 @@ use slice_netop::{
 };
 
 use crate::support::{
-    Node, attached_annotation, bare_annotations, best_effort, block, labelled, pod, shop, slice, teardown,
+    Node, attached_annotation, bare_annotations, best_effort, block, edit_pod, labelled, pod, shop, slice,
+    teardown,
 };
 
 fn port(slice: &str, pod: &str) -> Name {
@@ -32,10 +36,13 @@ async fn a_label_attaches_running_pods_and_its_removal_detaches_them() {
     node.settle().await;
     assert_eq!(node.attached(), [port("shop", "web")]);
     let report = &node.reports().pods["uid-web"].patch;
-    let said = report["metadata"]["annotations"]["weft.dev/attachments"]
+    let annotation = report["metadata"]["annotations"]["weft.dev/attachments"]
         .as_str()
         .unwrap();
-    assert!(said.contains("10.80.0.8") && said.contains("sl-shop"), "{said}");
+    assert!(
+        annotation.contains("10.80.0.8") && annotation.contains("sl-shop"),
+        "{annotation}"
+    );
     assert_eq!(node.reports().blocks["shop.n1"].attachments, 1);
     assert_eq!(
         node.announced(),
@@ -93,7 +100,7 @@ async fn a_restart_changes_nothing_with_or_without_its_checkpoint() {
         assert_eq!(
             node.announced(),
             Vec::<String>::new(),
-            "what pods say already is not said again"
+            "what pods have already is not announced again"
         );
     }
 }
@@ -397,4 +404,198 @@ async fn a_teardown_takes_everything_away_and_stays_so() {
     node.settle().await;
     assert_eq!(answer.await.unwrap(), Reply::Attached(vec![]));
     assert_eq!(node.kernel.inner().state, Default::default());
+}
+
+/// What is in the way of a pod of `shop`, whose subnet is 10.80.0.0/24.
+async fn obstacle(node: &mut Node) -> String {
+    node.settle().await;
+    node.advance(Duration::from_secs(4));
+    node.settle().await;
+    assert!(node.attached().is_empty());
+    assert_eq!(
+        node.reports().blocks["shop.n1"].usage.held,
+        0,
+        "it has no index either"
+    );
+    node.announced().join("\n")
+}
+
+#[tokio::test]
+async fn a_pod_is_not_attached_to_a_slice_that_would_cut_it_off_from_its_cluster() {
+    let mut node = Node::with_web().await;
+    node.announced();
+    node.objects(|world| {
+        edit_pod(world, "web", |pod| {
+            pod.addresses = vec!["10.80.0.77".parse().unwrap()]
+        })
+    });
+    let text = obstacle(&mut node).await;
+    for part in [
+        "AddressConflict",
+        "10.80.0.0/24",
+        "10.80.0.77 in it is the pod's own address",
+        "weft.dev/exclude=true",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    node.objects(|world| {
+        edit_pod(world, "web", |pod| {
+            pod.addresses = vec!["10.244.1.7".parse().unwrap()]
+        })
+    });
+    node.settle().await;
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    node.announced();
+    // The subnet covers the node.
+    node.objects(|world| {
+        slice(world, "shop", 77, "192.168.0.0/16");
+    });
+    let text = obstacle(&mut node).await;
+    assert!(
+        text.contains("192.168.7.1 in it is the address of the pod's node"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_the_plugins_before_gave_a_pod_counts_before_the_kubelet_reports_it() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    let mut answer = node.call_with("cart", Command::Add, "web", &["10.80.0.77", "fd00::7"]);
+    node.settle().await;
+    assert!(node.attached().is_empty() && answer.try_recv().is_err());
+    node.advance(Duration::from_secs(9));
+    node.settle().await;
+    let Ok(Reply::Refused(reason)) = answer.await else {
+        panic!("refused")
+    };
+    assert!(
+        reason.contains("10.80.0.77 in it is the pod's own address"),
+        "{reason}"
+    );
+    // The agent starts again before the kubelet has reported it.
+    node.restart().await;
+    node.settle().await;
+    assert!(node.attached().is_empty());
+    // Its next sandbox has another address.
+    let answer = node.call_with("cart", Command::Add, "web", &["10.244.1.7"]);
+    node.settle().await;
+    assert!(matches!(answer.await, Ok(Reply::Attached(interfaces)) if interfaces.len() == 1));
+}
+
+#[tokio::test]
+async fn the_networks_of_the_nodes_pods_are_reported() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        for (name, address) in [
+            ("a", "10.244.1.7"),
+            ("b", "10.9.0.1"),
+            ("c", "192.168.7.1"),
+            ("d", "10.7.0.1"),
+        ] {
+            pod(world, "plain", name, &[]);
+            edit_pod(world, name, |pod| pod.addresses = vec![address.parse().unwrap()]);
+        }
+        edit_pod(world, "c", |pod| pod.facts.host_network = true);
+        edit_pod(world, "d", |pod| pod.finished = true);
+    });
+    node.settle().await;
+    let networks = |node: &Node| {
+        let report = node.reports().node.unwrap();
+        report
+            .pod_networks
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(networks(&node), ["10.9.0.0/24", "10.244.1.0/24"]);
+    node.objects(|world| {
+        world.pods.remove("uid-b");
+        // As the agent before it reported.
+        let status = SliceNodeStatus {
+            pod_networks: vec!["10.9.0.0/24".parse().unwrap(), "10.244.1.0/24".parse().unwrap()],
+            ..SliceNodeStatus::default()
+        };
+        Arc::make_mut(world.node.as_mut().unwrap()).status = Some(status);
+    });
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(
+        networks(&node),
+        ["10.9.0.0/24", "10.244.1.0/24"],
+        "a restart forgets none"
+    );
+    node.advance(Duration::from_secs(600));
+    node.settle().await;
+    assert_eq!(networks(&node), ["10.244.1.0/24"]);
+}
+
+/// A pod may give its own end of the pair any Ethernet address.
+#[tokio::test]
+async fn a_pod_cannot_take_another_index_by_its_own_interface() {
+    let mut node = Node::with_web().await;
+    let own = port("shop", "web");
+    let set = |node: &Node, index: u32, entry: bool| {
+        let mut inner = node.kernel.inner();
+        inner.state.pods.get_mut(&own).unwrap().mac = Mac::of_index(index);
+        if !entry {
+            inner.state.fdb.retain(|fdb| fdb.link != own);
+        }
+    };
+    let index = |node: &Node| node.kernel.inner().state.pods[&own].mac.index();
+    set(&node, 200, true);
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(index(&node), Some(8));
+    // Neither where everything else that tells is lost.
+    set(&node, 200, false);
+    std::fs::remove_file(node.run.checkpoint()).unwrap();
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(index(&node), Some(8));
+    // One of the node's own is as good as another.
+    set(&node, 12, false);
+    std::fs::remove_file(node.run.checkpoint()).unwrap();
+    node.restart().await;
+    node.settle().await;
+    assert_eq!(index(&node), Some(12));
+}
+
+#[tokio::test]
+async fn a_failure_is_announced_once_though_its_figures_change() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        block(world, "shop", "n1", 8, 2);
+        labelled(world, "cart", "shop");
+        for name in ["a", "b", "c"] {
+            pod(world, "cart", name, &[]);
+        }
+    });
+    for name in ["a", "b", "c"] {
+        node.sandbox(name);
+    }
+    node.settle().await;
+    node.advance(Duration::from_secs(4));
+    node.settle().await;
+    let announced = node.announced().join("\n");
+    assert!(
+        announced.contains("AttachFailed c: ") && announced.contains("2 by pods"),
+        "{announced}"
+    );
+    node.objects(|world| {
+        world.pods.remove("uid-a");
+    });
+    for _ in 0..2 {
+        node.settle().await;
+        node.advance(Duration::from_secs(4));
+    }
+    assert_eq!(node.announced(), Vec::<String>::new());
+    node.advance(Duration::from_secs(4));
+    node.settle().await;
+    assert!(node.announced()[0].starts_with("Attached c: "));
 }

@@ -64,7 +64,7 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
     let (report, reports) = watch::channel(Reports::default());
     let (chain, chain_seen) = watch::channel(Chain::Installed);
     let (gateway_event, gateway_events) = mpsc::channel(16);
-    let (told, liveness) = watch::channel(liveness::Local::default());
+    let (local, liveness) = watch::channel(liveness::Local::default());
     let setup = Setup {
         node: "n1".into(),
         node_address: None,
@@ -79,7 +79,7 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
         announcements: announcement,
         reports: report,
         chain: chain_seen,
-        liveness: told,
+        liveness: local,
     };
     let ends = Ends {
         registry,
@@ -171,6 +171,10 @@ impl Node {
         self.event(Event::World(Arc::new(self.world.clone())));
     }
 
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
     pub fn event(&mut self, event: Event) {
         self.agent.handle(event, self.now);
     }
@@ -184,7 +188,7 @@ impl Node {
         self.event(Event::Wake);
     }
 
-    /// libcni says where a pod is.
+    /// libcni knows where a pod is.
     pub fn sandbox(&mut self, pod: &str) {
         let sandbox = Sandbox {
             uid: format!("uid-{pod}"),
@@ -192,6 +196,7 @@ impl Node {
             name: pod.into(),
             container: format!("container-{pod}"),
             netns: format!("/run/netns/cni-{pod}").into(),
+            addresses: vec![],
             since: self.now.as_second(),
         };
         self.sandboxes.push(sandbox);
@@ -225,6 +230,17 @@ impl Node {
     }
 
     pub fn call_in(&mut self, namespace: &str, command: Command, pod: &str) -> oneshot::Receiver<Reply> {
+        self.call_with(namespace, command, pod, &[])
+    }
+
+    /// The same, of a pod that has these addresses from the plugins before.
+    pub fn call_with(
+        &mut self,
+        namespace: &str,
+        command: Command,
+        pod: &str,
+        addresses: &[&str],
+    ) -> oneshot::Receiver<Reply> {
         let (reply, answer) = oneshot::channel();
         let request = Request {
             command,
@@ -233,6 +249,7 @@ impl Node {
             pod_namespace: namespace.into(),
             pod_name: pod.into(),
             pod_uid: format!("uid-{pod}"),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
         };
         self.event(Event::Call(Call { request, reply }));
         answer
@@ -278,7 +295,7 @@ impl Node {
         ))
     }
 
-    /// A gateway connects and says who it is; the agent hears it and settles.
+    /// A gateway connects and says who it is; the agent takes it and settles.
     pub async fn connect(&mut self, slice: &str, ordinal: u32, has_tap: bool) -> Near {
         self.connect_with(slice, ordinal, has_tap, 1).await
     }
@@ -368,12 +385,15 @@ pub fn slice(world: &mut World, name: &str, vni: u32, subnet: &str) {
         cluster: "paris".into(),
         cluster_number: 1,
         ranges: vec![IndexRange::new(0, 64)],
+        releasing: vec![],
         peers: vec![],
         namespaces: vec![],
+        join: None,
         attach: AttachMode::Required,
         gateway: GatewayPlacement::default(),
         broadcast: Broadcast::default(),
         dscp: 0,
+        source: None,
     };
     put_slice(world, name, spec);
 }
@@ -419,6 +439,8 @@ pub fn block(world: &mut World, slice: &str, node: &str, start: u32, size: u32) 
         node: node.into(),
         node_address: address(node),
         blocks: vec![IndexRange::new(start, size)],
+        releasing: vec![],
+        withdrawn: None,
     };
     let block = SliceBlock::new(&names::block(slice, node), spec);
     world.blocks.insert((slice.into(), node.into()), Arc::new(block));
@@ -430,6 +452,8 @@ pub fn gateway(world: &mut World, slice: &str, ordinal: u32, node: Option<&str>)
         slice: slice.into(),
         ordinal,
         endpoints: vec![],
+        node: None,
+        lost: false,
     };
     let mut gateway = SliceGateway::new(&names::gateway(slice, ordinal), spec);
     gateway.status = node.map(|node| SliceGatewayStatus {
@@ -438,6 +462,29 @@ pub fn gateway(world: &mut World, slice: &str, ordinal: u32, node: Option<&str>)
         ..SliceGatewayStatus::default()
     });
     world.gateways.insert((slice.into(), ordinal), Arc::new(gateway));
+}
+
+/// Changes the spec of a block, which is its next generation.
+pub fn edit_block(world: &mut World, slice: &str, node: &str, change: impl FnOnce(&mut SliceBlockSpec)) {
+    let block = world.blocks.get_mut(&(slice.into(), node.into())).unwrap();
+    let block = Arc::make_mut(block);
+    change(&mut block.spec);
+    *block.metadata.generation.get_or_insert(1) += 1;
+}
+
+pub fn edit_gateway(
+    world: &mut World,
+    slice: &str,
+    ordinal: u32,
+    change: impl FnOnce(&mut SliceGatewaySpec),
+) {
+    let gateway = world.gateways.get_mut(&(slice.into(), ordinal)).unwrap();
+    change(&mut Arc::make_mut(gateway).spec);
+}
+
+pub fn edit_pod(world: &mut World, name: &str, change: impl FnOnce(&mut PodView)) {
+    let pod = world.pods.get_mut(&format!("uid-{name}")).unwrap();
+    change(Arc::make_mut(pod));
 }
 
 /// Sets the slice label of a namespace.

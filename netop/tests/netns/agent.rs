@@ -32,6 +32,7 @@ use slice_netop::{
     metrics::Metrics,
     model::{Kind, Name, Queues},
     pods::{NetnsDirectory, Sandbox},
+    status::{BlockReport, Reports},
     world::{PodView, SliceFacts, World},
 };
 use slice_runtime::handover::{self, FromGateway, Hello, ToGateway};
@@ -48,16 +49,21 @@ struct Run {
     agent: Agent<Linux>,
     gateways: mpsc::Receiver<GatewayEvent>,
     chain: watch::Sender<Chain>,
+    reports: watch::Receiver<Reports>,
     directory: tempfile::TempDir,
 }
 
-fn start(
-    node: &str,
-    space: &std::path::Path,
-    run: &std::path::Path,
-) -> (Agent<Linux>, mpsc::Receiver<GatewayEvent>, watch::Sender<Chain>) {
+struct Started {
+    agent: Agent<Linux>,
+    gateways: mpsc::Receiver<GatewayEvent>,
+    chain: watch::Sender<Chain>,
+    reports: watch::Receiver<Reports>,
+}
+
+fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started {
     let (gateway_events, gateways) = mpsc::channel(16);
     let (chain, chain_seen) = watch::channel(Chain::Installed);
+    let (report, reports) = watch::channel(Reports::default());
     let run = RunDirectory(run.to_owned());
     let setup = Setup {
         node: node.into(),
@@ -69,35 +75,37 @@ fn start(
         metrics: Metrics::register(&Registry::new()),
         fetches: mpsc::channel(1).0,
         announcements: mpsc::channel(1).0,
-        reports: watch::channel(Default::default()).0,
+        reports: report,
         chain: chain_seen,
         liveness: watch::channel(slice_netop::liveness::Local::default()).0,
     };
-    (
-        Agent::new(Linux::open(Some(space)).unwrap(), setup),
+    Started {
+        agent: Agent::new(Linux::open(Some(space)).unwrap(), setup),
         gateways,
         chain,
-    )
+        reports,
+    }
 }
 
 impl Run {
     fn new(node: &str, space: &Space) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (agent, gateways, chain) = start(node, &space.path(), directory.path());
+        let started = start(node, &space.path(), directory.path());
         Self {
             node: node.into(),
             space: space.path(),
-            agent,
-            gateways,
-            chain,
+            agent: started.agent,
+            gateways: started.gateways,
+            chain: started.chain,
+            reports: started.reports,
             directory,
         }
     }
 
     async fn restart(&mut self, world: &World, sandboxes: &[Sandbox]) {
-        let (agent, gateways, chain) = start(&self.node, &self.space, self.directory.path());
-        drop(std::mem::replace(&mut self.agent, agent));
-        (self.gateways, self.chain) = (gateways, chain);
+        let started = start(&self.node, &self.space, self.directory.path());
+        drop(std::mem::replace(&mut self.agent, started.agent));
+        (self.gateways, self.chain, self.reports) = (started.gateways, started.chain, started.reports);
         self.step(Event::Sandboxes(sandboxes.to_vec())).await;
         self.step(Event::World(Arc::new(world.clone()))).await;
     }
@@ -107,7 +115,12 @@ impl Run {
         self.agent.settle(Timestamp::now()).await;
     }
 
-    /// The gateway with ordinal 0 of the slice calls; the agent hears it.
+    /// What is reported of the node's block.
+    fn block(&self) -> BlockReport {
+        self.reports.borrow().blocks[&format!("shop.{}", self.node)].clone()
+    }
+
+    /// The gateway with ordinal 0 of the slice calls; the agent answers.
     async fn called(&mut self, has_tap: bool, queues: u8) -> UnixStream {
         let socket = self.directory.path().join("gateway/shop/netop.sock");
         let stream = UnixStream::connect(socket).unwrap();
@@ -141,6 +154,7 @@ impl Run {
             pod_namespace: "cart".into(),
             pod_name: name.into(),
             pod_uid: format!("uid-{name}"),
+            addresses: vec![],
         };
         self.step(Event::Call(Call { request, reply })).await;
         answer.await.unwrap()
@@ -158,12 +172,15 @@ fn world() -> World {
         cluster: "paris".into(),
         cluster_number: 1,
         ranges: vec![IndexRange::new(0, 64)],
+        releasing: vec![],
         peers: vec![],
         namespaces: vec![],
+        join: None,
         attach: AttachMode::Required,
         gateway: GatewayPlacement::default(),
         broadcast: Broadcast::default(),
         dscp: 0,
+        source: None,
     };
     let mut world = World::default();
     world.slices.insert(
@@ -177,6 +194,8 @@ fn world() -> World {
             node: node.clone(),
             node_address: format!("192.168.7.{n}").parse().unwrap(),
             blocks: vec![IndexRange::new(8 * n, 8)],
+            releasing: vec![],
+            withdrawn: None,
         };
         let block = SliceBlock::new(&names::block("shop", &node), spec);
         world.blocks.insert(("shop".into(), node), Arc::new(block));
@@ -185,6 +204,8 @@ fn world() -> World {
         slice: "shop".into(),
         ordinal: 0,
         endpoints: vec![],
+        node: None,
+        lost: false,
     };
     world.gateways.insert(
         ("shop".into(), 0),
@@ -243,6 +264,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
         name: "db".into(),
         container: "container-db".into(),
         netns: db.path(),
+        addresses: vec![],
         since: 0,
     };
     runs[1].step(Event::Sandboxes(vec![record.clone()])).await;
@@ -452,4 +474,70 @@ async fn a_gateway_gets_the_queues_that_it_can_use_and_every_flow_keeps_to_one()
     assert_eq!((queues.len(), made_for(&run)), (1, Kind::Tap(Queues::One)));
     run.step(Event::Tick).await;
     assert_eq!(made_for(&run), Kind::Tap(Queues::One));
+}
+
+/// Other nodes' objects make no sense, or were left behind by nodes that are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_nodes_harm_nobody_and_a_slice_that_goes_is_confirmed() {
+    let cluster = Cluster::new(2);
+    let (web, db) = (Space::new("web"), Space::new("db"));
+    let mut world = world();
+    add_pod(&mut world, "web");
+    add_pod(&mut world, "db");
+    for (n, address) in (3..).zip(["192.168.7.1", "0.0.0.0", "224.0.0.7", "fd00::5", "fe80::1"]) {
+        let (node, start) = (format!("n{n}"), 8 * n);
+        let spec = SliceBlockSpec {
+            slice: "shop".into(),
+            node: node.clone(),
+            node_address: ip(address),
+            blocks: vec![IndexRange::new(start, 8)],
+            releasing: vec![],
+            withdrawn: None,
+        };
+        let block = SliceBlock::new(&names::block("shop", &node), spec);
+        world.blocks.insert(("shop".into(), node), Arc::new(block));
+    }
+    here(&mut world, "n1");
+    let mut runs = [1, 2].map(|n| Run::new(&format!("n{n}"), &cluster.nodes[n - 1].space));
+    for run in &mut runs {
+        run.step(Event::World(Arc::new(world.clone()))).await;
+    }
+    assert!(matches!(runs[0].add("web", &web).await, Reply::Attached(list) if list.len() == 1));
+    assert!(matches!(runs[1].add("db", &db).await, Reply::Attached(list) if list.len() == 1));
+    assert!(ping(&web, ip("10.80.0.16"), 1000, SECOND).is_some());
+    let [first, second] = [0, 1].map(|n: usize| runs[n].block().ready);
+    assert!(
+        first
+            .message
+            .contains("nodes n1 and n3 both have the address 192.168.7.1"),
+        "{first:?}"
+    );
+    assert!(second.message.contains("0.0.0.0"), "{second:?}");
+
+    // A gateway holds its TAP while the slice goes.
+    let run = &mut runs[0];
+    let near = run.called(false, 1).await;
+    let held = given(&near).expect("a TAP");
+    world.slices.remove("shop");
+    let gone = Arc::new(world);
+    run.step(Event::World(Arc::clone(&gone))).await;
+    assert!(run.block().present, "nobody has looked yet");
+    run.step(Event::Tick).await;
+    let seen = run.block();
+    assert!(!seen.present && seen.ready.status == Some(true), "{seen:?}");
+    assert!(!web.ip("-br link").contains("sl-shop"));
+    // Somebody makes what has its name.
+    let bridge = names::bridge("shop");
+    cluster.nodes[0]
+        .space
+        .ip(&format!("link add {bridge} type bridge"));
+    let before = run.agent.state().unwrap().links.len();
+    run.step(Event::Tick).await;
+    assert_eq!((before, run.block().present), (0, true));
+    run.step(Event::Tick).await;
+    assert!(!run.block().present);
+    drop(held);
+    // An agent that starts now, and never had the slice.
+    run.restart(&gone, &[]).await;
+    assert!(!run.block().present);
 }

@@ -273,7 +273,7 @@ async fn list(cluster: &Cluster) -> Result<Vec<Pod>> {
         labels::COMPONENT_GATEWAY,
         labels::FOR_SLICE
     );
-    let pods = cluster.pods(names::MEMBER_NAMESPACE);
+    let pods = cluster.pods(names::GATEWAY_NAMESPACE);
     Ok(pods.list(&ListParams::default().labels(&selector)).await?.items)
 }
 
@@ -306,7 +306,7 @@ impl Gateway {
     }
 
     async fn delete(&self, grace: u32) -> Result<()> {
-        let pods = self.cluster.pods(names::MEMBER_NAMESPACE);
+        let pods = self.cluster.pods(names::GATEWAY_NAMESPACE);
         pods.delete(&self.name, &DeleteParams::default().grace_period(grace))
             .await
             .with_context(|| format!("delete {}", self.name))?;
@@ -314,7 +314,7 @@ impl Gateway {
     }
 
     fn workloads(&self) -> Api<StatefulSet> {
-        Api::namespaced(self.cluster.client.clone(), names::MEMBER_NAMESPACE)
+        Api::namespaced(self.cluster.client.clone(), names::GATEWAY_NAMESPACE)
     }
 
     /// As `kubectl rollout restart` does.

@@ -1,0 +1,287 @@
+//! What the hub wrote, as the member's own objects have it. Pure.
+//!
+//! The hub may be a version newer: what this build does not know is passed over, and a value that it cannot read falls
+//! back to the one that harms least, and is named.
+
+use std::{collections::BTreeSet, net::SocketAddr, str::FromStr};
+
+use super::{GatewaySettings, Grant, MemberPeersSpec, MemberSliceSpec, Peer, Run, Service};
+use crate::{
+    Cidr, IndexRange,
+    v1alpha1::{
+        AttachMode, Exposure, GatewayPlacement, KeyPolicy, NamespaceRule, PeerCluster, PeerGateway,
+        ServiceEndpoint, ServicePort, SliceServiceSpec, SliceSource, SliceSpec,
+    },
+};
+
+/// What could not be read, and what is done instead.
+pub type Problems = Vec<String>;
+
+/// The mirror of a slice, from its object and the shards of its peers.
+///
+/// # Errors
+/// Where there is no VNI, subnet or block size that makes sense: the mirror stays what it was.
+pub fn slice<'a>(
+    desired: &MemberSliceSpec,
+    shards: impl IntoIterator<Item = &'a MemberPeersSpec>,
+) -> Result<(SliceSpec, Problems), String> {
+    let mut problems = Problems::new();
+    let grant = &desired.slice;
+    if grant.vni == 0 || grant.vni >= 1 << 24 {
+        return Err(format!("its VNI {} is none", grant.vni));
+    }
+    if !grant.block_size.is_power_of_two() {
+        return Err(format!("its block size {} is no power of two", grant.block_size));
+    }
+    let mut subnets = Vec::new();
+    for subnet in &grant.subnets {
+        subnets.push(Cidr::from_str(subnet).map_err(|error| error.to_string())?);
+    }
+    crate::Subnets::new(&subnets).map_err(|error| error.to_string())?;
+    let range = |run: &super::Range| run.range();
+    let inline = grant.peers.iter();
+    let sharded = shards.into_iter().flat_map(|shard| &shard.peers);
+    let mut names = BTreeSet::from([grant.cluster.as_str()]);
+    let mut peers: Vec<PeerCluster> = inline
+        .chain(sharded)
+        // A shard is the same for all of a slice's members, so this one is in it too.
+        .filter(|peer| names.insert(&peer.name))
+        .map(|peer| peer_cluster(peer, &mut problems))
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let spec = SliceSpec {
+        vni: grant.vni,
+        subnets,
+        mtu: grant.mtu,
+        block_size: grant.block_size,
+        cluster: grant.cluster.clone(),
+        cluster_number: grant.cluster_number,
+        ranges: grant.ranges.iter().filter_map(range).collect(),
+        releasing: grant
+            .ranges
+            .iter()
+            .filter(|run| run.releasing)
+            .filter_map(range)
+            .collect(),
+        peers,
+        namespaces: rules(grant),
+        join: grant.join.clone(),
+        attach: attach(&grant.attach, &mut problems),
+        gateway: placement(&grant.gateway, &mut problems),
+        broadcast: grant.broadcast,
+        dscp: grant.dscp,
+        source: Some(SliceSource {
+            hub: desired.hub.clone(),
+            revision: desired.revision,
+        }),
+    };
+    Ok((spec, problems))
+}
+
+fn rules(grant: &Grant) -> Vec<NamespaceRule> {
+    let rule = |rule: &super::Rule| NamespaceRule {
+        name: rule.name.clone(),
+        selector: rule.selector.clone(),
+        clusters: Vec::new(),
+        pod_selector: rule.pod_selector.clone(),
+    };
+    grant.namespaces.iter().map(rule).collect()
+}
+
+/// Waiting is what a user asked for who wrote a value that only a newer version knows: nothing starts without.
+fn attach(text: &str, problems: &mut Problems) -> AttachMode {
+    match text {
+        "BestEffort" => AttachMode::BestEffort,
+        "Required" | "" => AttachMode::Required,
+        other => {
+            problems.push(format!(
+                "attach \"{other}\" is unknown to this version and read as Required"
+            ));
+            AttachMode::Required
+        }
+    }
+}
+
+fn placement(settings: &GatewaySettings, problems: &mut Problems) -> GatewayPlacement {
+    let exposure = match settings.exposure.as_str() {
+        "HostPort" => Exposure::HostPort,
+        "NodePort" | "" => Exposure::NodePort,
+        other => {
+            problems.push(format!(
+                "exposure \"{other}\" is unknown to this version and read as NodePort"
+            ));
+            Exposure::NodePort
+        }
+    };
+    let mut advertise = Vec::new();
+    for text in &settings.advertise {
+        match text.parse() {
+            Ok(address) => advertise.push(address),
+            Err(_) => problems.push(format!("advertised address \"{text}\" is none and passed over")),
+        }
+    }
+    GatewayPlacement {
+        replicas: settings.replicas.min(crate::index::MAX_ORDINAL + 1),
+        threads: settings.threads.clamp(1, 16),
+        exposure,
+        advertise,
+        node_selector: settings.node_selector.clone(),
+        keys: KeyPolicy {
+            rotation_seconds: settings.keys.rotation_seconds,
+            renewal: settings.keys.renewal.clone(),
+            revocation: settings.keys.revocation.clone(),
+        },
+    }
+}
+
+fn peer_cluster(peer: &Peer, problems: &mut Problems) -> PeerCluster {
+    let mut gateways = Vec::new();
+    for gateway in &peer.gateways {
+        let mut endpoints = Vec::new();
+        for text in &gateway.endpoints {
+            match text.parse::<SocketAddr>() {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(_) => problems.push(format!(
+                    "endpoint \"{text}\" of gateway {}/{} is none and passed over",
+                    peer.name, gateway.ordinal
+                )),
+            }
+        }
+        gateways.push(PeerGateway {
+            ordinal: gateway.ordinal,
+            public_key: gateway.public_key.clone(),
+            former_key: gateway.former_key.clone(),
+            endpoints,
+        });
+    }
+    PeerCluster {
+        name: peer.name.clone(),
+        number: peer.number,
+        ranges: ranges(&peer.ranges),
+        gateways,
+    }
+}
+
+fn ranges(runs: &[Run]) -> Vec<IndexRange> {
+    runs.iter().filter_map(|run| run.range()).collect()
+}
+
+/// A service of another cluster.
+pub fn service(service: &Service) -> SliceServiceSpec {
+    SliceServiceSpec {
+        slice: service.slice.clone(),
+        cluster: service.cluster.clone(),
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        headless: service.headless,
+        ports: (service.ports.iter())
+            .map(|port| ServicePort {
+                name: port.name.clone(),
+                protocol: port.protocol.clone(),
+                port: port.port,
+            })
+            .collect(),
+        endpoints: (service.endpoints.iter())
+            .map(|endpoint| ServiceEndpoint {
+                hostname: endpoint.hostname.clone(),
+                addresses: endpoint
+                    .addresses
+                    .iter()
+                    .filter_map(|text| text.parse().ok())
+                    .collect(),
+            })
+            .collect(),
+    }
+}
+
+/// The other way round: what this cluster exports.
+pub fn exported(spec: &SliceServiceSpec) -> Service {
+    Service {
+        slice: spec.slice.clone(),
+        cluster: spec.cluster.clone(),
+        namespace: spec.namespace.clone(),
+        name: spec.name.clone(),
+        headless: spec.headless,
+        ports: (spec.ports.iter())
+            .map(|port| super::Port {
+                name: port.name.clone(),
+                protocol: port.protocol.clone(),
+                port: port.port,
+            })
+            .collect(),
+        endpoints: (spec.endpoints.iter())
+            .map(|endpoint| super::Endpoint {
+                hostname: endpoint.hostname.clone(),
+                addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn desired(more: serde_json::Value) -> MemberSliceSpec {
+        let mut slice = json!({
+            "vni": 4097, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 64, "cluster": "a", "clusterNumber": 1,
+            "ranges": [{"start": 0, "size": 64}],
+        });
+        slice
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        serde_json::from_value(json!({"slice": slice, "hub": "h", "revision": 3})).unwrap()
+    }
+
+    fn shard(peers: serde_json::Value) -> MemberPeersSpec {
+        serde_json::from_value(json!({"slice": "shop", "shard": 0, "peers": peers})).unwrap()
+    }
+
+    #[test]
+    fn a_shard_holds_the_member_itself_and_it_is_no_peer() {
+        let peers = shard(json!([{"name": "b", "number": 2}, {"name": "a", "number": 1}]));
+        let (spec, problems) = slice(&desired(json!({})), [&peers]).unwrap();
+        let names: Vec<_> = spec.peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!((names, problems), (vec!["b"], vec![]));
+        let source = spec.source.unwrap();
+        assert_eq!((source.hub.as_str(), source.revision), ("h", 3));
+    }
+
+    #[test]
+    fn what_a_newer_hub_writes_is_read_as_far_as_it_is_known() {
+        let newer = desired(json!({
+            "attach": "Eventually", "color": "red", "ranges": [{"start": 0, "size": 64}, {"start": 3, "size": 5}],
+            "gateway": {"replicas": 2, "threads": 200, "exposure": "Satellite", "advertise": ["gw.example.com", "192.0.2.1"]},
+        }));
+        let peers = shard(json!([{"name": "b", "number": 2, "mood": "good", "gateways": [
+            {"ordinal": 0, "publicKey": "K", "endpoints": ["gw.example.com:1", "192.0.2.9:1"]}]}]));
+        let (spec, problems) = slice(&newer, [&peers]).unwrap();
+        assert_eq!(spec.ranges, [IndexRange::new(0, 64)]);
+        assert_eq!(
+            (spec.attach, spec.gateway.exposure),
+            (AttachMode::Required, Exposure::NodePort)
+        );
+        assert_eq!(spec.gateway.threads, 16);
+        assert_eq!(
+            spec.gateway.advertise.len() + spec.peers[0].gateways[0].endpoints.len(),
+            2
+        );
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+
+    #[test]
+    fn what_makes_no_network_is_refused_whole() {
+        for (broken, says) in [
+            (json!({"vni": 0}), "VNI 0"),
+            (json!({"blockSize": 63}), "block size 63"),
+            (json!({"subnets": ["10.80.0.1/16"]}), "host bits"),
+            (json!({"subnets": []}), "at least one subnet"),
+        ] {
+            let error = slice(&desired(broken), []).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

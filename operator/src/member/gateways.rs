@@ -1,0 +1,574 @@
+//! The gateway workloads of a slice: intent → Kubernetes objects. Pure.
+//!
+//! One StatefulSet per slice, so that a replica keeps its number, and one Service per replica, so that each can be
+//! reached by itself. The pods hold no credential and no privilege: what they work from comes over a socket from the
+//! agent of their node (`/run/weft/gateway/<slice>`). They live in a namespace of their own, so that whoever may create
+//! them may create nothing that is privileged.
+//!
+//! A slice whose gateways are in another namespace moves one replica at a time, the last first: the old one is taken
+//! away, and when it is gone the new one starts; the next waits until that is ready.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{StatefulSet, StatefulSetOrdinals, StatefulSetSpec},
+        core::v1::{
+            Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
+            HostPathVolumeSource, ObjectFieldSelector, Pod, PodAffinityTerm, PodAntiAffinity,
+            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+            SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount, WeightedPodAffinityTerm,
+        },
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::{ResourceExt, core::ObjectMeta};
+use slice_crds::{
+    labels, names,
+    v1alpha1::{Exposure, Slice, SliceGateway, SliceGatewaySpec},
+};
+
+use super::nodes::Nodes;
+use crate::allocation::space::HOST_PORTS;
+
+/// UDP port that a gateway listens on in its pod.
+pub const PORT: i32 = 51820;
+/// Port of a gateway's admin listener.
+const ADMIN_PORT: i32 = 9402;
+/// Where the hand-over directory is mounted in the pod.
+const HANDOVER: &str = "/run/weft/gateway";
+/// Thousandths of a processor that a gateway asks for, for each of its threads.
+const MILLICORES: u32 = 50;
+/// First host port of gateways that are exposed that way; one per slice.
+const FIRST_HOST_PORT: u32 = 20_000;
+
+/// What the gateways of one slice are planned from.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub slice: &'a Slice,
+    pub image: &'a str,
+    /// Where they are to be.
+    pub namespace: &'a str,
+    pub nodes: &'a Nodes,
+    /// Nodes that are not ready, or whose agent sends no heartbeat.
+    pub lost: &'a BTreeSet<String>,
+    /// The slice's gateways as the cluster has them, in any namespace.
+    pub sets: &'a [Arc<StatefulSet>],
+    pub pods: &'a [Arc<Pod>],
+    pub services: &'a [Arc<Service>],
+}
+
+/// The objects of one slice's gateways.
+#[derive(Debug, Default)]
+pub struct Workload {
+    pub sets: Vec<StatefulSet>,
+    pub budgets: Vec<PodDisruptionBudget>,
+    pub services: Vec<Service>,
+    pub gateways: Vec<SliceGateway>,
+}
+
+/// The replicas that one namespace is to have: numbers from `start` on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    namespace: String,
+    start: u32,
+    replicas: u32,
+}
+
+pub fn plan(request: &Request<'_>) -> Workload {
+    let mut workload = Workload::default();
+    let parts = parts(request);
+    for part in &parts {
+        workload.sets.push(set(request, part));
+        workload.budgets.push(budget(request.slice, &part.namespace));
+        let ordinals = part.start..part.start + part.replicas;
+        let services = ordinals.map(|ordinal| service(request.slice, ordinal, &part.namespace));
+        workload.services.extend(services);
+    }
+    for ordinal in 0..request.slice.spec.gateway.replicas {
+        let namespace = parts
+            .iter()
+            .find(|part| (part.start..part.start + part.replicas).contains(&ordinal));
+        let namespace = namespace.map_or(request.namespace, |part| &part.namespace);
+        workload.gateways.push(gateway(request, ordinal, namespace));
+    }
+    workload
+}
+
+/// How the replicas are divided between the namespace where they are to be and one where they are yet.
+fn parts(request: &Request<'_>) -> Vec<Part> {
+    let wanted = request.slice.spec.gateway.replicas;
+    let all = Part {
+        namespace: request.namespace.to_owned(),
+        start: 0,
+        replicas: wanted,
+    };
+    let here = |set: &&Arc<StatefulSet>| set.namespace().as_deref() == Some(request.namespace);
+    let Some(old) = request.sets.iter().find(|set| !here(set)) else {
+        return vec![all];
+    };
+    let old_namespace = old.namespace().unwrap_or_default();
+    let stays = old.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let stays = u32::try_from(stays).unwrap_or_default().min(wanted);
+    let new = request.sets.iter().find(here);
+    let ready = new.is_none_or(|set| {
+        let count = |of: Option<i32>| of.and_then(|count| u32::try_from(count).ok()).unwrap_or_default();
+        let wanted = count(set.spec.as_ref().and_then(|spec| spec.replicas));
+        count(set.status.as_ref().and_then(|status| status.ready_replicas)) >= wanted
+    });
+    // The old pods of these numbers are gone, so that the new ones may start.
+    let gone = |from: u32| {
+        (from..wanted).all(|ordinal| {
+            let name = names::gateway(&request.slice.name_any(), ordinal);
+            let mut pods = request.pods.iter();
+            !pods.any(|pod| pod.name_any() == name && pod.namespace().as_deref() == Some(&old_namespace))
+        })
+    };
+    let moved = new.map_or(wanted, |set| {
+        let start = set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.ordinals.as_ref()?.start)
+            .unwrap_or_default();
+        u32::try_from(start).unwrap_or_default()
+    });
+    let (stays, start) = match (moved == stays, ready) {
+        // Everything that was taken away has its successor: the next.
+        (true, true) if stays > 0 => (stays - 1, moved),
+        (true, _) => (stays, moved),
+        (false, _) if gone(stays) => (stays, stays),
+        (false, _) => (stays, moved),
+    };
+    let new = Part {
+        start,
+        replicas: wanted - start,
+        ..all
+    };
+    let old = Part {
+        namespace: old_namespace,
+        start: 0,
+        replicas: stays,
+    };
+    match (old.replicas, new.start) {
+        // Nothing is left there, and the last has its successor.
+        (0, 0) if ready && moved == 0 => vec![new],
+        _ => vec![old, new],
+    }
+}
+
+fn gateway(request: &Request<'_>, ordinal: u32, namespace: &str) -> SliceGateway {
+    let slice = request.slice;
+    let name = names::gateway(&slice.name_any(), ordinal);
+    let pods = request
+        .pods
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let mut pods: Vec<&Arc<Pod>> = pods.filter(|pod| pod.name_any() == name).collect();
+    // Where it is to be goes before where it was.
+    pods.sort_by_key(|pod| pod.namespace().as_deref() != Some(namespace));
+    let pod = pods.first();
+    let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+    let at = pod
+        .and_then(|pod| pod.namespace())
+        .unwrap_or_else(|| namespace.to_owned());
+    let endpoints = match (&node, port(request, &name, &at)) {
+        (Some(node), Some(port)) => endpoints(request, node, port),
+        _ => Vec::new(),
+    };
+    let spec = SliceGatewaySpec {
+        slice: slice.name_any(),
+        ordinal,
+        endpoints,
+        lost: node.as_ref().is_some_and(|node| request.lost.contains(node)),
+        node,
+    };
+    let mut object = SliceGateway::new(&name, spec);
+    object.metadata = meta(slice, &name, names::MEMBER_NAMESPACE);
+    object
+}
+
+/// The port on the node that leads to this replica, when it has one.
+fn port(request: &Request<'_>, name: &str, namespace: &str) -> Option<u16> {
+    match request.slice.spec.gateway.exposure {
+        Exposure::HostPort => u16::try_from(host_port(request.slice)).ok(),
+        Exposure::NodePort => {
+            let own = |service: &&Arc<Service>| {
+                service.name_any() == name && service.namespace().as_deref() == Some(namespace)
+            };
+            let service = request.services.iter().find(own)?;
+            let port = service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
+            u16::try_from(port).ok()
+        }
+    }
+}
+
+fn endpoints(request: &Request<'_>, node: &str, port: u16) -> Vec<SocketAddr> {
+    let own = request.nodes.usable.get(node).map(|node| node.address);
+    let addresses: Vec<IpAddr> = match request.slice.spec.gateway.advertise.as_slice() {
+        [] => own.into_iter().collect(),
+        advertise => advertise.to_vec(),
+    };
+    addresses
+        .into_iter()
+        .map(|address| SocketAddr::new(address, port))
+        .collect()
+}
+
+fn host_port(slice: &Slice) -> u32 {
+    FIRST_HOST_PORT + slice.spec.vni % HOST_PORTS
+}
+
+fn selector(slice: &Slice) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (labels::COMPONENT.to_owned(), labels::COMPONENT_GATEWAY.to_owned()),
+        (labels::FOR_SLICE.to_owned(), slice.name_any()),
+    ])
+}
+
+fn meta(slice: &Slice, name: &str, namespace: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(namespace.to_owned()),
+        labels: Some(selector(slice)),
+        ..ObjectMeta::default()
+    }
+}
+
+fn service(slice: &Slice, ordinal: u32, namespace: &str) -> Service {
+    let name = names::gateway(&slice.name_any(), ordinal);
+    let pod = BTreeMap::from([("statefulset.kubernetes.io/pod-name".to_owned(), name.clone())]);
+    let node_port = slice.spec.gateway.exposure == Exposure::NodePort;
+    Service {
+        metadata: meta(slice, &name, namespace),
+        spec: Some(ServiceSpec {
+            selector: Some(pod),
+            type_: Some(if node_port { "NodePort" } else { "ClusterIP" }.to_owned()),
+            // The datagram comes to the pod's own node: the client's address is kept and there is no second hop.
+            external_traffic_policy: node_port.then(|| "Local".to_owned()),
+            // A gateway becomes ready by talking to its peers.
+            publish_not_ready_addresses: Some(true),
+            ports: Some(vec![ServicePort {
+                name: Some("wireguard".to_owned()),
+                protocol: Some("UDP".to_owned()),
+                port: PORT,
+                target_port: Some(IntOrString::Int(PORT)),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn set(request: &Request<'_>, part: &Part) -> StatefulSet {
+    let slice = request.slice;
+    let name = names::gateway_workload(&slice.name_any());
+    let labels = selector(slice);
+    StatefulSet {
+        metadata: meta(slice, &name, &part.namespace),
+        spec: Some(StatefulSetSpec {
+            replicas: i32::try_from(part.replicas).ok(),
+            ordinals: (part.start > 0).then(|| StatefulSetOrdinals {
+                start: i32::try_from(part.start).ok(),
+            }),
+            pod_management_policy: Some("Parallel".to_owned()),
+            selector: LabelSelector {
+                match_labels: Some(labels.clone()),
+                ..LabelSelector::default()
+            },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels.clone()),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(slice, request.image, labels)),
+            },
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    }
+}
+
+/// One gateway at a time leaves when nodes are drained.
+fn budget(slice: &Slice, namespace: &str) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: meta(slice, &names::gateway_workload(&slice.name_any()), namespace),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector(slice)),
+                ..LabelSelector::default()
+            }),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
+fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec {
+    let uid = i64::from(names::UNPRIVILEGED_UID);
+    let apart = WeightedPodAffinityTerm {
+        weight: 100,
+        pod_affinity_term: PodAffinityTerm {
+            topology_key: "kubernetes.io/hostname".to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(labels),
+                ..LabelSelector::default()
+            }),
+            ..PodAffinityTerm::default()
+        },
+    };
+    let placement = &slice.spec.gateway;
+    PodSpec {
+        affinity: Some(Affinity {
+            pod_anti_affinity: Some(PodAntiAffinity {
+                preferred_during_scheduling_ignored_during_execution: Some(vec![apart]),
+                ..PodAntiAffinity::default()
+            }),
+            ..Affinity::default()
+        }),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        node_selector: (!placement.node_selector.is_empty()).then(|| placement.node_selector.clone()),
+        priority_class_name: Some("system-cluster-critical".to_owned()),
+        // It leaves when nothing comes any more, after 3 s at most.
+        termination_grace_period_seconds: Some(10),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(uid),
+            run_as_group: Some(uid),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                ..SeccompProfile::default()
+            }),
+            ..PodSecurityContext::default()
+        }),
+        containers: vec![container(slice, image)],
+        volumes: Some(vec![Volume {
+            name: "handover".to_owned(),
+            host_path: Some(HostPathVolumeSource {
+                path: names::gateway_directory(&slice.name_any()),
+                type_: Some("DirectoryOrCreate".to_owned()),
+            }),
+            ..Volume::default()
+        }]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(slice: &Slice, image: &str) -> Container {
+    let threads = slice.spec.gateway.threads;
+    let host_port = (slice.spec.gateway.exposure == Exposure::HostPort)
+        .then(|| i32::try_from(host_port(slice)).expect("a port"));
+    let probe = |path: &str, period| Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(ADMIN_PORT),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        ..Probe::default()
+    };
+    Container {
+        name: "gateway".to_owned(),
+        image: Some(image.to_owned()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        args: Some(vec![
+            format!("--socket={HANDOVER}/netop.sock"),
+            format!("--listen=[::]:{PORT}"),
+            format!("--admin=[::]:{ADMIN_PORT}"),
+            format!("--threads={threads}"),
+        ]),
+        env: Some(vec![EnvVar {
+            name: "POD_NAME".to_owned(),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector {
+                    field_path: "metadata.name".to_owned(),
+                    ..ObjectFieldSelector::default()
+                }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        }]),
+        ports: Some(vec![
+            ContainerPort {
+                name: Some("wireguard".to_owned()),
+                container_port: PORT,
+                host_port,
+                protocol: Some("UDP".to_owned()),
+                ..ContainerPort::default()
+            },
+            ContainerPort {
+                name: Some("admin".to_owned()),
+                container_port: ADMIN_PORT,
+                ..ContainerPort::default()
+            },
+        ]),
+        liveness_probe: Some(probe("/livez", 10)),
+        readiness_probe: Some(probe("/readyz", 1)),
+        resources: Some(ResourceRequirements {
+            requests: Some(BTreeMap::from([
+                (
+                    "cpu".to_owned(),
+                    Quantity(format!("{}m", MILLICORES * u32::from(threads))),
+                ),
+                ("memory".to_owned(), Quantity("32Mi".to_owned())),
+            ])),
+            ..ResourceRequirements::default()
+        }),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![VolumeMount {
+            name: "handover".to_owned(),
+            mount_path: HANDOVER.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        }]),
+        ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+    use serde_json::json;
+    use slice_crds::v1alpha1::SliceConfig;
+    use slice_runtime::handover::MAX_QUEUES;
+
+    use super::*;
+
+    fn shop(threads: u8) -> Slice {
+        let slice = json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "Slice", "metadata": {"name": "shop"}, "spec": {
+                "vni": 7, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 8, "cluster": "paris",
+                "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2, "threads": threads},
+            },
+        });
+        serde_json::from_value(slice).unwrap()
+    }
+
+    fn container_of(threads: u8) -> Container {
+        container(&shop(threads), "gateway:1")
+    }
+
+    /// The StatefulSets and pods of a slice, and what the cluster makes of a plan.
+    #[derive(Default)]
+    struct Cluster {
+        sets: Vec<Arc<StatefulSet>>,
+        pods: Vec<Arc<Pod>>,
+    }
+
+    impl Cluster {
+        fn plan(&self) -> Workload {
+            plan(&Request {
+                slice: &shop(1),
+                image: "gateway:1",
+                namespace: "weft-gateways",
+                nodes: &Nodes::default(),
+                lost: &BTreeSet::new(),
+                sets: &self.sets,
+                pods: &self.pods,
+                services: &[],
+            })
+        }
+
+        /// Writes a plan; `all_ready` says whether new pods have become ready.
+        fn step(&mut self, all_ready: bool) -> Vec<String> {
+            let workload = self.plan();
+            let mut running = Vec::new();
+            self.sets = workload
+                .sets
+                .into_iter()
+                .map(|mut set| {
+                    let spec = set.spec.clone().unwrap();
+                    let start = spec
+                        .ordinals
+                        .and_then(|ordinals| ordinals.start)
+                        .unwrap_or_default();
+                    let replicas = spec.replicas.unwrap();
+                    let namespace = set.namespace().unwrap();
+                    running.extend((start..start + replicas).map(|ordinal| format!("{namespace}/{ordinal}")));
+                    let old = namespace == "weft-system";
+                    set.status = Some(
+                        serde_json::from_value(json!({
+                        "replicas": replicas, "readyReplicas": if old || all_ready { replicas } else { 0 }}))
+                        .unwrap(),
+                    );
+                    Arc::new(set)
+                })
+                .collect();
+            self.pods = running.iter().map(|id| pod_of(id)).collect();
+            running.sort();
+            running
+        }
+    }
+
+    fn pod_of(id: &str) -> Arc<Pod> {
+        let (namespace, ordinal) = id.split_once('/').unwrap();
+        let name = names::gateway("shop", ordinal.parse().unwrap());
+        Arc::new(serde_json::from_value(json!({"metadata": {"namespace": namespace, "name": name}})).unwrap())
+    }
+
+    #[test]
+    fn gateways_move_one_by_one_and_each_waits_for_the_one_before() {
+        let mut cluster = Cluster::default();
+        let old = json!({"metadata": {"namespace": "weft-system", "name": "weft-gateway-shop"},
+            "spec": {"replicas": 2, "selector": {}, "serviceName": "", "template": {}},
+            "status": {"replicas": 2, "readyReplicas": 2}});
+        cluster.sets.push(Arc::new(serde_json::from_value(old).unwrap()));
+        cluster.pods = vec![pod_of("weft-system/0"), pod_of("weft-system/1")];
+        let (old0, old1, new0, new1) = (
+            "weft-system/0",
+            "weft-system/1",
+            "weft-gateways/0",
+            "weft-gateways/1",
+        );
+        assert_eq!(cluster.step(false), [old0]);
+        // The old pod ends, then its successor starts.
+        cluster.pods.push(pod_of(old1));
+        assert_eq!(cluster.step(false), [old0]);
+        assert_eq!(cluster.step(false), [new1, old0]);
+        assert_eq!(cluster.step(false), [new1, old0]);
+        assert_eq!(cluster.step(true), [new1, old0]);
+        assert_eq!(cluster.step(true), [new1]);
+        assert_eq!(cluster.step(false), [new0, new1]);
+        assert_eq!(cluster.plan().sets.len(), 2, "the last is not ready yet");
+        cluster.step(true);
+        assert_eq!(cluster.step(true), [new0, new1]);
+        assert_eq!(cluster.plan().sets.len(), 1);
+    }
+
+    #[test]
+    fn each_thread_asks_for_its_share_of_a_processor() {
+        for (threads, cpu) in [(1, "50m"), (4, "200m"), (16, "800m")] {
+            let container = container_of(threads);
+            let argument = format!("--threads={threads}");
+            assert!(container.args.unwrap().contains(&argument));
+            let requests = container.resources.unwrap().requests.unwrap();
+            assert_eq!(requests["cpu"].0, cpu);
+        }
+    }
+
+    #[test]
+    fn no_more_threads_can_be_asked_for_than_a_device_gives_queues() {
+        let crd = serde_json::to_value(SliceConfig::crd()).unwrap();
+        let threads =
+            "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/gateway/properties/threads";
+        let most = crd
+            .pointer(threads)
+            .and_then(|threads| threads["maximum"].as_f64());
+        assert_eq!(most, Some(f64::from(MAX_QUEUES)));
+    }
+}

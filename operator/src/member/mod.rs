@@ -1,0 +1,31 @@
+//! The member role, pure: what a member cluster's operator makes of what it sees.
+//!
+//! ```text
+//!  the hub's namespace ──► mirror ──► Slice ──► blocks ────► SliceBlock       what nodes hand out
+//!                                         └───► gateways ──► workloads, SliceGateway
+//!  Node ──► nodes: who takes part                    ServiceExport ──► services ──► SliceService, MemberService
+//!  statuses of nodes, blocks and gateways ──► report ──► MemberReport, MemberSliceReport; status of the Slice
+//! ```
+//!
+//! [`core`] has the events, the dirty sets and the clock, `observe` the indexes, `plan` what follows from them. The hub may be away, slow or wrong: what follows from the local
+//! objects goes on, and only an explicit release by the hub, or a person, takes anything down.
+
+pub mod blocks;
+pub mod core;
+pub mod corefile;
+mod exchange;
+pub mod gateways;
+pub mod input;
+pub mod mirror;
+pub mod nodes;
+mod observe;
+mod plan;
+mod report;
+pub mod services;
+mod state;
+
+pub use self::{
+    core::{Event, MANAGER, Member, Settings},
+    input::{Input, Side, Source},
+    state::{Facts, Link},
+};

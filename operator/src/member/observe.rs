@@ -1,0 +1,494 @@
+//! What a member takes in: objects one by one into its indexes, and what has to be planned again because of them.
+
+use std::collections::BTreeSet;
+
+use kube::ResourceExt;
+use slice_crds::{
+    labels::{self, Attachment},
+    membership::Rules,
+    names,
+};
+
+use super::{
+    core::Member,
+    input::{Input, Object, PodFacts, Side, Source},
+    state::Agent,
+};
+use crate::control::{Id, Key, Kind, Meta, Now, outputs::is_older};
+
+impl Member {
+    pub(super) fn see(&mut self, input: Input, now: Now) {
+        let is_unreadable = input.unreadable().is_some();
+        let Input {
+            source,
+            meta,
+            observed,
+            object,
+        } = input;
+        let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
+        let id = (meta.namespace.clone(), meta.name.clone());
+        let unreadable = self.figures.unreadable.entry(source).or_default();
+        match is_unreadable {
+            true => unreadable.insert(id),
+            false => unreadable.remove(&id),
+        };
+        for (kind, observed) in observed {
+            self.outputs(source.side())
+                .observe(Key::new(kind, &namespace, &name), observed);
+        }
+        match object {
+            Object::Slice(slice) => {
+                let state = self.slices.entry(name.clone()).or_default();
+                match slice {
+                    Ok(slice) => {
+                        let same = state.object.as_ref().is_some_and(|old| old.spec == slice.spec);
+                        state.rules = Rules::parse(&name, &slice.spec)
+                            .ok()
+                            .or_else(|| state.rules.clone());
+                        (state.object, state.unreadable) = (Some(slice), None);
+                        if !same {
+                            self.touch_members();
+                        }
+                    }
+                    Err(why) => state.unreadable = Some(why),
+                }
+                self.dirty.slices.insert(name);
+            }
+            Object::Block(Ok(block)) => {
+                let slice = block.spec.slice.clone();
+                let state = self.slices.entry(slice.clone()).or_default();
+                let new = !self.node_facts.contains_key(&block.spec.node);
+                let known = state
+                    .blocks
+                    .get(&block.spec.node)
+                    .and_then(|known| known.metadata.resource_version.clone());
+                if known.is_some_and(|known| is_older(&meta.version, &known)) {
+                    return;
+                }
+                state.blocks.insert(block.spec.node.clone(), block);
+                self.nodes_dirty |= new;
+                self.dirty.slices.insert(slice);
+            }
+            Object::Gateway(Ok(gateway)) => {
+                let slice = gateway.spec.slice.clone();
+                let state = self.slices.entry(slice.clone()).or_default();
+                state
+                    .workload
+                    .insert(Key::new(Kind::SliceGateway, &namespace, &name));
+                state.gateways.insert(gateway.spec.ordinal, gateway);
+                self.dirty.slices.insert(slice);
+            }
+            Object::SliceNode(Ok(node)) => {
+                self.slice_nodes.insert(name, node);
+                self.dirty.report = true;
+            }
+            Object::SliceService { slice, cluster, hub } => {
+                self.imported.insert(name, (slice, cluster, hub));
+                self.dirty.imports = true;
+            }
+            Object::Node(Ok(facts)) if self.node_facts.get(&name) != Some(&facts) => {
+                self.node_facts.insert(name, facts);
+                self.nodes_dirty = true;
+                self.dirty.report = true;
+            }
+            Object::Namespace(labels) if self.namespaces.get(&name) != Some(&labels) => {
+                self.touch_exports_of(&name);
+                self.namespaces.insert(name, labels);
+                self.dirty.labels = true;
+            }
+            Object::Pod(pod) => self.take_pod(&namespace, &name, Some(pod)),
+            Object::GatewayPod(Ok(pod)) => {
+                if let Some(slice) = pod.labels().get(labels::FOR_SLICE).cloned() {
+                    let state = self.slices.entry(slice.clone()).or_default();
+                    state.pods.insert((namespace, name), pod);
+                    self.dirty.slices.insert(slice);
+                }
+            }
+            Object::GatewaySet(Ok(set)) => {
+                if let Some(slice) = set.labels().get(labels::FOR_SLICE).cloned() {
+                    let key = Key::new(Kind::StatefulSet, &namespace, &name);
+                    let state = self.slices.entry(slice.clone()).or_default();
+                    state.workload.insert(key.clone());
+                    state.sets.insert(key, set);
+                    self.dirty.slices.insert(slice);
+                }
+            }
+            Object::Service(Ok(service)) if source == Source::GatewayService => {
+                if let Some(slice) = service.labels().get(labels::FOR_SLICE).cloned() {
+                    let state = self.slices.entry(slice.clone()).or_default();
+                    state.workload.insert(Key::new(Kind::Service, &namespace, &name));
+                    state.services.insert((namespace, name), service);
+                    self.dirty.slices.insert(slice);
+                }
+            }
+            Object::Service(Ok(service)) => {
+                let id = (namespace, name);
+                self.dirty.corefile |= id.0 == names::MEMBER_NAMESPACE && id.1 == self.settings.dns_service;
+                self.exports.entry(id.clone()).or_default().service = Some(service);
+                self.dirty.exports.insert(id);
+            }
+            Object::Endpoints(Ok(endpoints)) => {
+                if let Some(service) = endpoints.labels().get("kubernetes.io/service-name").cloned() {
+                    let id = (namespace, service);
+                    self.exports
+                        .entry(id.clone())
+                        .or_default()
+                        .endpoints
+                        .insert(name, endpoints);
+                    self.dirty.exports.insert(id);
+                }
+            }
+            Object::Export(Ok(export)) => {
+                let id = (namespace, name);
+                self.exports.entry(id.clone()).or_default().export = Some(export);
+                self.dirty.exports.insert(id);
+            }
+            Object::Lease(value) => {
+                let Some(node) = name.strip_prefix("node.").map(ToOwned::to_owned) else {
+                    return;
+                };
+                let before = self.agents.get(&node);
+                if before.is_some_and(|agent| agent.value == value) {
+                    return;
+                }
+                let was_silent = before.is_some_and(|agent| agent.silent);
+                let agent = Agent {
+                    value,
+                    at: now.clock,
+                    silent: false,
+                };
+                self.agents.insert(node, agent);
+                if was_silent {
+                    self.touch_slices();
+                }
+            }
+            Object::ConfigMap(text) => {
+                self.corefile = Some((Key::new(Kind::ConfigMap, &namespace, &name), text));
+                self.dirty.corefile = true;
+            }
+            Object::Hub(Ok(hub)) if name == names::MEMBER_HUB && self.hub.hub.as_ref() != Some(&hub) => {
+                self.hub.hub = Some(hub);
+                self.touch_all();
+            }
+            Object::MemberSlice(slice) => {
+                match slice {
+                    Ok(slice) => {
+                        self.hub.unreadable.remove(&name);
+                        self.hub.slices.insert(name.clone(), slice);
+                    }
+                    // What was read before still holds.
+                    Err(why) => _ = self.hub.unreadable.insert(name.clone(), why),
+                }
+                self.dirty.slices.insert(name);
+            }
+            Object::MemberPeers(Ok(peers)) => {
+                let slice = peers.slice.clone();
+                self.hub.peers.insert((slice.clone(), peers.shard), peers);
+                self.dirty.slices.insert(slice);
+            }
+            Object::MemberService(Ok(service)) => {
+                self.hub.services.insert(name, service);
+                self.dirty.imports = true;
+            }
+            Object::Output if source == Source::GatewayBudget => {
+                // Its name is that of the slice's StatefulSet.
+                if let Some(slice) = name.strip_prefix("weft-gateway-") {
+                    let state = self.slices.entry(slice.to_owned()).or_default();
+                    state
+                        .workload
+                        .insert(Key::new(Kind::PodDisruptionBudget, &namespace, &name));
+                    self.dirty.slices.insert(slice.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Who is in which slice may have changed.
+    fn touch_members(&mut self) {
+        self.dirty.exports.extend(
+            self.exports
+                .iter()
+                .filter(|(_, state)| state.export.is_some())
+                .map(|(id, _)| id.clone()),
+        );
+        self.dirty.labels = true;
+        self.dirty.imports = true;
+    }
+
+    fn touch_exports_of(&mut self, namespace: &str) {
+        let from = (namespace.to_owned(), String::new());
+        let of = self
+            .exports
+            .range(from..)
+            .take_while(|((of, _), _)| of == namespace);
+        let ids: Vec<_> = of
+            .filter(|(_, state)| state.export.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
+        self.dirty.exports.extend(ids);
+    }
+
+    fn take_pod(&mut self, namespace: &str, name: &str, pod: Option<PodFacts>) {
+        let pods = self.pods.entry(namespace.to_owned()).or_default();
+        let before = match pod.clone() {
+            Some(pod) => pods.insert(name.to_owned(), pod),
+            None => pods.remove(name),
+        };
+        if pods.is_empty() {
+            self.pods.remove(namespace);
+        }
+        let attachments = |pod: &Option<PodFacts>| {
+            pod.as_ref()
+                .map(|pod| pod.attachments.clone())
+                .unwrap_or_default()
+        };
+        let (old, new) = (attachments(&before), attachments(&pod));
+        if old != new {
+            self.note_used(namespace, name, &old, &new);
+            self.touch_exports_of(namespace);
+            if namespace == names::MEMBER_NAMESPACE {
+                self.touch_slices();
+            }
+        }
+        let label = |pod: &Option<PodFacts>| {
+            pod.as_ref()
+                .and_then(|pod| pod.labels.get(labels::SLICE).cloned())
+        };
+        let id = (namespace.to_owned(), name.to_owned());
+        match label(&pod) {
+            Some(_) => _ = self.labelled.insert(id),
+            None => _ = self.labelled.remove(&id),
+        }
+        self.dirty.labels |= label(&before) != label(&pod);
+    }
+
+    /// Which addresses pods have, whatever the blocks say.
+    fn note_used(&mut self, namespace: &str, name: &str, old: &[Attachment], new: &[Attachment]) {
+        let id = (namespace.to_owned(), name.to_owned());
+        for attachment in old {
+            if let Some(state) = self.slices.get_mut(&attachment.slice) {
+                state.used.remove(&id);
+            }
+        }
+        for attachment in new {
+            let state = self.slices.entry(attachment.slice.clone()).or_default();
+            state.used.insert(id.clone(), attachment.ips.clone());
+        }
+    }
+
+    pub(super) fn lose(&mut self, source: Source, meta: &Meta, version: Option<&str>, now: Now) {
+        let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
+        if let Some(unreadable) = self.figures.unreadable.get_mut(&source) {
+            unreadable.remove(&(meta.namespace.clone(), meta.name.clone()));
+        }
+        for kind in source.written() {
+            self.outputs(source.side())
+                .gone(&Key::new(*kind, &namespace, &name), version);
+        }
+        match source {
+            Source::Slice => {
+                if let Some(state) = self.slices.get_mut(&name) {
+                    (state.object, state.rules, state.unreadable) = (None, None, None);
+                }
+                self.touch_members();
+                self.dirty.slices.insert(name);
+            }
+            Source::SliceBlock
+            | Source::SliceGateway
+            | Source::GatewayPod
+            | Source::GatewaySet
+            | Source::GatewayBudget
+            | Source::GatewayService => {
+                self.lose_of_slice(source, &namespace, &name);
+            }
+            Source::SliceNode => {
+                self.slice_nodes.remove(&name);
+                self.nodes_dirty = true;
+            }
+            Source::SliceService => {
+                self.imported.remove(&name);
+                self.dirty.imports = true;
+                self.touch_members();
+            }
+            Source::Node => {
+                self.node_facts.remove(&name);
+                self.agents.remove(&name);
+                self.nodes_dirty = true;
+                self.dirty.report = true;
+            }
+            Source::Namespace => {
+                self.namespaces.remove(&name);
+                self.touch_exports_of(&name);
+                self.dirty.labels = true;
+            }
+            Source::Pod => self.take_pod(&namespace, &name, None),
+            Source::Service => {
+                let id = (namespace, name);
+                if let Some(state) = self.exports.get_mut(&id) {
+                    state.service = None;
+                }
+                self.dirty.exports.insert(id);
+            }
+            Source::EndpointSlice => {
+                let from = (namespace.clone(), String::new());
+                let of: Vec<_> = self
+                    .exports
+                    .range_mut(from..)
+                    .take_while(|((of, _), _)| *of == namespace)
+                    .filter_map(|(id, state)| state.endpoints.remove(&name).map(|_| id.clone()))
+                    .collect();
+                self.dirty.exports.extend(of);
+            }
+            Source::ServiceExport => {
+                let id = (namespace, name);
+                if let Some(state) = self.exports.get_mut(&id) {
+                    state.export = None;
+                }
+                self.dirty.exports.insert(id);
+            }
+            Source::AgentLease => {
+                if let Some(node) = name.strip_prefix("node.") {
+                    self.agents.remove(node);
+                }
+            }
+            Source::ConfigMap => self.corefile = None,
+            Source::MemberHub => {}
+            // The hub does not mention it any more. Only an explicit release takes a slice down.
+            Source::MemberSlice => {
+                self.hub.slices.remove(&name);
+                self.hub.unreadable.remove(&name);
+                self.dirty.slices.insert(name);
+            }
+            Source::MemberPeers => {
+                let slice = names::slice_of(&name).to_owned();
+                if let Some(shard) = name.rsplit('.').next().and_then(|shard| shard.parse().ok()) {
+                    self.hub.peers.remove(&(slice.clone(), shard));
+                }
+                self.dirty.slices.insert(slice);
+            }
+            Source::MemberService => {
+                self.hub.services.remove(&name);
+                self.dirty.imports = true;
+            }
+            Source::MemberReport => self.dirty.report = true,
+            Source::MemberSliceReport => _ = self.dirty.slices.insert(name),
+        }
+        let _ = now;
+    }
+
+    fn lose_of_slice(&mut self, source: Source, namespace: &str, name: &str) {
+        let mut touched = Vec::new();
+        for (slice, state) in &mut self.slices {
+            let key = |kind| Key::new(kind, namespace, name);
+            let id = (namespace.to_owned(), name.to_owned());
+            let hit = match source {
+                Source::SliceBlock => {
+                    let before = state.blocks.len();
+                    state.blocks.retain(|_, block| block.name_any() != name);
+                    before != state.blocks.len()
+                }
+                Source::SliceGateway => {
+                    state.gateways.retain(|_, gateway| gateway.name_any() != name);
+                    state.workload.remove(&key(Kind::SliceGateway))
+                }
+                Source::GatewayPod => state.pods.remove(&id).is_some(),
+                Source::GatewaySet => {
+                    state.sets.remove(&key(Kind::StatefulSet));
+                    state.workload.remove(&key(Kind::StatefulSet))
+                }
+                Source::GatewayBudget => state.workload.remove(&key(Kind::PodDisruptionBudget)),
+                Source::GatewayService => {
+                    state.services.remove(&id);
+                    state.workload.remove(&key(Kind::Service))
+                }
+                _ => false,
+            };
+            if hit {
+                touched.push(slice.clone());
+            }
+        }
+        self.dirty.slices.extend(touched);
+    }
+
+    pub(super) fn list(&mut self, source: Source, there: &BTreeSet<Id>, now: Now) {
+        for (namespace, name) in self.known(source) {
+            if !there.contains(&(namespace.clone(), name.clone())) {
+                let meta = Meta {
+                    namespace,
+                    name,
+                    ..Meta::default()
+                };
+                self.lose(source, &meta, None, now);
+            }
+        }
+        let was_synced = self.is_hub_synced();
+        self.listed.insert(source);
+        if source.side() == Side::Hub && !was_synced && self.is_hub_synced() {
+            self.hub.synced = Some(now.clock);
+            self.touch_all();
+        }
+    }
+
+    /// Objects of a kind that are known.
+    fn known(&self, source: Source) -> Vec<Id> {
+        fn named<'a>(names: impl Iterator<Item = &'a String>) -> Vec<Id> {
+            names.map(|name| ("".into(), name.as_str().into())).collect()
+        }
+        fn both<'a>(ids: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<Id> {
+            ids.map(|(namespace, name)| (namespace.as_str().into(), name.as_str().into()))
+                .collect()
+        }
+        if let [kind, ..] = source.written() {
+            let outputs = match source.side() {
+                Side::Local => &self.local,
+                Side::Hub => &self.remote,
+            };
+            return outputs
+                .seen(*kind)
+                .map(|key| (key.namespace.clone(), key.name.clone()))
+                .collect();
+        }
+        let room = self
+            .link
+            .as_ref()
+            .map(|link| link.namespace.as_str())
+            .unwrap_or_default();
+        let in_room = |name: &str| (Box::from(room), Box::from(name));
+        match source {
+            Source::Node => named(self.node_facts.keys()),
+            Source::Namespace => named(self.namespaces.keys()),
+            Source::Pod => both(
+                self.pods
+                    .iter()
+                    .flat_map(|(namespace, pods)| pods.keys().map(move |name| (namespace, name))),
+            ),
+            Source::GatewayPod => both(
+                self.slices
+                    .values()
+                    .flat_map(|slice| slice.pods.keys().map(|(namespace, name)| (namespace, name))),
+            ),
+            Source::Service => {
+                let with = self.exports.iter().filter(|(_, state)| state.service.is_some());
+                both(with.map(|((namespace, name), _)| (namespace, name)))
+            }
+            Source::EndpointSlice => both(self.exports.iter().flat_map(|((namespace, _), state)| {
+                state.endpoints.keys().map(move |name| (namespace, name))
+            })),
+            Source::AgentLease => {
+                let leases = self.agents.keys().map(|node| names::node_lease(node));
+                leases
+                    .map(|name| (names::MEMBER_NAMESPACE.into(), name.into()))
+                    .collect()
+            }
+            Source::MemberSlice => self.hub.slices.keys().map(|name| in_room(name)).collect(),
+            Source::MemberPeers => self
+                .hub
+                .peers
+                .keys()
+                .map(|(slice, shard)| in_room(&names::peers(slice, *shard)))
+                .collect(),
+            _ => vec![],
+        }
+    }
+}

@@ -1,0 +1,558 @@
+//! What follows from what a member knows, as objects that are wanted here and on the hub.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, Service},
+    jiff::SignedDuration,
+};
+use slice_crds::{
+    conditions::{self, Verdict, reason},
+    labels::{self, Attachment},
+    membership::{self, Labels, Rules},
+    names,
+    v1alpha1::{Slice, SliceBlock, SliceBlockSpec, SliceNode, SliceNodeSpec},
+    wire::{self, MemberReport, MemberSliceReport},
+};
+
+use super::{
+    blocks::{self, TakeDown},
+    core::Member,
+    corefile,
+    gateways::{self, Workload},
+    input::PodFacts,
+    mirror, nodes, report,
+    state::SliceState,
+};
+use crate::control::{Content, Key, Kind, Notice, Now, Outputs};
+
+impl Member {
+    pub(super) fn plan_nodes(&mut self, now: Now) {
+        let sorted = nodes::sort(self.node_facts.values(), now.wall);
+        if let Some(wait) = nodes::next_death(self.node_facts.values(), now.wall) {
+            self.wake_after(wait, now);
+        }
+        let with_blocks: BTreeSet<String> = self
+            .slices
+            .values()
+            .flat_map(|slice| slice.blocks.keys().cloned())
+            .collect();
+        self.gone
+            .retain(|node, _| with_blocks.contains(node) && !self.node_facts.contains_key(node));
+        for node in with_blocks
+            .iter()
+            .filter(|node| !self.node_facts.contains_key(*node))
+        {
+            self.gone.entry(node.clone()).or_insert(now.clock);
+        }
+        if let Some(first) = self.gone.values().min().copied() {
+            self.wake_after(blocks::REST.saturating_sub(now.clock.saturating_sub(first)), now);
+        }
+        for node in self.node_facts.keys() {
+            // Taking down is asked for by the uninstaller, not by us.
+            let spec = self
+                .slice_nodes
+                .get(node)
+                .map_or_else(SliceNodeSpec::default, |there| there.spec.clone());
+            let key = Key::new(Kind::SliceNode, "", node);
+            self.local.want(key, Content::of(&SliceNode::new(node, spec)));
+        }
+        let stale: Vec<Key> = self
+            .local
+            .keys(Kind::SliceNode)
+            .filter(|key| !self.node_facts.contains_key(&*key.name))
+            .cloned()
+            .collect();
+        stale.into_iter().for_each(|key| self.local.remove(key));
+        if sorted != self.nodes {
+            self.nodes = sorted;
+            self.dirty.report = true;
+        }
+        self.touch_slices();
+    }
+
+    fn silent(&self) -> BTreeSet<String> {
+        self.agents
+            .iter()
+            .filter(|(_, agent)| agent.silent)
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+
+    pub(super) fn plan_slice(&mut self, name: &str, now: Now) {
+        self.mirror(name);
+        self.plan_blocks(name, now);
+        self.plan_gateways(name);
+        self.report_slice(name, now);
+        self.dirty.report = true;
+        if self.slices.get(name).is_some_and(SliceState::is_empty) && !self.hub.slices.contains_key(name) {
+            self.slices.remove(name);
+        }
+    }
+
+    /// The hub's desired state as the local mirror. What the hub does not mention stays: only an explicit release takes anything
+    /// down.
+    fn mirror(&mut self, name: &str) {
+        let leaving = self.link.as_ref().is_ok_and(|link| link.leaving);
+        let desired = self.hub.slices.get(name).cloned();
+        let is_new = self.slices.get(name).is_none_or(|state| state.object.is_none());
+        let vnis = if is_new {
+            self.vnis_but(name)
+        } else {
+            BTreeMap::new()
+        };
+        let state = self.slices.entry(name.to_owned()).or_default();
+        state.refused = None;
+        let key = Key::new(Kind::Slice, "", name);
+        if leaving || desired.as_ref().is_some_and(|desired| desired.released) {
+            let stale = desired
+                .as_ref()
+                .zip(state.object.as_ref())
+                .is_some_and(|(desired, object)| {
+                    let source = object.spec.source.clone().unwrap_or_default();
+                    source.hub == desired.hub && desired.revision < source.revision
+                });
+            if leaving || !stale {
+                self.local.remove(key);
+            }
+            return;
+        }
+        let Some(desired) = desired else {
+            self.local.release(&key);
+            return;
+        };
+        // What this slice was before comes down first.
+        if state.object.is_none() && !state.blocks.is_empty() {
+            self.local.release(&key);
+            return;
+        }
+        let shards: Vec<_> = desired
+            .peer_shards
+            .iter()
+            .map(|shard| self.hub.peers.get(&(name.to_owned(), *shard)))
+            .collect();
+        // Not every peer is known yet: half of them would cut the others off.
+        let Some(shards) = shards.into_iter().collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        let (spec, problems) = match wire::read::slice(&desired, shards.iter().map(|shard| &***shard)) {
+            Ok(read) => read,
+            Err(why) => {
+                state.refused = Some(format!("what the hub has of it cannot be used: {why}"));
+                self.local.release(&key);
+                return;
+            }
+        };
+        state.refused = problems.first().cloned();
+        let used: Vec<_> = state
+            .blocks
+            .values()
+            .flat_map(|block| block.spec.blocks.iter().copied())
+            .collect();
+        let here = mirror::Here {
+            spec: state.object.as_ref().map(|object| &object.spec),
+            used: &used,
+            vnis: &vnis,
+        };
+        match mirror::judge(&here, spec) {
+            mirror::Verdict::Take(spec) => self.local.want(key, Content::of(&Slice::new(name, *spec))),
+            mirror::Verdict::Stale => self.local.release(&key),
+            mirror::Verdict::Refuse(why) => {
+                state.refused = Some(why);
+                self.local.release(&key);
+            }
+        }
+    }
+
+    /// VNIs of the other slices that are here.
+    fn vnis_but(&self, slice: &str) -> BTreeMap<u32, String> {
+        let others = self.slices.iter().filter(|(name, _)| *name != slice);
+        others
+            .filter_map(|(name, state)| Some((state.object.as_ref()?.spec.vni, name.clone())))
+            .collect()
+    }
+
+    fn plan_blocks(&mut self, name: &str, now: Now) {
+        let Some(state) = self.slices.get_mut(name) else {
+            return;
+        };
+        let gone: BTreeMap<String, Duration> = self
+            .gone
+            .iter()
+            .map(|(node, since)| (node.clone(), now.clock.saturating_sub(*since)))
+            .collect();
+        let Some(object) = &state.object else {
+            state.planned = blocks::Plan::default();
+            let known: BTreeSet<String> = self.node_facts.keys().cloned().collect();
+            for (node, block) in &state.blocks {
+                let key = Key::of(Kind::SliceBlock, &**block);
+                match blocks::take_down(block, &self.nodes, &known, gone.get(node).copied()) {
+                    TakeDown::Ask(spec) => {
+                        let content = block_content(name, node, spec);
+                        self.local
+                            .want_from(key, content, block.metadata.resource_version.as_deref());
+                    }
+                    TakeDown::Wait => self.local.release(&key),
+                    TakeDown::Remove => self.local.remove(key),
+                }
+            }
+            return;
+        };
+        let key = |node: &str| Key::new(Kind::SliceBlock, "", &names::block(name, node));
+        // What was sent counts, until it is known that it does not: nobody else is given it meanwhile. So does an object
+        // that somebody else has deleted: it is made again as it was.
+        let mut there = state.blocks.clone();
+        let ranges = &object.spec.ranges;
+        let is_here = |spec: &SliceBlockSpec| {
+            spec.blocks
+                .iter()
+                .all(|block| ranges.iter().any(|range| range.covers(*block)))
+        };
+        for (node, spec) in &state.planned.specs {
+            if self.local.is_unsure(&key(node)) || !there.contains_key(node) && is_here(spec) {
+                let known = there.get(node).map(|block| (**block).clone());
+                let mut block =
+                    known.unwrap_or_else(|| SliceBlock::new(&names::block(name, node), spec.clone()));
+                (block.spec, block.status) = (spec.clone(), None);
+                there.insert(node.clone(), Arc::new(block));
+            }
+        }
+        state.planned = blocks::plan(&blocks::Request {
+            slice: name,
+            spec: &object.spec,
+            nodes: &self.nodes,
+            there: &there,
+            gone: &gone,
+            used: &state.used,
+        });
+        for (node, spec) in &state.planned.specs {
+            let base = state
+                .blocks
+                .get(node)
+                .and_then(|block| block.metadata.resource_version.clone());
+            self.local.want_from(
+                key(node),
+                block_content(name, node, spec.clone()),
+                base.as_deref(),
+            );
+        }
+        for node in &state.planned.remove {
+            self.local.remove(key(node));
+        }
+    }
+
+    fn plan_gateways(&mut self, name: &str) {
+        let silent = self.silent();
+        let Some(state) = self.slices.get(name) else {
+            return;
+        };
+        let workload = match &state.object {
+            None => Workload::default(),
+            Some(slice) => {
+                let lost = self
+                    .nodes
+                    .unready
+                    .union(&silent)
+                    .chain(self.nodes.left_out.keys())
+                    .cloned()
+                    .collect();
+                let all = |values: &BTreeMap<(String, String), Arc<Service>>| {
+                    values.values().cloned().collect::<Vec<_>>()
+                };
+                gateways::plan(&gateways::Request {
+                    slice,
+                    image: &self.settings.gateway_image,
+                    namespace: &self.settings.gateway_namespace,
+                    nodes: &self.nodes,
+                    lost: &lost,
+                    sets: &state.sets.values().cloned().collect::<Vec<_>>(),
+                    pods: &state.pods.values().cloned().collect::<Vec<_>>(),
+                    services: &all(&state.services),
+                })
+            }
+        };
+        let mut wanted = BTreeSet::new();
+        let mut want = |outputs: &mut Outputs, key: Key, content: Content| {
+            wanted.insert(key.clone());
+            outputs.want(key, content);
+        };
+        for object in &workload.services {
+            want(
+                &mut self.local,
+                Key::of(Kind::Service, object),
+                Content::of(object),
+            );
+        }
+        for object in &workload.budgets {
+            want(
+                &mut self.local,
+                Key::of(Kind::PodDisruptionBudget, object),
+                Content::of(object),
+            );
+        }
+        for object in &workload.sets {
+            want(
+                &mut self.local,
+                Key::of(Kind::StatefulSet, object),
+                Content::of(object),
+            );
+        }
+        for object in &workload.gateways {
+            want(
+                &mut self.local,
+                Key::of(Kind::SliceGateway, object),
+                Content::of(object),
+            );
+        }
+        let stale: Vec<Key> = state.workload.difference(&wanted).cloned().collect();
+        stale.into_iter().for_each(|key| self.local.remove(key));
+    }
+
+    fn report_slice(&mut self, name: &str, now: Now) {
+        let silent = self.silent();
+        let desired = self.hub.slices.get(name).cloned();
+        let identity = self
+            .hub
+            .hub
+            .as_ref()
+            .map(|hub| hub.identity.clone())
+            .unwrap_or_default();
+        let Some(state) = self.slices.get(name) else {
+            return;
+        };
+        let namespace = self
+            .link
+            .as_ref()
+            .map(|link| link.namespace.clone())
+            .unwrap_or_default();
+        let key = Key::new(Kind::MemberSliceReport, &namespace, name);
+        if state.is_empty() && desired.is_none() {
+            self.remote.remove(key);
+            return;
+        }
+        let dns: BTreeSet<IpAddr> = self
+            .dns(name)
+            .flat_map(|attachment| attachment.ips.iter().copied())
+            .collect();
+        let report = report::slice(&report::OfSlice {
+            name,
+            state,
+            desired: desired.as_deref(),
+            hub: &identity,
+            nodes: &self.nodes,
+            silent: &silent,
+            dns_pods: u32::try_from(self.dns(name).count()).unwrap_or(u32::MAX),
+        });
+        if let Some(object) = state.object.clone() {
+            let status = report::status(
+                &object,
+                &report,
+                dns.into_iter().collect(),
+                self.hub_verdict(now),
+                now.wall,
+            );
+            self.local
+                .want(Key::new(Kind::SliceStatus, "", name), Content::status(&status));
+        }
+        // Nothing is reported of a hub that has not been seen: who it is decides what is reported to it.
+        if self.is_hub_synced() {
+            let mut object = MemberSliceReport::new(name, report);
+            object.metadata.namespace = Some(namespace);
+            object.metadata.labels = Some(for_slice(name, None));
+            self.remote.want(key, Content::of(&object));
+        }
+    }
+
+    fn hub_verdict(&self, now: Now) -> Verdict {
+        let no = |message: String| Verdict::no(conditions::REACHABLE, reason::HUB_UNREACHABLE, message);
+        let waits = "so changes to slices wait; everything else goes on";
+        if let Err(why) = &self.link {
+            return no(format!("there is no credential for a hub, {waits}: {why}"));
+        }
+        if self.reachable {
+            return Verdict::yes(
+                conditions::REACHABLE,
+                reason::REPORTING,
+                "the hub takes heartbeats",
+            );
+        }
+        let since = match self.heartbeat {
+            Some(at) => {
+                let ago = SignedDuration::try_from(now.clock.saturating_sub(at)).unwrap_or_default();
+                let at = now.wall - ago;
+                format!("since {}", at.round(jiff::Unit::Second).unwrap_or(at))
+            }
+            None => "since this operator started".to_owned(),
+        };
+        let error = self
+            .heartbeat_error
+            .clone()
+            .unwrap_or_else(|| "no answer".to_owned());
+        no(format!(
+            "the hub has taken no heartbeat {since}, {waits}: {error}"
+        ))
+    }
+
+    /// What the pods of this cluster's DNS have in a slice.
+    fn dns<'a>(&'a self, slice: &'a str) -> impl Iterator<Item = &'a Attachment> {
+        let pods = self.pods.get(names::MEMBER_NAMESPACE).into_iter();
+        let pods = pods.flat_map(|pods| pods.values());
+        let is_dns = |pod: &&PodFacts| {
+            let component = pod.labels.get(labels::COMPONENT);
+            component.is_some_and(|component| component == labels::COMPONENT_DNS)
+        };
+        let dns = pods.filter(is_dns);
+        dns.flat_map(|pod| &pod.attachments)
+            .filter(move |attachment| attachment.slice == slice)
+    }
+
+    pub(super) fn rules(&self) -> Vec<Rules> {
+        self.slices
+            .values()
+            .filter_map(|slice| slice.rules.clone())
+            .collect()
+    }
+
+    /// Labels that cannot be followed: a warning in the report, and an event on the object.
+    pub(super) fn plan_labels(&mut self) {
+        let rules = self.rules();
+        let mut warnings = BTreeMap::new();
+        let mut warn = |object: String, errors: &[membership::MembershipError]| {
+            if !errors.is_empty() {
+                let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                warnings.insert(object, all.join("; "));
+            }
+        };
+        for (name, labels) in self
+            .namespaces
+            .iter()
+            .filter(|(_, labels)| labels.contains_key(labels::SLICE))
+        {
+            let facts = membership::PodFacts {
+                namespace: name.clone(),
+                ..membership::PodFacts::default()
+            };
+            warn(
+                format!("Namespace {name}"),
+                &membership::of_pod(&facts, labels, &rules).errors,
+            );
+        }
+        let none = Labels::new();
+        for (namespace, name) in &self.labelled {
+            let Some(pod) = self.pods.get(namespace).and_then(|pods| pods.get(name)) else {
+                continue;
+            };
+            let facts = membership::PodFacts {
+                namespace: namespace.clone(),
+                labels: pod.labels.clone(),
+                host_network: false,
+            };
+            // What the namespace's own label cannot have is reported of the namespace.
+            let of_namespace = self.namespaces.get(namespace).unwrap_or(&none);
+            let without = membership::PodFacts {
+                labels: Labels::new(),
+                ..facts.clone()
+            };
+            let known = membership::of_pod(&without, of_namespace, &rules).errors;
+            let errors: Vec<_> = membership::of_pod(&facts, of_namespace, &rules)
+                .errors
+                .into_iter()
+                .filter(|error| !known.contains(error))
+                .collect();
+            warn(format!("Pod {namespace}/{name}"), &errors);
+        }
+        for (object, message) in &warnings {
+            if self.warnings.get(object) != Some(message)
+                && let Some(regarding) = self.reference(object)
+            {
+                self.notices.push(Notice {
+                    regarding,
+                    warning: true,
+                    reason: reason::MALFORMED_LABEL.to_owned(),
+                    message: message.clone(),
+                });
+            }
+        }
+        if self.warnings != warnings {
+            self.warnings = warnings;
+            self.dirty.report = true;
+        }
+    }
+
+    /// The object of a warning, for its event.
+    fn reference(&self, object: &str) -> Option<ObjectReference> {
+        let (kind, name) = object.split_once(' ')?;
+        let (namespace, name) = match name.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, name),
+        };
+        let uid = namespace
+            .and_then(|namespace| self.pods.get(namespace)?.get(name))
+            .map(|pod| pod.uid.clone());
+        Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            // Events of cluster-scoped objects live in the default namespace; `kubectl describe` looks there.
+            namespace: namespace.map(ToOwned::to_owned),
+            name: Some(name.to_owned()),
+            uid: uid.or_else(|| Some(name.to_owned())),
+            ..ObjectReference::default()
+        })
+    }
+
+    pub(super) fn plan_corefile(&mut self) {
+        let Some((key, before)) = &self.corefile else {
+            return;
+        };
+        let dns = (
+            names::MEMBER_NAMESPACE.to_owned(),
+            self.settings.dns_service.clone(),
+        );
+        let service = self.exports.get(&dns).and_then(|state| state.service.as_ref());
+        let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
+        let Some(address) = address else { return };
+        let after = corefile::with_stub(before, address);
+        let data = serde_json::json!({"metadata": {}, "data": {"Corefile": after}});
+        self.local.want(key.clone(), Content::of(&data));
+    }
+
+    pub(super) fn plan_report(&mut self) {
+        let Ok(link) = &self.link else { return };
+        // Without its own facts a report would be of another cluster.
+        if self.facts.cluster_uid.is_empty() || !self.is_hub_synced() {
+            return;
+        }
+        let spec = report::cluster(&report::Cluster {
+            facts: &self.facts,
+            link,
+            version: self.settings.version,
+            nodes: &self.nodes,
+            node_facts: &self.node_facts,
+            slice_nodes: &self.slice_nodes,
+            warnings: &self.warnings,
+            slices: &self.slices,
+        });
+        let object = MemberReport::new(names::MEMBER_REPORT, spec);
+        let key = Key::new(Kind::MemberReport, &link.namespace, names::MEMBER_REPORT);
+        self.remote.want(key, Content::of(&object));
+    }
+}
+
+pub(super) fn for_slice(slice: &str, cluster: Option<&str>) -> BTreeMap<String, String> {
+    let mut map = BTreeMap::from([(labels::FOR_SLICE.to_owned(), slice.to_owned())]);
+    if let Some(cluster) = cluster {
+        map.insert(labels::FOR_CLUSTER.to_owned(), cluster.to_owned());
+    }
+    map
+}
+
+fn block_content(slice: &str, node: &str, spec: SliceBlockSpec) -> Content {
+    let mut block = SliceBlock::new(&names::block(slice, node), spec);
+    block.metadata.labels = Some(for_slice(slice, None));
+    Content::of(&block)
+}

@@ -1,0 +1,347 @@
+//! What a member reports: to the hub about the cluster, and to its own users about each slice. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use slice_crds::{
+    Cidr,
+    conditions::{self, Verdict, reason},
+    index, names,
+    v1alpha1::{Slice, SliceNode, SliceStatus},
+    wire::{
+        Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, Peer,
+        ReportWarning, WIRE,
+    },
+};
+
+use super::{
+    nodes::{NodeFacts, Nodes},
+    state::{Facts, Link, SliceState},
+};
+
+/// More warnings than this are not reported one by one.
+const MOST_WARNINGS: usize = 20;
+/// Problems of one slice that are reported.
+const MOST_PROBLEMS: usize = 8;
+
+/// What a cluster's own report is made from.
+pub(super) struct Cluster<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) link: &'a Link,
+    pub(super) version: &'a str,
+    pub(super) nodes: &'a Nodes,
+    pub(super) node_facts: &'a BTreeMap<String, NodeFacts>,
+    pub(super) slice_nodes: &'a BTreeMap<String, std::sync::Arc<SliceNode>>,
+    /// By object.
+    pub(super) warnings: &'a BTreeMap<String, String>,
+    pub(super) slices: &'a BTreeMap<String, SliceState>,
+}
+
+pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
+    let mtus = from
+        .slice_nodes
+        .iter()
+        .filter(|(name, _)| from.nodes.usable.contains_key(*name));
+    let mtus = mtus.filter_map(|(_, node)| node.status.as_ref()?.underlay_mtu);
+    // What Node objects name, and what the agents see where those name nothing.
+    let named = from
+        .node_facts
+        .values()
+        .flat_map(|node| &node.pod_cidrs)
+        .filter_map(|cidr| cidr.parse().ok());
+    let seen = from
+        .slice_nodes
+        .values()
+        .filter_map(|node| node.status.as_ref())
+        .flat_map(|status| status.pod_networks.iter().map(|cidr| cidr.net()));
+    let addresses = from
+        .nodes
+        .usable
+        .values()
+        .map(|node| ipnet::IpNet::from(node.address));
+    let left_out = from.nodes.left_out.iter().map(|(node, why)| ReportWarning {
+        object: format!("Node {node}"),
+        message: why.clone(),
+    });
+    let labels = from.warnings.iter().map(|(object, message)| ReportWarning {
+        object: object.clone(),
+        message: message.clone(),
+    });
+    MemberReportSpec {
+        wire: WIRE,
+        identity: MemberIdentity {
+            cluster_uid: from.facts.cluster_uid.clone(),
+            join: from.link.join.clone(),
+        },
+        leaving: from.link.leaving,
+        weft_version: from.version.to_owned(),
+        kubernetes_version: from.facts.kubernetes_version.clone(),
+        nodes: u32::try_from(from.nodes.usable.len()).unwrap_or(u32::MAX),
+        underlay_mtu: mtus.min().map(u32::from),
+        pod_cidrs: aggregate(named.chain(seen).collect()),
+        service_cidrs: from.facts.service_cidrs.clone(),
+        node_cidrs: aggregate(addresses.collect()),
+        warnings: left_out.chain(labels).take(MOST_WARNINGS).collect(),
+        holds: from
+            .slices
+            .iter()
+            .filter_map(|(name, slice)| {
+                let spec = &slice.object.as_ref()?.spec;
+                Some(slice_crds::wire::Held {
+                    slice: name.clone(),
+                    hub: spec.source.clone().unwrap_or_default().hub,
+                    vni: spec.vni,
+                })
+            })
+            .collect(),
+        ..MemberReportSpec::default()
+    }
+}
+
+/// The few networks that cover the many.
+fn aggregate(networks: Vec<ipnet::IpNet>) -> Vec<String> {
+    let mut cidrs: Vec<Cidr> = ipnet::IpNet::aggregate(&networks)
+        .into_iter()
+        .map(Cidr::from)
+        .collect();
+    cidrs.sort();
+    cidrs.iter().map(ToString::to_string).collect()
+}
+
+/// What a slice's report is made from.
+pub(super) struct OfSlice<'a> {
+    pub(super) name: &'a str,
+    pub(super) state: &'a SliceState,
+    /// The hub's desired state, and the identity of the hub that is reported to.
+    pub(super) desired: Option<&'a MemberSliceSpec>,
+    pub(super) hub: &'a str,
+    pub(super) nodes: &'a Nodes,
+    /// Agents that send no heartbeat.
+    pub(super) silent: &'a BTreeSet<String>,
+    /// Pods of DNS in the slice: they are in every one, and nobody's.
+    pub(super) dns_pods: u32,
+}
+
+pub(super) fn slice(from: &OfSlice<'_>) -> MemberSliceReportSpec {
+    let Some(object) = &from.state.object else {
+        // Nothing of it is here, or it is being taken down.
+        return MemberSliceReportSpec {
+            name: from.name.to_owned(),
+            hub: from
+                .desired
+                .map(|desired| desired.hub.clone())
+                .unwrap_or_default(),
+            revision: from.desired.map(|desired| desired.revision).unwrap_or_default(),
+            released: from.state.is_empty(),
+            attachments: attachments(from),
+            problems: coming_down(from.state),
+            ..MemberSliceReportSpec::default()
+        };
+    };
+    let spec = &object.spec;
+    let source = spec.source.clone().unwrap_or_default();
+    let gateways: Vec<Gateway> = from
+        .state
+        .gateways
+        .values()
+        .map(|gateway| wire_gateway(gateway))
+        .collect();
+    // A hub that this slice does not come from may have lost its memory: it gets what the others have.
+    let peers = match source.hub == from.hub {
+        true => vec![],
+        false => {
+            let clusters = spec.peers.iter().filter(|peer| peer.number != index::OUTSIDE);
+            clusters
+                .map(|peer| Peer {
+                    name: peer.name.clone(),
+                    number: peer.number,
+                    ranges: peer.ranges.iter().map(|range| (*range).into()).collect(),
+                    gateways: vec![],
+                })
+                .collect()
+        }
+    };
+    MemberSliceReportSpec {
+        name: from.name.to_owned(),
+        hub: source.hub,
+        revision: source.revision,
+        released: false,
+        vni: spec.vni,
+        cluster_number: spec.cluster_number,
+        subnets: spec.subnets.iter().map(ToString::to_string).collect(),
+        ranges: spec.ranges.iter().map(|range| (*range).into()).collect(),
+        idle: from
+            .state
+            .planned
+            .idle
+            .iter()
+            .map(|range| (*range).into())
+            .collect(),
+        given_back: from
+            .state
+            .planned
+            .given_back
+            .iter()
+            .map(|range| (*range).into())
+            .collect(),
+        peers,
+        attachments: attachments(from),
+        blocks_needed: from.state.planned.needed,
+        gateways,
+        unreached: unreached(from.state),
+        problems: problems(from),
+        ..MemberSliceReportSpec::default()
+    }
+}
+
+fn wire_gateway(gateway: &slice_crds::v1alpha1::SliceGateway) -> Gateway {
+    let status = gateway.status.clone().unwrap_or_default();
+    Gateway {
+        ordinal: gateway.spec.ordinal,
+        public_key: status.public_key,
+        former_key: status.former_key,
+        revocation: status.revocation,
+        renewal_waits_for: status.renewal_waits_for,
+        endpoints: gateway.spec.endpoints.iter().map(ToString::to_string).collect(),
+        node: status.node,
+        up: status.connected && !gateway.spec.lost,
+        tunnels: vec![],
+    }
+}
+
+/// Attached pods of users.
+fn attachments(from: &OfSlice<'_>) -> u32 {
+    let statuses = from
+        .state
+        .blocks
+        .values()
+        .filter_map(|block| block.status.as_ref());
+    let all: u32 = statuses.map(|status| status.attachments).sum();
+    all.saturating_sub(from.dns_pods)
+}
+
+/// Clusters that none of the gateways has a tunnel to.
+fn unreached(state: &SliceState) -> Vec<String> {
+    let peers = state.object.iter().flat_map(|object| &object.spec.peers);
+    let up: BTreeSet<&str> = state
+        .gateways
+        .values()
+        .filter(|gateway| !gateway.spec.lost)
+        .filter_map(|gateway| gateway.status.as_ref())
+        .flat_map(|status| &status.tunnels)
+        .filter(|tunnel| tunnel.up)
+        .filter_map(|tunnel| tunnel.peer.split('/').next())
+        .collect();
+    // A host outside the clusters may be switched off.
+    peers
+        .filter(|peer| peer.number != index::OUTSIDE && !up.contains(peer.name.as_str()))
+        .map(|peer| peer.name.clone())
+        .collect()
+}
+
+fn coming_down(state: &SliceState) -> Vec<String> {
+    let nodes: Vec<&str> = state.blocks.keys().map(String::as_str).collect();
+    match nodes.is_empty() {
+        true => vec![],
+        false => vec![format!(
+            "it is being taken down, and these nodes still have to report that nothing of it is left: {}; see `kubectl get \
+             sliceblocks`",
+            nodes.join(", ")
+        )],
+    }
+}
+
+/// Sentences a person can act on; the first is the one that is shown.
+fn problems(from: &OfSlice<'_>) -> Vec<String> {
+    let mut problems: Vec<String> = from.state.refused.iter().cloned().collect();
+    if let Some(why) = &from.state.unreadable {
+        problems.push(format!(
+            "the Slice cannot be read by this version, and stays as it was: {why}"
+        ));
+    }
+    for node in &from.state.planned.short {
+        problems.push(format!(
+            "node {node} needs more addresses and the cluster has none left: pods that run keep theirs; see the slice's \
+             conditions on the hub"
+        ));
+    }
+    for (node, block) in &from.state.blocks {
+        // What is wrong with a node that takes no part is reported once, on its cluster.
+        if !from.nodes.usable.contains_key(node) || from.nodes.unready.contains(node) {
+            continue;
+        }
+        if from.silent.contains(node) {
+            problems.push(format!(
+                "node {node}: its agent sends no heartbeat: see `kubectl -n {} get pods -o wide`",
+                names::MEMBER_NAMESPACE
+            ));
+            continue;
+        }
+        let Some(status) = &block.status else {
+            problems.push(format!(
+                "node {node} has not set the slice up: see `kubectl get slicenode {node}`, and `kubectl -n {} get pods -o \
+                 wide`",
+                names::MEMBER_NAMESPACE
+            ));
+            continue;
+        };
+        let failed = status
+            .conditions
+            .iter()
+            .filter(|condition| condition.status == "False");
+        problems.extend(failed.map(|condition| format!("node {node}: {}", condition.message)));
+    }
+    let connected = |gateway: &slice_crds::v1alpha1::SliceGateway| {
+        !gateway.spec.lost && gateway.status.as_ref().is_some_and(|status| status.connected)
+    };
+    if !from.state.gateways.values().any(|gateway| connected(gateway)) {
+        problems.push(format!(
+            "no gateway runs: see `kubectl -n {} describe statefulset {}`",
+            names::GATEWAY_NAMESPACE,
+            names::gateway_workload(from.name)
+        ));
+    }
+    problems.truncate(MOST_PROBLEMS);
+    problems
+}
+
+/// The local mirror's status; `dns` are the addresses on which DNS answers inside the slice.
+pub(super) fn status(
+    object: &Slice,
+    report: &MemberSliceReportSpec,
+    dns: Vec<IpAddr>,
+    hub: Verdict,
+    now: Timestamp,
+) -> SliceStatus {
+    let before = object
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let ready = match (report.problems.first(), report.unreached.first()) {
+        (Some(problem), _) => Verdict::no(conditions::READY, reason::DEGRADED, problem.clone()),
+        (None, Some(peer)) => Verdict::no(
+            conditions::READY,
+            reason::TUNNELS_DOWN,
+            format!(
+                "no tunnel to cluster {peer} is up: see `kubectl -n {} get slicegateways -o wide`; UDP to its endpoints \
+                 must pass",
+                names::MEMBER_NAMESPACE
+            ),
+        ),
+        (None, None) => Verdict::yes(
+            conditions::READY,
+            reason::READY,
+            "set up, and every other cluster is reached",
+        ),
+    };
+    SliceStatus {
+        conditions: conditions::conditions(before, [ready, hub], object.metadata.generation, now),
+        attachments: report.attachments,
+        dns,
+        observed_at: None,
+    }
+}

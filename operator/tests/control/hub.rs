@@ -1,0 +1,890 @@
+//! What the hub tells members and users.
+
+use expect_test::expect;
+use serde_json::{Value, json};
+use slice_crds::conditions;
+use slice_operator::control::{Failure, Outcome, Reason};
+
+use crate::stage::Stage;
+
+fn shop() -> Value {
+    json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]})
+}
+
+/// The VNI that the slice of [`two`] draws.
+const SHOP: u32 = 15_554_275;
+
+/// Clusters a and b, and a slice over them.
+fn two() -> Stage {
+    let mut stage = Stage::new();
+    stage
+        .cluster("a")
+        .cluster("b")
+        .user("SliceConfig", "shop", shop());
+    stage
+}
+
+const KEYS: [&str; 3] = [
+    "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "CAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "DAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+];
+
+fn gateway(key: &str) -> Value {
+    json!({"gateways": [{"ordinal": 0, "publicKey": key, "endpoints": ["192.0.2.1:30001"], "up": true}]})
+}
+
+#[test]
+fn two_clusters_share_a_slice() {
+    expect![[r#"
+        vni-15554275 shop Held
+        a shop: vni 15554275 mtu 1370 #1 0+8192 peers ["b:0"] rules 0
+        b shop: vni 15554275 mtu 1370 #2 8192+8192 peers ["a:0"] rules 0
+        shop Accepted=True Accepted: the configuration is in force
+        shop Ready=False Pending: cluster a has not set the slice up yet: see `kubectl -n weft-system logs deploy/weft-operator` there
+    "#]]
+    .assert_eq(&two().text());
+}
+
+#[test]
+fn a_slice_is_ready_when_its_clusters_reach_each_other() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(2, &["a", "b"]);
+    assert_eq!(stage.peers("a", "shop"), ["b:1"]);
+    let ready = |stage: &Stage| stage.condition("SliceConfig", "shop", conditions::READY);
+    assert!(ready(&stage).starts_with("Ready=True"), "{}", ready(&stage));
+    stage
+        .obey("b", "shop", json!({"unreached": ["a"]}))
+        .pass(2, &["a", "b"]);
+    assert!(
+        ready(&stage).contains("no tunnel from cluster b to cluster a"),
+        "{}",
+        ready(&stage)
+    );
+}
+
+#[test]
+fn a_restart_writes_nothing() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(5, &["a", "b"]);
+    let before = stage.server.writes.clone();
+    stage.restart();
+    stage.pass(5, &["a", "b"]);
+    assert_eq!(stage.server.writes, before);
+}
+
+#[test]
+fn heartbeats_write_nothing_on_the_hub() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(5, &["a", "b"]);
+    let before = stage.server.writes.clone();
+    stage.pass(300, &["a", "b"]);
+    assert_eq!(stage.server.writes, before);
+}
+
+#[test]
+fn what_cannot_be_read_is_kept_apart_and_disturbs_nobody() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(2, &["a", "b"]);
+    let before = stage.text();
+    stage.user(
+        "Cluster",
+        "b",
+        json!({"gateway": {"advertise": ["gw.example.com"]}}),
+    );
+    stage.pass(2, &["a", "b"]);
+    assert_eq!(stage.text(), before);
+    let ready = stage.condition("Cluster", "b", conditions::READY);
+    assert!(ready.contains("Unreadable: this version of Weft cannot read it: spec.gateway.advertise[0] (it is \"gw.example.com\")"), "{ready}");
+    // A hub that starts with it there goes on as well.
+    stage.restart();
+    assert_eq!(stage.text(), before);
+    stage.user(
+        "SliceConfig",
+        "bank",
+        json!({"subnets": ["10.90.0.0/16"], "clusters": ["a"]}),
+    );
+    assert!(stage.text().contains("a bank: vni"), "{}", stage.text());
+    stage.user("Cluster", "b", json!({})).pass(2, &["a", "b"]);
+    assert!(
+        stage
+            .condition("Cluster", "b", conditions::READY)
+            .starts_with("Ready=True")
+    );
+}
+
+#[test]
+fn a_slice_that_cannot_be_read_keeps_what_it_has() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(2, &["a", "b"]);
+    let (served, peers) = (stage.served("a", "shop"), stage.peers("a", "shop"));
+    for restart in [false, true] {
+        stage.user(
+            "SliceConfig",
+            "shop",
+            json!({"subnets": ["10.80.0.0/16"], "clusters": [7]}),
+        );
+        if restart {
+            stage.restart();
+        }
+        stage.pass(2, &["a", "b"]);
+        assert_eq!(
+            (stage.served("a", "shop"), stage.peers("a", "shop")),
+            (served.clone(), peers.clone())
+        );
+        let accepted = stage.condition("SliceConfig", "shop", conditions::ACCEPTED);
+        assert!(
+            accepted.contains("Unreadable") && accepted.contains("spec.clusters[0] (it is 7)"),
+            "{accepted}"
+        );
+    }
+}
+
+#[test]
+fn a_members_report_that_cannot_be_read_harms_only_itself() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(2, &["a", "b"]);
+    let before = stage.text();
+    stage.member("b", "MemberReport", "report", json!({"nodes": "many"}));
+    stage.member("b", "MemberSliceReport", "shop", json!({"gateways": 5}));
+    stage.member("b", "MemberService", "x", json!({"service": []}));
+    stage.pass(2, &["a", "b"]);
+    assert_eq!(stage.text(), before);
+    let trusted = stage.condition("Cluster", "b", conditions::TRUSTED);
+    assert!(
+        trusted.contains("its report cannot be read: spec.nodes (it is \"many\")"),
+        "{trusted}"
+    );
+    assert!(
+        trusted.contains("its report of slice shop cannot be read: spec.gateways"),
+        "{trusted}"
+    );
+    assert!(
+        stage
+            .condition("Cluster", "a", conditions::TRUSTED)
+            .starts_with("Trusted=True")
+    );
+}
+
+#[test]
+fn one_namespace_that_hangs_stops_nobody_else() {
+    let mut stage = Stage::new();
+    stage.cluster("a").cluster("b").cluster("c");
+    let mut going = stage
+        .server
+        .get("Namespace", "", "weft-member-a")
+        .cloned()
+        .unwrap();
+    going["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z".into();
+    going["status"] = json!({"conditions": [{"status": "True", "message": "a finalizer of Argo remains"}]});
+    stage.server.put("Namespace", going);
+    let all = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b", "c"]});
+    stage.user("SliceConfig", "shop", all).pass(2, &["a", "b", "c"]);
+    assert!(stage.served("b", "shop").is_some() && stage.served("c", "shop").is_some());
+    let ready = stage.condition("SliceConfig", "shop", conditions::READY);
+    assert!(
+        ready.contains("cluster a cannot get it: namespace weft-member-a on the hub is being deleted"),
+        "{ready}"
+    );
+    assert!(ready.contains("a finalizer of Argo remains"), "{ready}");
+}
+
+#[test]
+fn an_object_that_cannot_be_written_is_in_its_owners_condition() {
+    let mut stage = Stage::new();
+    stage.cluster("a").cluster("b");
+    let failure = Failure {
+        reason: Reason::Forbidden,
+        message: "exceeded quota".into(),
+    };
+    stage.broken.push(("weft-member-a", Outcome::Failed(failure)));
+    stage.user("SliceConfig", "shop", shop()).pass(30, &["a", "b"]);
+    assert!(stage.served("b", "shop").is_some());
+    let ready = stage.condition("SliceConfig", "shop", conditions::READY);
+    assert!(
+        ready.contains("something cannot be written into namespace weft-member-a on the hub: exceeded quota"),
+        "{ready}"
+    );
+    stage.broken.clear();
+    stage.pass(90, &["a", "b"]);
+    assert!(stage.served("a", "shop").is_some());
+    assert!(
+        !stage
+            .condition("SliceConfig", "shop", conditions::READY)
+            .contains("quota")
+    );
+}
+
+#[test]
+fn a_silent_member_is_unknown_and_keeps_its_slices() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]))
+        .pass(120, &["a"]);
+    assert!(stage.served("b", "shop").is_some());
+    let ready = stage.condition("Cluster", "b", conditions::READY);
+    assert!(
+        ready.starts_with("Ready=Unknown Silent: no heartbeat came since 2027-01-15"),
+        "{ready}"
+    );
+    assert!(
+        ready.contains("kubectl -n weft-system logs deploy/weft-operator"),
+        "{ready}"
+    );
+    let slice = stage.condition("SliceConfig", "shop", conditions::READY);
+    assert!(slice.contains("kubectl describe clusters.weft.dev b"), "{slice}");
+    stage.pass(20, &["a", "b"]);
+    assert!(
+        stage
+            .condition("Cluster", "b", conditions::READY)
+            .starts_with("Ready=True")
+    );
+}
+
+#[test]
+fn a_deleted_slice_is_held_while_pods_use_it_and_released_explicitly() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", json!({"attachments": 2}))
+        .obey("b", "shop", json!({}));
+    let served = stage.served("a", "shop");
+    stage
+        .delete("SliceConfig", "weft-default", "shop")
+        .pass(200, &["a", "b"]);
+    assert_eq!(stage.served("a", "shop"), served);
+    let message = stage
+        .server
+        .get("SliceAllocation", "weft-hub", &format!("vni-{SHOP}"))
+        .unwrap()["spec"]["message"]
+        .clone();
+    assert!(
+        message.as_str().unwrap().contains("in use in a (2 pods)"),
+        "{message}"
+    );
+    // Applied again, it is as if nothing had been.
+    stage.user("SliceConfig", "shop", shop());
+    assert_eq!(stage.served("a", "shop"), served);
+    stage.annotate("SliceConfig", "weft-default", "shop", "weft.dev/delete", "now");
+    stage.delete("SliceConfig", "weft-default", "shop");
+    let served = stage.served("a", "shop").unwrap();
+    assert!(served.released, "{served:?}");
+    stage.obey("a", "shop", json!({"released": true}));
+    assert!(stage.served("a", "shop").is_none());
+    assert!(
+        stage
+            .text()
+            .contains(&format!("vni-{SHOP} shop Releasing\nb shop: released")),
+        "{}",
+        stage.text()
+    );
+    stage
+        .obey("b", "shop", json!({"released": true}))
+        .pass(601, &["a", "b"]);
+    assert_eq!(stage.text(), "\n");
+}
+
+#[test]
+fn a_vni_of_a_slice_that_is_not_down_everywhere_is_given_to_nobody() {
+    let mut stage = two();
+    stage.obey("a", "shop", json!({})).obey("b", "shop", json!({}));
+    stage
+        .delete("SliceConfig", "weft-default", "shop")
+        .obey("a", "shop", json!({"released": true}));
+    stage.user(
+        "SliceConfig",
+        "bank",
+        json!({"subnets": ["10.90.0.0/16"], "clusters": ["a", "b"]}),
+    );
+    let vni = |stage: &Stage, cluster: &str, slice: &str| stage.served(cluster, slice).unwrap().slice.vni;
+    assert_ne!(vni(&stage, "a", "bank"), SHOP);
+    // The same name again, while one member still has the old one.
+    stage.user("SliceConfig", "shop", shop());
+    assert!(stage.served("b", "shop").unwrap().released);
+    let new = vni(&stage, "a", "shop");
+    assert!(new != SHOP && new != vni(&stage, "a", "bank"));
+    stage.obey("b", "shop", json!({"released": true}));
+    assert_eq!(vni(&stage, "b", "shop"), new);
+}
+
+#[test]
+fn a_slice_made_anew_is_judged_by_what_it_is_now() {
+    let mut stage = two();
+    stage.obey("a", "shop", json!({})).obey("b", "shop", json!({}));
+    stage.delete("SliceConfig", "weft-default", "shop");
+    for cluster in ["a", "b"] {
+        stage.obey(cluster, "shop", json!({"released": true}));
+    }
+    // The first one's indices rest; its network is free for anything.
+    let mut config = shop();
+    config["subnets"] = json!(["10.81.0.0/16"]);
+    stage.user("SliceConfig", "shop", config);
+    let at = |address: &str| {
+        let mut report = gateway(KEYS[0]);
+        report["gateways"][0]["endpoints"] = json!([format!("{address}:30001")]);
+        report
+    };
+    stage.obey("a", "shop", at("10.80.0.1")).pass(2, &["a", "b"]);
+    let trusted = |stage: &Stage| stage.condition("Cluster", "a", conditions::TRUSTED);
+    assert!(trusted(&stage).starts_with("Trusted=True"), "{}", trusted(&stage));
+    stage.obey("a", "shop", at("10.81.0.1")).pass(2, &["a", "b"]);
+    assert!(
+        trusted(&stage).contains("\"10.81.0.1:30001\" of gateway 0 lies in the slice itself"),
+        "{}",
+        trusted(&stage)
+    );
+}
+
+#[test]
+fn a_cluster_that_is_deleted_in_use_has_a_grace() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", json!({}))
+        .obey("b", "shop", json!({"attachments": 3}));
+    let served = stage.served("b", "shop");
+    stage
+        .delete("Cluster", "weft-default", "b")
+        .pass(200, &["a", "b"]);
+    assert_eq!(stage.served("b", "shop"), served);
+    let accepted = stage.condition("SliceConfig", "shop", conditions::ACCEPTED);
+    assert!(
+        accepted.contains("cluster b is to leave while 3 of its pods are attached"),
+        "{accepted}"
+    );
+    stage.pass(150, &["a", "b"]);
+    assert!(stage.served("b", "shop").unwrap().released);
+    assert!(stage.peers("a", "shop").is_empty());
+    stage
+        .obey("b", "shop", json!({"released": true}))
+        .pass(2, &["a", "b"]);
+    assert!(stage.server.get("Namespace", "", "weft-member-b").is_none());
+}
+
+#[test]
+fn a_rebuilt_hub_takes_over_what_its_members_have() {
+    let mut stage = two();
+    stage.user(
+        "SliceConfig",
+        "bank",
+        json!({"subnets": ["10.90.0.0/16"], "clusters": ["b", "a"]}),
+    );
+    for slice in ["shop", "bank"] {
+        stage
+            .obey("a", slice, gateway(KEYS[0]))
+            .obey("b", slice, gateway(KEYS[1]));
+    }
+    let grants = |stage: &Stage| {
+        let mut grants = Vec::new();
+        for (cluster, slice) in [("a", "shop"), ("a", "bank"), ("b", "shop"), ("b", "bank")] {
+            let served = stage.served(cluster, slice).unwrap().slice;
+            grants.push((served.vni, served.cluster_number, served.ranges));
+        }
+        grants
+    };
+    let before = grants(&stage);
+    let reports: Vec<Value> = stage.server.list("MemberSliceReport").cloned().collect();
+    // The hub's cluster is made anew, and its specs are applied from files, in another order.
+    stage = Stage::new();
+    stage.user(
+        "SliceConfig",
+        "bank",
+        json!({"subnets": ["10.90.0.0/16"], "clusters": ["b", "a"]}),
+    );
+    stage.user("SliceConfig", "shop", shop());
+    stage
+        .user("Cluster", "a", json!({}))
+        .user("Cluster", "b", json!({}));
+    assert!(
+        stage.served("a", "shop").is_none(),
+        "nothing is given to clusters that have not reported"
+    );
+    for cluster in ["b", "a"] {
+        stage.heartbeat(cluster);
+        let holds = json!([{"slice": "shop", "hub": "old", "vni": before[0].0}, {"slice": "bank", "hub": "old", "vni": before[1].0}]);
+        stage.report(cluster, json!({"holds": holds}));
+        assert!(
+            stage.served(cluster, "shop").is_none(),
+            "its reports of the slices are awaited"
+        );
+        for report in reports
+            .iter()
+            .filter(|report| report["metadata"]["namespace"] == format!("weft-member-{cluster}"))
+        {
+            let mut spec = report["spec"].clone();
+            spec["hub"] = "old".into();
+            let slice = spec["name"].as_str().unwrap().to_owned();
+            stage.member(cluster, "MemberSliceReport", &slice, spec);
+        }
+    }
+    assert_eq!(grants(&stage), before);
+    assert_eq!(stage.peers("a", "shop"), ["b:1"]);
+    assert!(
+        stage
+            .condition("Cluster", "a", conditions::TRUSTED)
+            .starts_with("Trusted=True")
+    );
+}
+
+#[test]
+fn the_first_member_of_a_rebuilt_hub_speaks_for_the_others_indices() {
+    let mut stage = Stage::new();
+    // Only a is back; it knows what b has.
+    stage.user(
+        "SliceConfig",
+        "shop",
+        json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b", "c"]}),
+    );
+    stage
+        .user("Cluster", "b", json!({}))
+        .user("Cluster", "a", json!({}));
+    let peers = json!([{"name": "b", "number": 2, "ranges": [{"start": 0, "size": 8192}]}]);
+    stage.heartbeat("a");
+    stage.member("a", "MemberSliceReport", "shop", json!({
+        "name": "shop", "hub": "old", "revision": 4, "vni": 5000, "clusterNumber": 1, "subnets": ["10.80.0.0/16"],
+        "ranges": [{"start": 8192, "size": 8192}], "peers": peers,
+    }));
+    stage.report(
+        "a",
+        json!({"holds": [{"slice": "shop", "hub": "old", "vni": 5000}]}),
+    );
+    stage.cluster("c").pass(590, &["a", "c"]);
+    assert_eq!(stage.server.list("SliceAllocation").count(), 0, "b may yet come");
+    let accepted = stage.condition("SliceConfig", "shop", conditions::ACCEPTED);
+    assert!(
+        accepted.contains("cluster b may have this slice from before"),
+        "{accepted}"
+    );
+    stage.pass(60, &["a", "c"]);
+    let allocation = stage
+        .server
+        .get("SliceAllocation", "weft-hub", "vni-5000")
+        .unwrap();
+    let clusters: Vec<(String, u64)> = allocation["spec"]["clusters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cluster| {
+            (
+                cluster["name"].as_str().unwrap().to_owned(),
+                cluster["ranges"][0]["start"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        clusters,
+        [("a".into(), 8192), ("b".into(), 0), ("c".into(), 16384)]
+    );
+}
+
+#[test]
+fn a_hub_that_lists_nothing_takes_nothing_down() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]));
+    let served = stage.served("a", "shop");
+    // Its allocations and slices are lost, what it served its members is not.
+    stage.server.forget(&["SliceAllocation", "SliceConfig", "Hub"]);
+    stage.restart();
+    stage.pass(700, &["a", "b"]);
+    assert_eq!(stage.served("a", "shop"), served);
+    stage.user("SliceConfig", "shop", shop());
+    let again = stage.served("a", "shop").unwrap();
+    let served = served.unwrap();
+    assert_eq!((again.slice, again.revision), (served.slice, served.revision + 1));
+}
+
+#[test]
+fn one_member_cannot_cut_another_off() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]));
+    let served = |stage: &Stage| {
+        let shard = stage
+            .server
+            .get("MemberPeers", "weft-member-a", "shop.0")
+            .unwrap();
+        shard["spec"]["peers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|peer| peer["gateways"].clone())
+            .collect::<Vec<_>>()
+    };
+    let before = served(&stage);
+    stage.obey("b", "shop", gateway(KEYS[0]));
+    assert_eq!(served(&stage)[0], before[0]);
+    assert_eq!(served(&stage)[1], json!([]));
+    let trusted = stage
+        .pass(2, &["a", "b"])
+        .condition("Cluster", "b", conditions::TRUSTED);
+    assert!(
+        trusted.contains("slice shop: gateway 0 with the public key of a/0, which had it first"),
+        "{trusted}"
+    );
+    assert!(
+        stage
+            .condition("Cluster", "a", conditions::TRUSTED)
+            .starts_with("Trusted=True")
+    );
+    // It does not help to wait for a restart.
+    stage.restart();
+    assert_eq!(served(&stage)[0], before[0]);
+}
+
+#[test]
+fn one_member_cannot_make_the_packets_of_all_small() {
+    let mut stage = two();
+    stage.report("b", json!({"underlayMtu": 600}));
+    assert_eq!(stage.served("a", "shop").unwrap().slice.mtu, 1370);
+    stage.report("b", json!({"underlayMtu": 1450}));
+    assert_eq!(stage.served("a", "shop").unwrap().slice.mtu, 1320);
+    // And not for ever.
+    stage.report("b", json!({"underlayMtu": 1500}));
+    assert_eq!(stage.served("a", "shop").unwrap().slice.mtu, 1370);
+}
+
+#[test]
+fn services_reach_the_other_members_of_the_slice() {
+    let mut stage = Stage::new();
+    stage
+        .cluster("a")
+        .cluster("b")
+        .cluster("c")
+        .user("SliceConfig", "shop", shop());
+    let web = json!({"service": {"slice": "shop", "cluster": "a", "namespace": "cart", "name": "web",
+        "endpoints": [{"hostname": "web-0", "addresses": ["10.80.0.5", "10.80.32.5"]}]}});
+    stage.obey("a", "shop", json!({})).obey("b", "shop", json!({}));
+    stage.member("a", "MemberService", "shop.a.cart.web", web);
+    let copy = |stage: &Stage, cluster: &str| {
+        stage
+            .server
+            .get(
+                "MemberService",
+                &format!("weft-member-{cluster}"),
+                "shop.a.cart.web",
+            )
+            .cloned()
+    };
+    let served = copy(&stage, "b").unwrap();
+    assert_eq!(
+        served["spec"]["service"]["endpoints"],
+        json!([{"hostname": "web-0", "addresses": ["10.80.0.5"]}])
+    );
+    assert!(copy(&stage, "c").is_none());
+    let trusted = stage
+        .pass(2, &["a", "b", "c"])
+        .condition("Cluster", "a", conditions::TRUSTED);
+    assert!(
+        trusted.contains("service cart/web with the address 10.80.32.5"),
+        "{trusted}"
+    );
+    stage.delete("MemberService", "weft-member-a", "shop.a.cart.web");
+    assert!(copy(&stage, "b").is_none());
+}
+
+#[test]
+fn two_projects_cannot_have_one_name() {
+    let mut stage = two();
+    let other = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig",
+        "metadata": {"name": "shop", "namespace": "weft-other"}, "spec": {"subnets": ["10.99.0.0/16"], "clusters": ["a"]}});
+    stage.server.put("SliceConfig", other);
+    stage.pass(2, &["a", "b"]);
+    let refused = &stage.server.get("SliceConfig", "weft-other", "shop").unwrap()["status"]["conditions"][0];
+    assert_eq!(refused["reason"], "NameTaken");
+    assert_eq!(stage.served("a", "shop").unwrap().slice.subnets, ["10.80.0.0/16"]);
+}
+
+#[test]
+fn an_unknown_cluster_is_named_and_the_known_ones_are_served() {
+    let mut stage = Stage::new();
+    stage.cluster("a").cluster("b");
+    stage.user(
+        "SliceConfig",
+        "shop",
+        json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b", "mars"]}),
+    );
+    assert!(stage.served("a", "shop").is_some());
+    assert_eq!(
+        stage.condition("SliceConfig", "shop", conditions::ACCEPTED),
+        "Accepted=False UnknownCluster: spec.clusters names \"mars\", which is no Cluster in namespace weft-default; there \
+         are: a, b. Register it with `slicectl token issue mars`, or correct the name"
+    );
+}
+
+#[test]
+fn a_subnet_that_overlaps_keeps_a_new_member_out_and_disturbs_no_old_one() {
+    let mut stage = two();
+    stage
+        .report("b", json!({"podCIDRs": ["10.80.128.0/17"]}))
+        .pass(2, &["a", "b"]);
+    assert!(
+        stage.served("b", "shop").is_some(),
+        "what comes later disturbs nothing that runs"
+    );
+    let accepted = stage.condition("SliceConfig", "shop", conditions::ACCEPTED);
+    assert!(
+        accepted.contains("overlaps the pod network 10.80.128.0/17 of cluster b"),
+        "{accepted}"
+    );
+    stage.user("Cluster", "c", json!({"networks": {"pods": ["10.90.0.0/16"]}}));
+    stage.heartbeat("c");
+    stage.report("c", json!({}));
+    stage.user(
+        "SliceConfig",
+        "bank",
+        json!({"subnets": ["10.90.0.0/20"], "clusters": ["a", "c"]}),
+    );
+    assert!(stage.served("a", "bank").is_some() && stage.served("c", "bank").is_none());
+}
+
+#[test]
+fn a_cluster_is_who_joined_first() {
+    let mut stage = Stage::new();
+    stage.user("Cluster", "b", json!({}));
+    let token = |stage: &mut Stage, name: &str, more: Value| {
+        let mut spec = json!({"cluster": "b", "expiresSeconds": 3600});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        stage.member("b", "JoinToken", name, spec).pass(1, &[]);
+    };
+    let state = |stage: &Stage, name: &str| {
+        stage.server.get("JoinToken", "weft-member-b", name).unwrap()["status"]["state"].clone()
+    };
+    let grant = |stage: &Stage| {
+        stage
+            .server
+            .get("RoleBinding", "weft-member-b", "weft-join-granted")
+            .is_some()
+    };
+    let answer = |stage: &Stage, name: &str| {
+        let condition =
+            &stage.server.get("MemberJoin", "weft-member-b", name).unwrap()["status"]["conditions"][0];
+        format!(
+            "{} {}",
+            condition["status"].as_str().unwrap_or_default(),
+            condition["message"].as_str().unwrap_or_default()
+        )
+    };
+    token(&mut stage, "b-one", json!({}));
+    assert_eq!(state(&stage, "b-one"), "Ready");
+    assert!(
+        stage
+            .server
+            .get("Secret", "weft-member-b", "weft-join-b-one")
+            .is_some()
+            && !grant(&stage)
+    );
+    stage
+        .member("b", "MemberJoin", "b-one", json!({"clusterUID": "first"}))
+        .pass(1, &[]);
+    assert!(answer(&stage, "b-one").starts_with("True") && grant(&stage));
+    // It fetches its credential, and reports with it: the token and the permission are gone.
+    stage.heartbeat("b");
+    stage
+        .report("b", json!({"identity": {"clusterUID": "first", "join": "b-one"}}))
+        .pass(3, &["b"]);
+    assert!(!grant(&stage));
+    assert_eq!(state(&stage, "b-one"), "Used");
+    assert!(
+        stage
+            .server
+            .get("Secret", "weft-member-b", "weft-join-b-one")
+            .is_none()
+    );
+    // Another cluster with a token of its own for the same name.
+    token(&mut stage, "b-two", json!({}));
+    stage
+        .member("b", "MemberJoin", "b-two", json!({"clusterUID": "second"}))
+        .pass(1, &["b"]);
+    let refused = answer(&stage, "b-two");
+    assert!(
+        refused.starts_with("False") && refused.contains("first") && refused.contains("second"),
+        "{refused}"
+    );
+    assert!(!grant(&stage));
+    // And with a stolen credential.
+    stage
+        .report("b", json!({"identity": {"clusterUID": "second"}, "nodes": 99}))
+        .pass(2, &["b"]);
+    let trusted = stage.condition("Cluster", "b", conditions::TRUSTED);
+    assert!(
+        trusted.contains("a report of cluster second was refused") && trusted.contains("cluster first"),
+        "{trusted}"
+    );
+    // The name changes hands when its owner says so.
+    token(&mut stage, "b-three", json!({"replaces": "first"}));
+    let account = stage
+        .server
+        .get("ServiceAccount", "weft-member-b", "weft-member")
+        .unwrap()["metadata"]["uid"]
+        .clone();
+    stage
+        .member("b", "MemberJoin", "b-three", json!({"clusterUID": "second"}))
+        .pass(20, &["b"]);
+    assert!(
+        answer(&stage, "b-three").starts_with("True"),
+        "{}",
+        answer(&stage, "b-three")
+    );
+    let now = stage
+        .server
+        .get("ServiceAccount", "weft-member-b", "weft-member")
+        .unwrap()["metadata"]["uid"]
+        .clone();
+    assert_ne!(account, now, "the first cluster's credential is void");
+}
+
+#[test]
+fn a_token_expires_and_is_revoked() {
+    let mut stage = Stage::new();
+    stage.user("Cluster", "b", json!({}));
+    stage
+        .member(
+            "b",
+            "JoinToken",
+            "b-one",
+            json!({"cluster": "b", "expiresSeconds": 600}),
+        )
+        .pass(599, &[]);
+    assert!(
+        stage
+            .server
+            .get("Secret", "weft-member-b", "weft-join-b-one")
+            .is_some()
+    );
+    stage.pass(3, &[]);
+    assert!(
+        stage
+            .server
+            .get("Secret", "weft-member-b", "weft-join-b-one")
+            .is_none()
+    );
+    assert_eq!(
+        stage.server.get("JoinToken", "weft-member-b", "b-one").unwrap()["status"]["state"],
+        "Expired"
+    );
+    stage
+        .member(
+            "b",
+            "JoinToken",
+            "b-two",
+            json!({"cluster": "b", "expiresSeconds": 600}),
+        )
+        .pass(1, &[]);
+    stage.delete("JoinToken", "weft-member-b", "b-two");
+    assert!(
+        stage
+            .server
+            .get("Secret", "weft-member-b", "weft-join-b-two")
+            .is_none()
+    );
+    // A member's credential is cut off by making its account anew.
+    let account = |stage: &Stage| {
+        stage
+            .server
+            .get("ServiceAccount", "weft-member-b", "weft-member")
+            .unwrap()["metadata"]["uid"]
+            .clone()
+    };
+    let before = account(&stage);
+    stage
+        .annotate(
+            "Cluster",
+            "weft-default",
+            "b",
+            "weft.dev/revoked",
+            "2026-11-27T10:00:00Z",
+        )
+        .pass(3, &[]);
+    let after = account(&stage);
+    assert_ne!(before, after);
+    stage.pass(10, &[]);
+    assert_eq!(account(&stage), after);
+}
+
+#[test]
+fn an_older_member_is_served_in_its_own_form() {
+    let mut stage = Stage::new();
+    stage
+        .cluster("a")
+        .user("Cluster", "b", json!({}))
+        .user("SliceConfig", "shop", shop());
+    let report = |stage: &mut Stage, slices: Value| {
+        let time = stage.now().wall.to_string();
+        stage.member(
+            "b",
+            "MemberReport",
+            "report",
+            json!({
+                "observedAt": time, "weftVersion": "0.1.0", "kubernetesVersion": "v1.37.1", "nodes": 2,
+                "podCIDRs": [], "serviceCIDRs": [], "nodeCIDRs": [], "warnings": [], "slices": slices,
+            }),
+        );
+    };
+    report(&mut stage, json!([]));
+    let served = stage.served("b", "shop").unwrap();
+    assert_eq!(
+        served
+            .slice
+            .peers
+            .iter()
+            .map(|peer| peer.name.as_str())
+            .collect::<Vec<_>>(),
+        ["a"]
+    );
+    assert!(served.peer_shards.is_empty() && stage.peers("b", "shop").is_empty());
+    let tunnels = json!([{"peer": "a/0", "up": true, "rttMicros": 400, "endpoint": "192.0.2.7:1"}]);
+    report(
+        &mut stage,
+        json!([{"name": "shop", "attachments": 1, "blocksWanted": 3, "gateways": [
+        {"ordinal": 0, "publicKey": KEYS[1], "endpoints": ["192.0.2.9:30002"], "up": true, "tunnels": tunnels}]}]),
+    );
+    assert_eq!(stage.peers("a", "shop"), ["b:1"]);
+    stage.obey("a", "shop", gateway(KEYS[0])).pass(2, &["a"]);
+    assert!(
+        stage
+            .condition("SliceConfig", "shop", conditions::READY)
+            .starts_with("Ready=True"),
+        "{}",
+        stage.text()
+    );
+    // It asks for more as long as nobody renews its report, and is given more a few times a minute at most.
+    let ranges = |stage: &Stage| stage.served("b", "shop").unwrap().slice.ranges.len();
+    stage.pass(70, &["a"]);
+    assert!(ranges(&stage) <= 3, "{}", stage.text());
+}
+
+#[test]
+fn a_rule_that_cannot_be_parsed_is_said() {
+    let rule = json!({"selector": {"matchExpressions": [{"key": "team", "operator": "Like"}]}});
+    let mut spec = shop();
+    spec["namespaces"] = json!([rule]);
+    let mut stage = Stage::new();
+    stage.cluster("a").cluster("b").user("SliceConfig", "shop", spec);
+    let accepted = stage.condition("SliceConfig", "shop", conditions::ACCEPTED);
+    assert!(
+        accepted.contains("SelectorInvalid: spec.namespaces[0].selector"),
+        "{accepted}"
+    );
+}

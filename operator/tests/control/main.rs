@@ -1,0 +1,13 @@
+//! Both roles without a cluster: an API server as a value, and what comes of what users and members write.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop there"
+)]
+
+mod cost;
+mod hub;
+mod member;
+mod server;
+mod simulation;
+mod stage;

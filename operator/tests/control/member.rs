@@ -1,0 +1,202 @@
+//! A member beside its hub: both roles, and the agents' ledgers, driven by hand.
+
+use serde_json::{Value, json};
+use slice_crds::conditions;
+
+use crate::simulation::{Agent, World, node};
+
+fn world() -> World {
+    let mut world = World::new(1, false);
+    world.begin();
+    world.check_rest().unwrap();
+    world
+}
+
+/// The blocks of a slice in a cluster, by node.
+fn blocks(world: &World, cluster: &str, slice: &str) -> Vec<String> {
+    let cluster = world.clusters.iter().find(|one| one.name == cluster).unwrap();
+    let of = cluster
+        .server
+        .list("SliceBlock")
+        .filter(|object| object["spec"]["slice"] == slice);
+    of.map(|object| {
+        format!(
+            "{} {}",
+            object["spec"]["node"].as_str().unwrap(),
+            object["spec"]["blocks"]
+        )
+    })
+    .collect()
+}
+
+fn condition(object: &Value, type_: &str) -> String {
+    let conditions = object["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == type_);
+    found.map_or_else(String::new, |found| {
+        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+        format!("{}: {}", text("status"), text("message"))
+    })
+}
+
+#[test]
+fn a_hub_that_does_not_answer_keeps_nothing_local_back() {
+    let mut world = world();
+    world.clusters[0].is_cut = true;
+    world.calm(6);
+    let reachable = |world: &World| {
+        let slice = world.clusters[0].server.get("Slice", "", "gold").unwrap();
+        condition(slice, conditions::REACHABLE)
+    };
+    assert!(
+        reachable(&world).starts_with("False: the hub has taken no heartbeat since 2027-"),
+        "{}",
+        reachable(&world)
+    );
+    world.clusters[0].server.put("Node", node("a3", 3));
+    world.clusters[0].agents.push(Agent::new("a3"));
+    // The range that the cluster has is full with two blocks, so one is needed that only the hub can give.
+    world.calm(1);
+    assert!(world.clusters[0].agents[2].segments.contains_key("gold"));
+    world.clusters[0].is_cut = false;
+    world.calm(3);
+    assert!(reachable(&world).starts_with("True"), "{}", reachable(&world));
+    assert_eq!(blocks(&world, "a", "gold").len(), 3);
+    world.check().unwrap();
+}
+
+#[test]
+fn odd_nodes_are_left_out_and_the_others_go_on() {
+    let mut world = world();
+    let before = (blocks(&world, "a", "gold"), blocks(&world, "a", "iron"));
+    let odd = |name: &str, addresses: Value| {
+        let mut object = node(name, 9);
+        object["status"]["addresses"] = addresses;
+        object
+    };
+    let address = |address: &str| json!([{"type": "InternalIP", "address": address}]);
+    let server = &mut world.clusters[0].server;
+    let first = server.get("Node", "", "a1").unwrap()["status"]["addresses"][0]["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    server.put("Node", odd("b-twin", address(&first)));
+    server.put("Node", odd("c-none", json!([])));
+    server.put("Node", odd("d-six", address("2001:db8::1")));
+    let mut windows = odd("e-windows", address("172.30.1.250"));
+    windows["status"]["nodeInfo"]["operatingSystem"] = "windows".into();
+    server.put("Node", windows);
+    let mut dead = odd("f-dead", address("172.30.1.251"));
+    dead["status"]["conditions"][0]["status"] = "Unknown".into();
+    server.put("Node", dead);
+    world.calm(4);
+    assert_eq!((blocks(&world, "a", "gold"), blocks(&world, "a", "iron")), before);
+    world.check().unwrap();
+    world.check_rest().unwrap();
+    let report = world.hub.get("MemberReport", "weft-member-a", "report").unwrap();
+    let text = report["spec"]["warnings"].to_string();
+    for name in ["b-twin", "c-none", "d-six", "e-windows", "f-dead"] {
+        assert!(text.contains(&format!("Node {name}")), "{name}: {text}");
+    }
+    assert!(
+        text.contains("kubectl delete node") || text.contains("--node-ip"),
+        "a remedy that lasts: {text}"
+    );
+}
+
+#[test]
+fn a_vni_is_not_free_while_a_node_may_have_it() {
+    let mut world = world();
+    world.wanted.insert(
+        ("SliceConfig", "tin".into()),
+        json!({"subnets": ["10.82.0.0/24"], "clusters": ["a", "b"]}),
+    );
+    world.heal();
+    world.calm(3);
+    let vni = world.clusters[0].agents[0].segments["tin"].vni;
+    world.clusters[0].agents[1].is_cut = true;
+    world.wanted.remove(&("SliceConfig", "tin".to_owned()));
+    world.hub.delete("SliceConfig", "weft-default", "tin");
+    world.wanted.insert(
+        ("SliceConfig", "lead".into()),
+        json!({"subnets": ["10.83.0.0/24"], "clusters": ["a", "b"]}),
+    );
+    world.hub.put(
+        "SliceConfig",
+        json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig",
+            "metadata": {"name": "lead", "namespace": "weft-default"},
+            "spec": {"subnets": ["10.83.0.0/24"], "clusters": ["a", "b"]},
+        }),
+    );
+    world.calm(60);
+    let state = |world: &World| {
+        let name = format!("vni-{vni}");
+        let object = world.hub.get("SliceAllocation", "weft-hub", &name).cloned();
+        object.map(|object| object["spec"]["state"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(state(&world).as_deref(), Some("Releasing"));
+    assert_ne!(world.clusters[0].agents[0].segments["lead"].vni, vni);
+    world.clusters[0].agents[1].is_cut = false;
+    world.calm(3);
+    assert_eq!(state(&world).as_deref(), Some("Resting"));
+    world.calm(61);
+    assert_eq!(state(&world), None);
+}
+
+#[test]
+fn lost_blocks_come_back_to_their_pods_also_through_a_restart() {
+    let mut world = world();
+    let now = world.now().wall;
+    for pod in 0..3 {
+        world.attach(0, 0, "gold", &format!("web-{pod}"), now);
+    }
+    let (before, pods) = (
+        blocks(&world, "a", "gold"),
+        world.clusters[0].agents[0].pods("gold"),
+    );
+    // Nobody leads while they are deleted.
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.clusters[0].server.delete("SliceBlock", "", "gold.a1");
+    world.clusters[0].server.delete("SliceBlock", "", "gold.a2");
+    for which in 0..2 {
+        world.start_member(0);
+        world.relist_member(0, which);
+    }
+    world.heal();
+    world.calm(4);
+    world.check().unwrap();
+    assert_eq!(world.clusters[0].agents[0].pods("gold"), pods);
+    let after = blocks(&world, "a", "gold");
+    assert!(
+        after[0].contains(r#"{"size":32,"start":0}"#),
+        "{before:?} became {after:?}"
+    );
+}
+
+#[test]
+fn a_cluster_that_leaves_gives_everything_back() {
+    let mut world = world();
+    world.leave(1);
+    world.calm(6);
+    assert!(world.clusters[1].server.list("Slice").next().is_none());
+    assert!(world.clusters[1].member.role().unwrap().has_left());
+    let peers = world.hub.get("MemberPeers", "weft-member-a", "iron.0").unwrap();
+    assert!(!peers["spec"].to_string().contains(r#""name":"b""#), "{peers}");
+    let allocation = world
+        .hub
+        .list("SliceAllocation")
+        .find(|object| object["spec"]["slice"] == "iron")
+        .unwrap();
+    let b = allocation["spec"]["clusters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|cluster| cluster["name"] == "b")
+        .unwrap();
+    assert_eq!(b["state"], "Resting");
+}
