@@ -123,6 +123,13 @@ bench: tools ## Measure the data path beside other carriers, as root, in 10 min 
 bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kind; 2.5 h for 100 (FAILOVER=--docs writes docs/ too)
 	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100) $(FAILOVER))
 
+# One cluster with one node: all that runs beside the hub is its API server and the simulator of the members.
+.PHONY: bench-scale
+bench-scale: setup lab-down ## Measure the hub with 250 clusters and 1,000 slices; 15 min, in a lab of its own (SCALE=--docs writes docs/ too)
+	@$(MAKE) --no-print-directory lab-up load CLUSTERS=a:1
+	$(call phase,scale,$(LAB) scale $(SCALE))
+	@$(MAKE) --no-print-directory lab-down
+
 .PHONY: bench-flood
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)

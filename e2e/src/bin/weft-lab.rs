@@ -10,7 +10,7 @@ use slice_e2e::lab::plan::Plan;
 use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
 use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
-use slice_e2e::measure::{self, Part, failover};
+use slice_e2e::measure::{self, Part, failover, scale};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -78,6 +78,8 @@ enum Verb {
     },
     /// Kill, cut off and drain gateways under traffic; prints outages, writes JSON and draws them.
     Failover(failover::Options),
+    /// Measure the hub with 250 clusters and 1,000 slices on this lab's API server; fails where it takes more than it may.
+    Scale(scale::Options),
     /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
     Env,
     /// A shell on a machine.
@@ -169,6 +171,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
         Verb::Failover(options) => up::runtime()?.block_on(failover::run(options)),
+        Verb::Scale(options) => up::runtime()?.block_on(scale::run(options)),
         Verb::Env => env(&dir),
         Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
         Verb::Exec { machine, command } => exec(&dir, machine, command),

@@ -78,6 +78,10 @@ impl Figures {
         Some(row.median)
     }
 
+    pub(super) fn rows(&self) -> &[Figure] {
+        &self.0
+    }
+
     pub(super) fn table(&self) -> String {
         let mut lines = vec![format!(
             "{:<22} {:<18} {:<13} {:>10} {:>10} {:>10} {:<8} {:>5}",

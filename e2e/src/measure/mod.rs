@@ -18,6 +18,7 @@ mod figures;
 mod machine;
 mod paths;
 mod processes;
+pub mod scale;
 mod watch;
 
 use std::path::Path;

@@ -118,6 +118,8 @@ struct Entry {
     base: Option<Option<Box<str>>>,
     observed: Option<Observed>,
     in_flight: bool,
+    /// Its place in the line of what is due.
+    ticket: Option<u64>,
     /// What the last write that was sent replaces, until it is known what became of it; inside, `None` for no object.
     sent: Option<Option<Box<str>>>,
     failures: u32,
@@ -165,7 +167,9 @@ impl Entry {
 pub struct Outputs {
     manager: &'static str,
     entries: BTreeMap<Key, Entry>,
-    due: BTreeSet<Key>,
+    /// By kind, and then by who came first: what changes all the time holds up nobody else.
+    due: BTreeMap<(Kind, u64), Key>,
+    tickets: u64,
     waiting: BTreeSet<(Duration, Key)>,
     /// Objects whose failure has lasted, by their namespace.
     troubled: BTreeMap<Box<str>, BTreeSet<Key>>,
@@ -177,7 +181,8 @@ impl Outputs {
         Self {
             manager,
             entries: BTreeMap::new(),
-            due: BTreeSet::new(),
+            due: BTreeMap::new(),
+            tickets: 0,
             waiting: BTreeSet::new(),
             troubled: BTreeMap::new(),
             in_flight: 0,
@@ -274,8 +279,9 @@ impl Outputs {
                 self.schedule(&key);
             }
         }
-        let key = self.due.pop_first()?;
+        let (_, key) = self.due.pop_first()?;
         let entry = self.entries.get_mut(&key).expect("what is due has an entry");
+        entry.ticket = None;
         let change = match (&entry.desired, &entry.observed) {
             (Desired::Present(content), there) => {
                 let version = there.as_ref().map(|there| &*there.version);
@@ -466,23 +472,25 @@ impl Outputs {
     }
 
     fn schedule(&mut self, key: &Key) {
-        let Some(entry) = self.entries.get(key) else {
+        let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        if entry.is_empty() {
-            self.entries.remove(key);
-            self.due.remove(key);
-            self.note_trouble(key);
-            return;
-        }
-        let due = entry.is_due(key.kind) && !entry.in_flight;
-        match entry.not_before {
-            Some(at) if due => {
-                self.due.remove(key);
+        let is_due = entry.is_due(key.kind) && !entry.in_flight;
+        if !is_due || entry.not_before.is_some() {
+            if let Some(ticket) = entry.ticket.take() {
+                self.due.remove(&(key.kind, ticket));
+            }
+            if let Some(at) = entry.not_before.filter(|_| is_due) {
                 self.waiting.insert((at, key.clone()));
             }
-            None if due => _ = self.due.insert(key.clone()),
-            _ => _ = self.due.remove(key),
+        } else if entry.ticket.is_none() {
+            self.tickets += 1;
+            entry.ticket = Some(self.tickets);
+            self.due.insert((key.kind, self.tickets), key.clone());
+        }
+        if entry.is_empty() {
+            self.entries.remove(key);
+            self.note_trouble(key);
         }
     }
 }

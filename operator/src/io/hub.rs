@@ -48,7 +48,7 @@ pub async fn run(args: HubArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let mut synced = Some(readiness.wait_for("watches"));
     let pulse = readiness.pulse("hub loop", STALLED);
-    let server = tokio::spawn(admin::serve(args.common.admin, registry, readiness, stop.clone()));
+    let mut server = tokio::spawn(admin::serve(args.common.admin, registry, readiness, stop.clone()));
     let watching = CancellationToken::new();
     let mut events = watch_all(&client, &watching);
     let identity = args.common.pod_name.clone();
@@ -102,6 +102,7 @@ pub async fn run(args: HubArgs, stop: CancellationToken) -> anyhow::Result<()> {
             .map_or(TICK, |at| at.saturating_sub(begun.elapsed()).min(TICK));
         tokio::select! {
             () = stop.cancelled(), if !stopping => stopping = true,
+            ended = &mut server, if !stopping && !stop.is_cancelled() => return ended.context("admin listener")?,
             Some(done) = flights.next(), if !flights.is_empty() => finish(&mut hub, &metrics, done, now()),
             Some(event) = events.recv() => {
                 hub.handle(event, now());

@@ -59,7 +59,7 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
     let readiness = Readiness::default();
     let mut synced = Some(readiness.wait_for("watches"));
     let pulse = readiness.pulse("member loop", STALLED);
-    let server = tokio::spawn(admin::serve(args.common.admin, registry, readiness, stop.clone()));
+    let mut server = tokio::spawn(admin::serve(args.common.admin, registry, readiness, stop.clone()));
     let watching = CancellationToken::new();
     let (to, mut events) = mpsc::channel(CHANNEL);
     watch_local(&client, &args, &to, &watching);
@@ -141,6 +141,7 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
             .map_or(TICK, |at| at.saturating_sub(begun.elapsed()).min(TICK));
         tokio::select! {
             () = stop.cancelled(), if !stopping => stopping = true,
+            ended = &mut server, if !stopping && !stop.is_cancelled() => return ended.context("admin listener")?,
             Some((side, done)) = flights.next(), if !flights.is_empty() => {
                 finish(&mut member, &metrics, side, done, now());
             }

@@ -229,3 +229,19 @@ fn a_new_leader_sends_again_what_was_under_way() {
     outputs.forget_flights();
     assert!(outputs.poll(at(0)).is_some());
 }
+
+#[test]
+fn what_changes_all_the_time_holds_up_nobody_else() {
+    let mut outputs = Outputs::new("weft-hub");
+    outputs.want(key("busy"), content(1));
+    outputs.want(key("quiet"), content(1));
+    let write = outputs.poll(at(0)).unwrap();
+    assert_eq!(write.key, key("busy"));
+    outputs.want(key("busy"), content(2));
+    outputs.written(&key("busy"), Outcome::Written(seen(&write, 5)), at(1));
+    outputs.want(key("busy"), content(3));
+    let order: Vec<Key> = std::iter::from_fn(|| outputs.poll(at(1)))
+        .map(|write| write.key)
+        .collect();
+    assert_eq!(order, [key("quiet"), key("busy")]);
+}
