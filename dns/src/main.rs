@@ -37,12 +37,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let registry = admin::registry("dns");
     let metrics = Metrics::register(&registry);
+    let watches = Watches::new(stop.clone());
+    watches.undecodable().register(&registry, "dns");
     let readiness = Readiness::default();
     let synced = readiness.wait_for("watches");
     let admin = tokio::spawn(admin::serve(args.admin, registry, readiness, stop.clone()));
 
     let client = client::local().await?;
-    let watches = Watches::new(stop.clone());
     let slices = watches.watch::<Slice>(Api::all(client.clone()), watcher::Config::default());
     let services = watches.watch::<SliceService>(
         Api::namespaced(client, &args.namespace),

@@ -117,7 +117,8 @@ impl Metrics {
             .filter_map(|line| line.strip_prefix(name))
             .filter(|rest| rest.starts_with([' ', '{']) && rest.contains(labelled))
             .filter_map(|rest| rest.rsplit_once(' ')?.1.parse::<f64>().ok())
-            .sum()
+            // The sum of no numbers would be −0.
+            .fold(0.0, |sum, value| sum + value)
     }
 
     pub(super) fn leads(&self) -> bool {
