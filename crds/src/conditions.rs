@@ -4,6 +4,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
+use kube::core::object::HasStatus;
+
+use crate::{
+    mcs::ServiceExportStatus,
+    v1alpha1::{ClusterStatus, SliceBlockStatus, SliceConfigStatus, SliceNodeStatus, SliceStatus},
+    wire::MemberJoinStatus,
+};
 
 /// The object does what its spec says.
 pub const READY: &str = "Ready";
@@ -133,6 +140,40 @@ pub fn conditions(
             }
         })
         .collect()
+}
+
+/// A status that has conditions.
+pub trait Conditioned {
+    fn conditions(&self) -> &[Condition];
+}
+
+macro_rules! conditioned {
+    ($($status:ty),* $(,)?) => {$(
+        impl Conditioned for $status {
+            fn conditions(&self) -> &[Condition] {
+                &self.conditions
+            }
+        }
+    )*};
+}
+
+conditioned!(
+    ClusterStatus,
+    MemberJoinStatus,
+    ServiceExportStatus,
+    SliceBlockStatus,
+    SliceConfigStatus,
+    SliceNodeStatus,
+    SliceStatus,
+);
+
+/// The conditions that an object shows: none before it has a status.
+pub fn of<K>(object: &K) -> &[Condition]
+where
+    K: HasStatus,
+    K::Status: Conditioned,
+{
+    object.status().map(Conditioned::conditions).unwrap_or_default()
 }
 
 /// The condition of a type.

@@ -187,16 +187,11 @@ async fn malformed_label(environment: &Environment) -> Result<()> {
     .await?;
     let hub = environment.hub()?;
     let clusters: Api<Cluster> = Api::namespaced(hub.client.clone(), PROJECT);
-    let said = |cluster: &Cluster| {
-        let conditions = cluster
-            .status
-            .as_ref()
-            .map(|status| status.conditions.as_slice())
-            .unwrap_or_default();
-        conditions::find_false(conditions, conditions::LABELS_VALID)
+    let invalid = |cluster: &Cluster| {
+        conditions::find_false(conditions::of(cluster), conditions::LABELS_VALID)
             .is_some_and(|invalid| invalid.message.contains(namespace))
     };
-    hub.await_object(&clusters, &member.name, "LabelsValid=False", PATIENCE, said)
+    hub.await_object(&clusters, &member.name, "LabelsValid=False", PATIENCE, invalid)
         .await?;
     member.remove_namespace(namespace).await
 }

@@ -12,9 +12,9 @@ use kube::{
     api::{Api, ListParams, PostParams},
     discovery::Discovery,
 };
-use slice_crds::{annotations::credential as key, conditions, names, v1alpha1::Cluster as Registered};
+use slice_crds::{annotations::credential as key, names};
 use slice_e2e::{
-    harness::{Cluster, Environment, poll, weft::PROJECT},
+    harness::{Cluster, Environment, poll},
     progress::say,
 };
 
@@ -27,18 +27,6 @@ fn text(output: &std::process::Output) -> String {
 async fn uid(cluster: &Cluster) -> Result<String> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     namespaces.get("kube-system").await?.uid().context("a UID")
-}
-
-async fn is_ready(environment: &Environment, name: &str) -> Result<()> {
-    let clusters: Api<Registered> = Api::namespaced(environment.hub()?.client.clone(), PROJECT);
-    let ready = |cluster: &Registered| {
-        let conditions = cluster.status.as_ref().map(|status| status.conditions.as_slice());
-        conditions.is_some_and(|conditions| conditions::is_true(conditions, conditions::READY))
-    };
-    let hub = environment.hub()?;
-    hub.await_object(&clusters, name, &format!("cluster {name} Ready"), SOON, ready)
-        .await?;
-    Ok(())
 }
 
 async fn credential(cluster: &Cluster) -> Result<Secret> {
@@ -83,8 +71,8 @@ async fn a_name_is_one_clusters_and_a_token_is_good_once() -> Result<()> {
     for uid in [uid(hub).await?, uid(member).await?] {
         ensure!(text(&refused).contains(&uid), "no {uid} in: {}", text(&refused));
     }
-    is_ready(&environment, &member.name).await?;
-    is_ready(&environment, &hub.name).await?;
+    environment.await_joined(&member.name).await?;
+    environment.await_joined(&hub.name).await?;
 
     // Its own name again, with a token that is used then.
     let token = environment.slicectl(&hub.name, &["token", "issue", &member.name])?;
@@ -96,7 +84,7 @@ async fn a_name_is_one_clusters_and_a_token_is_good_once() -> Result<()> {
         "a token was good twice: {}",
         text(&again)
     );
-    is_ready(&environment, &member.name).await?;
+    environment.await_joined(&member.name).await?;
 
     // Revoked before it was used.
     let token = environment.slicectl(&hub.name, &["token", "issue", &member.name])?;
@@ -113,7 +101,7 @@ async fn a_name_is_one_clusters_and_a_token_is_good_once() -> Result<()> {
         "a revoked token was good: {}",
         text(&revoked)
     );
-    is_ready(&environment, &member.name).await?;
+    environment.await_joined(&member.name).await?;
 
     let loopback = [
         "token",
@@ -283,5 +271,5 @@ async fn a_revoked_member_is_cut_off_and_comes_back_with_a_token() -> Result<()>
         &member.name,
         &["join", "--token", token.trim(), "--replace", "--no-install"],
     )?;
-    is_ready(&environment, &member.name).await
+    environment.await_joined(&member.name).await
 }

@@ -343,12 +343,7 @@ async fn the_longest_name_has_gateways_and_declared_networks_are_kept_free() -> 
     });
     environment.hub()?.apply(&object.to_string()).await?;
     let refused = |slice: &SliceConfig| {
-        let conditions = slice
-            .status
-            .as_ref()
-            .map(|status| status.conditions.clone())
-            .unwrap_or_default();
-        let text = condition(&conditions, conditions::ACCEPTED);
+        let text = condition(conditions::of(slice), conditions::ACCEPTED);
         ["False SubnetOverlap", "10.98.4.0/24", "10.98.0.0/16", &name]
             .iter()
             .all(|word| text.contains(word))

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     ResourceExt,
     api::{Api, DeleteParams, Patch, PatchParams},
@@ -15,7 +15,10 @@ use slice_crds::{
     wire::SliceAllocation,
 };
 use slice_e2e::{
-    harness::{Environment, Pace, PodSpec, Streams, poll, weft::PROJECT},
+    harness::{
+        Environment, Pace, PodSpec, Streams, poll,
+        weft::{Member, PROJECT},
+    },
     progress::say,
 };
 
@@ -29,7 +32,8 @@ fn outage() -> Duration {
     Duration::from_secs(seconds.unwrap_or(70))
 }
 
-fn message(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition], type_: &str) -> String {
+/// The message of a condition that is `False`.
+fn message(conditions: &[Condition], type_: &str) -> String {
     conditions::find_false(conditions, type_)
         .map(|one| one.message.clone())
         .unwrap_or_default()
@@ -47,14 +51,7 @@ async fn with_packets_to_the_hub_lost_everything_local_goes_on() -> Result<()> {
         )
         .await?;
     let members = environment.members(slice, namespace).await?;
-    let far = members
-        .iter()
-        .find(|one| one.cluster.name == hub.name)
-        .context("a pod at the hub")?;
-    let near = members
-        .iter()
-        .find(|one| one.cluster.name == member.name)
-        .context("a pod at the member")?;
+    let (far, near) = (Member::of(&members, hub)?, Member::of(&members, member)?);
     let away = outage();
     let pace = Pace {
         interval: Duration::from_millis(10),
@@ -121,12 +118,7 @@ async fn with_packets_to_the_hub_lost_everything_local_goes_on() -> Result<()> {
         // It is told where users look, with the cause.
         let mirrors: Api<Slice> = Api::all(member.client.clone());
         let unreachable = |slice: &Slice| {
-            let conditions = slice
-                .status
-                .as_ref()
-                .map(|status| status.conditions.clone())
-                .unwrap_or_default();
-            message(&conditions, conditions::REACHABLE).contains("has taken no heartbeat since")
+            message(conditions::of(slice), conditions::REACHABLE).contains("has taken no heartbeat since")
         };
         member
             .await_object(
@@ -155,12 +147,7 @@ async fn with_packets_to_the_hub_lost_everything_local_goes_on() -> Result<()> {
     cut.mend()?;
     let mended = Instant::now();
     let mirrors: Api<Slice> = Api::all(member.client.clone());
-    let reachable = |slice: &Slice| {
-        slice
-            .status
-            .as_ref()
-            .is_some_and(|status| conditions::is_true(&status.conditions, conditions::REACHABLE))
-    };
+    let reachable = |slice: &Slice| conditions::is_true(conditions::of(slice), conditions::REACHABLE);
     member
         .await_object(&mirrors, slice, "Reachable=True again", SOON, reachable)
         .await?;
@@ -231,12 +218,7 @@ async fn odd_nodes_harm_nobody() -> Result<()> {
     let result = async {
         let clusters: Api<Registered> = Api::namespaced(environment.hub()?.client.clone(), PROJECT);
         let named = |cluster: &Registered| {
-            let conditions = cluster
-                .status
-                .as_ref()
-                .map(|status| status.conditions.clone())
-                .unwrap_or_default();
-            message(&conditions, conditions::NODES_USABLE).contains("odd-")
+            message(conditions::of(cluster), conditions::NODES_USABLE).contains("odd-")
         };
         environment
             .hub()?

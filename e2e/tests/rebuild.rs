@@ -122,13 +122,8 @@ async fn held_while_in_use(environment: &Environment, slice: &str) -> Result<()>
     let clusters: Api<Registered> = Api::namespaced(hub.client.clone(), PROJECT);
     let there = clusters.get(&member.name).await?;
     clusters.delete(&member.name, &DeleteParams::default()).await?;
-    let said = |config: &SliceConfig| {
-        let conditions = config
-            .status
-            .as_ref()
-            .map(|status| status.conditions.clone())
-            .unwrap_or_default();
-        conditions.iter().any(|one| {
+    let is_held = |config: &SliceConfig| {
+        conditions::of(config).iter().any(|one| {
             one.message
                 .contains(&format!("cluster {} is to leave while", member.name))
         })
@@ -139,19 +134,12 @@ async fn held_while_in_use(environment: &Environment, slice: &str) -> Result<()>
             slice,
             "the slice says that it holds the cluster",
             SOON,
-            said,
+            is_held,
         )
         .await;
     hub.apply(&spec_of(&there)?.to_string()).await?;
     result?;
-    let ready = |cluster: &Registered| {
-        cluster
-            .status
-            .as_ref()
-            .is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
-    };
-    hub.await_object(&clusters, &member.name, "the cluster is Ready again", SOON, ready)
-        .await?;
+    environment.await_joined(&member.name).await?;
     let slices: Api<Slice> = Api::all(member.client.clone());
     poll(SOON, "the slice is where it was", async || {
         Ok(slices.get_opt(slice).await?.map(drop))

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::{ResourceExt, api::Api};
 use serde_json::json;
@@ -155,14 +155,7 @@ async fn without_the_hub(
 ) -> Result<()> {
     let lab = environment.lab()?;
     let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
-    let far = members
-        .iter()
-        .find(|one| one.cluster.name == hub.name)
-        .context("a pod at the hub")?;
-    let near = members
-        .iter()
-        .find(|one| one.cluster.name == member.name)
-        .context("a pod at the member")?;
+    let (far, near) = (Member::of(members, hub)?, Member::of(members, member)?);
     block_in_place(|| lab.stop_cluster(&hub.name, Part::ControlPlane))?;
     let result = async {
         let address = far.v4()?.to_string();
@@ -174,16 +167,16 @@ async fn without_the_hub(
         newcomer.probe(&["tcp", &address, "--bytes", "100000"]).await?;
         // It is said where users look, and every process of the member may restart.
         let mirrors: Api<Slice> = Api::all(member.client.clone());
-        let said = |slice: &Slice| {
-            let conditions = slice
-                .status
-                .as_ref()
-                .map(|status| status.conditions.as_slice())
-                .unwrap_or_default();
-            conditions::find_false(conditions, conditions::REACHABLE).is_some()
-        };
+        let unreachable =
+            |slice: &Slice| conditions::find_false(conditions::of(slice), conditions::REACHABLE).is_some();
         member
-            .await_object(&mirrors, slice, "Reachable=False on the mirror", BACK, said)
+            .await_object(
+                &mirrors,
+                slice,
+                "Reachable=False on the mirror",
+                BACK,
+                unreachable,
+            )
             .await?;
         restart(member, names::MEMBER_NAMESPACE, "netop").await?;
         restart(member, names::MEMBER_NAMESPACE, "operator").await?;

@@ -1,19 +1,23 @@
 //! What the roles count.
 
+use std::{fmt::Debug, time::Duration};
+
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::Collector,
 };
 
+use crate::control::{Depth, Figures, Key, Outcome};
+
 /// What both roles count.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     pub(crate) leader: IntGauge,
-    pub(crate) plans: IntCounter,
-    pub(crate) writes: IntCounterVec,
-    pub(crate) write_seconds: Histogram,
-    pub(crate) queue: IntGaugeVec,
-    pub(crate) unreadable: IntGaugeVec,
+    plans: IntCounter,
+    writes: IntCounterVec,
+    write_seconds: Histogram,
+    queue: IntGaugeVec,
+    unreadable: IntGaugeVec,
     pub(crate) notices_dropped: IntCounter,
     pub(crate) slices: IntGauge,
 }
@@ -47,7 +51,55 @@ fn gauges(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, promet
     IntGaugeVec::new(Opts::new(name, help), labels)
 }
 
+/// A count as a gauge has it.
+pub(crate) fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
 impl Metrics {
+    /// Counts a write to one of the API servers, and logs one that failed.
+    pub(crate) fn wrote(&self, server: &str, key: &Key, outcome: &Outcome, took: Duration) {
+        let result = match outcome {
+            Outcome::Written(_) | Outcome::Deleted => "ok",
+            Outcome::Failed(failure) => failure.reason.label(),
+        };
+        self.writes
+            .with_label_values(&[server, &format!("{:?}", key.kind), result])
+            .inc();
+        self.write_seconds.observe(took.as_secs_f64());
+        if let Outcome::Failed(failure) = outcome {
+            tracing::warn!(
+                server,
+                object = key.to_string(),
+                result,
+                error = failure.message,
+                "object not written, tried again later"
+            );
+        }
+    }
+
+    pub(crate) fn queued(&self, server: &str, depth: Depth) {
+        let Depth {
+            due,
+            in_flight,
+            waiting,
+        } = depth;
+        for (state, count) in [("due", due), ("in_flight", in_flight), ("waiting", waiting)] {
+            self.queue.with_label_values(&[server, state]).set(number(count));
+        }
+    }
+
+    /// Takes over what a role has counted.
+    pub(crate) fn take<S: Ord + Debug>(&self, figures: &mut Figures<S>) {
+        self.plans.inc_by(figures.take_plans());
+        self.notices_dropped.inc_by(figures.take_dropped_notices());
+        for (source, count) in figures.unreadable() {
+            self.unreadable
+                .with_label_values(&[&format!("{source:?}")])
+                .set(number(count));
+        }
+    }
+
     /// # Panics
     /// Where `registry` has these metrics already.
     pub(crate) fn register(registry: &Registry) -> Self {

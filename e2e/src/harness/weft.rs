@@ -48,6 +48,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// The first of some pods that runs in a cluster.
+    pub fn of<'a>(members: &'a [Self], cluster: &Cluster) -> Result<&'a Self> {
+        let mut own = members.iter().filter(|one| one.cluster.name == cluster.name);
+        own.next().with_context(|| format!("no pod in {}", cluster.name))
+    }
+
     /// Runs `weft-probe` in the pod.
     pub async fn probe(&self, arguments: &[&str]) -> Result<Value> {
         self.cluster.probe(&self.namespace, &self.name, arguments).await
@@ -158,16 +164,12 @@ impl Environment {
         Ok(())
     }
 
-    async fn await_joined(&self, name: &str) -> Result<()> {
+    /// Waits until a cluster is Ready on the hub.
+    pub async fn await_joined(&self, name: &str) -> Result<()> {
         use slice_crds::v1alpha1::Cluster as Member;
         let hub = self.hub()?;
         let clusters: Api<Member> = Api::namespaced(hub.client.clone(), PROJECT);
-        let ready = |cluster: &Member| {
-            cluster
-                .status
-                .as_ref()
-                .is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
-        };
+        let ready = |cluster: &Member| conditions::is_true(conditions::of(cluster), conditions::READY);
         hub.await_object(
             &clusters,
             name,
@@ -209,12 +211,7 @@ impl Environment {
 
     pub async fn await_slice(&self, name: &str) -> Result<SliceConfig> {
         let hub = self.hub()?;
-        let ready = |slice: &SliceConfig| {
-            slice
-                .status
-                .as_ref()
-                .is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
-        };
+        let ready = |slice: &SliceConfig| conditions::is_true(conditions::of(slice), conditions::READY);
         hub.await_object(
             &self.slices()?,
             name,

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! [`read`] turns raw objects into types, [`content`] says when an object holds what it should, [`outputs`] which write is
-//! next, [`notice`] which events are recorded on people's own objects.
+//! next, [`notice`] which events are recorded on people's own objects, [`figures`] what is counted.
 
 pub mod content;
+pub mod figures;
 pub mod kind;
 pub mod notice;
 pub mod outputs;
@@ -20,8 +21,9 @@ pub mod read;
 pub mod time;
 
 pub use content::{Content, Observed};
+pub use figures::Figures;
 pub use kind::{Key, Kind};
 pub use notice::Notice;
-pub use outputs::{Change, Failure, Outcome, Outputs, Reason, Write};
+pub use outputs::{Change, Depth, Failure, Outcome, Outputs, Reason, Write};
 pub use read::{Id, Meta};
 pub use time::Now;

@@ -162,6 +162,15 @@ impl Entry {
     }
 }
 
+/// How many writes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    pub due: usize,
+    pub in_flight: usize,
+    /// After a failure, or because the last one was just now.
+    pub waiting: usize,
+}
+
 /// The writes of one controller to one API server.
 #[derive(Debug)]
 pub struct Outputs {
@@ -462,9 +471,12 @@ impl Outputs {
             .map(|(key, _)| key)
     }
 
-    /// Writes that are due, under way, and waiting after a failure.
-    pub fn depth(&self) -> (usize, usize, usize) {
-        (self.due.len(), self.in_flight, self.waiting.len())
+    pub fn depth(&self) -> Depth {
+        Depth {
+            due: self.due.len(),
+            in_flight: self.in_flight,
+            waiting: self.waiting.len(),
+        }
     }
 
     pub fn in_flight(&self) -> usize {

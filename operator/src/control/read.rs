@@ -34,6 +34,10 @@ impl Meta {
             terminating: meta["deletionTimestamp"].is_string(),
         }
     }
+
+    pub fn id(&self) -> Id {
+        (self.namespace.clone(), self.name.clone())
+    }
 }
 
 /// An annotation of a raw object.

@@ -24,7 +24,9 @@ use super::{
     input::{Input, Source},
     state::{AllocationState, ClusterState, SliceState},
 };
-use crate::control::{Id, Key, Kind, Meta, Notice, Now, Outcome, Outputs, Write, notice::Notices};
+use crate::control::{
+    Depth, Figures, Id, Key, Kind, Meta, Notice, Now, Outcome, Outputs, Write, notice::Notices,
+};
 
 /// Field manager of the hub, and the value of the label on what it prunes.
 pub const MANAGER: &str = names::HUB_OPERATOR;
@@ -90,7 +92,9 @@ pub struct Hub {
     pub(super) propagation: BTreeMap<String, (Duration, BTreeSet<Key>)>,
     /// Secrets of join tokens that were deleted: nobody watches Secrets.
     pub(super) voided: BTreeSet<String>,
-    pub figures: Figures,
+    pub figures: Figures<Source>,
+    /// Seconds from the report of a gateway's key to the moment when the last peer had it.
+    pub propagation_seconds: Vec<f64>,
 }
 
 /// What is to be looked at again when its time has come.
@@ -98,19 +102,6 @@ pub struct Hub {
 pub(super) enum Wake {
     Slice(String),
     Cluster(String),
-}
-
-/// What there is to count.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// Seconds from the report of a gateway's key to the moment when the last peer had it.
-    pub propagation_seconds: Vec<f64>,
-    /// Things planned.
-    pub plans: u64,
-    /// Notices that did not fit.
-    pub dropped_notices: u64,
-    /// Objects that this build cannot read, by kind.
-    pub unreadable: BTreeMap<Source, BTreeSet<Id>>,
 }
 
 /// A moment's figures.
@@ -122,9 +113,7 @@ pub struct Gauges {
     pub slices: usize,
     pub indices_held: u64,
     pub indices_free: u64,
-    pub due: usize,
-    pub in_flight: usize,
-    pub waiting: usize,
+    pub queue: Depth,
 }
 
 impl Hub {
@@ -151,6 +140,7 @@ impl Hub {
             propagation: BTreeMap::new(),
             voided: BTreeSet::new(),
             figures: Figures::default(),
+            propagation_seconds: Vec::new(),
         }
     }
 
@@ -191,14 +181,14 @@ impl Hub {
             } else {
                 break;
             }
-            self.figures.plans += 1;
+            self.figures.planned();
         }
         self.outputs.poll(now)
     }
 
     /// The next event to be recorded on somebody's object.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.figures.dropped_notices += self.notices.take_dropped();
+        self.figures.dropped(self.notices.take_dropped());
         self.notices.pop().filter(|_| self.leading)
     }
 
@@ -223,7 +213,6 @@ impl Hub {
     }
 
     pub fn gauges(&self) -> Gauges {
-        let (due, in_flight, waiting) = self.outputs.depth();
         let mut gauges = Gauges {
             clusters: self
                 .clusters
@@ -245,9 +234,7 @@ impl Hub {
                 .values()
                 .filter(|slice| !slice.configs.is_empty())
                 .count(),
-            due,
-            in_flight,
-            waiting,
+            queue: self.outputs.depth(),
             ..Gauges::default()
         };
         for allocation in self.allocations.values() {
@@ -408,7 +395,7 @@ impl Hub {
         }
         if waiting.is_empty() {
             let took = now.clock.saturating_sub(*since);
-            self.figures.propagation_seconds.push(took.as_secs_f64());
+            self.propagation_seconds.push(took.as_secs_f64());
             self.propagation.remove(&slice);
         }
     }

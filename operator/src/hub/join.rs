@@ -169,11 +169,7 @@ impl Hub {
             self.outputs.remove(key);
             return false;
         }
-        let before = join
-            .status
-            .as_ref()
-            .map(|status| status.conditions.clone())
-            .unwrap_or_default();
+        let before = conditions::of(join).to_vec();
         let recorded = self.recorded_identity(cluster) == Some(join.spec.cluster_uid.as_str());
         // With another token of the name still good, its holder could use the permission: it must be void first.
         let other = tokens.iter().any(|token| {

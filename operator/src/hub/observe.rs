@@ -5,8 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use kube::ResourceExt;
-use slice_crds::{annotations, names, wire::SliceAllocationSpec};
+use kube::{ResourceExt, core::object::HasStatus};
+use slice_crds::{
+    annotations,
+    conditions::{self, Conditioned},
+    names,
+    wire::SliceAllocationSpec,
+};
 
 use super::{
     core::{AWAIT_REPORTS, Hub},
@@ -30,13 +35,8 @@ impl Hub {
             observed,
             object,
         } = input;
+        self.figures.seen(source, meta.id(), is_unreadable);
         let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
-        let id = (meta.namespace.clone(), meta.name.clone());
-        let unreadable = self.figures.unreadable.entry(source).or_default();
-        match is_unreadable {
-            true => unreadable.insert(id),
-            false => unreadable.remove(&id),
-        };
         if let (Some(kind), Some(observed)) = (source.written(), observed) {
             self.outputs.observe(Key::new(kind, &namespace, &name), observed);
         }
@@ -49,26 +49,12 @@ impl Hub {
                     .or_default()
                     .configs
                     .entry(namespace);
-                let conditions = |config: &slice_crds::v1alpha1::SliceConfig| {
-                    config
-                        .status
-                        .as_ref()
-                        .map(|status| status.conditions.clone())
-                        .unwrap_or_default()
-                };
-                take(slot, meta, config, conditions);
+                take(slot, meta, config);
                 self.touch_slice(&name);
             }
             (Object::Cluster(object), _) => {
                 let state = self.clusters.entry(name.clone()).or_default();
-                let conditions = |cluster: &slice_crds::v1alpha1::Cluster| {
-                    cluster
-                        .status
-                        .as_ref()
-                        .map(|status| status.conditions.clone())
-                        .unwrap_or_default()
-                };
-                take(state.objects.entry(namespace), meta, object, conditions);
+                take(state.objects.entry(namespace), meta, object);
                 state.last_deletion = Deletion::Graceful;
                 self.touch_cluster(&name);
                 self.touch_slices_of(&name);
@@ -363,9 +349,7 @@ impl Hub {
 
     pub(super) fn lose(&mut self, source: Source, meta: &Meta, version: Option<&str>, now: Now) {
         let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
-        if let Some(unreadable) = self.figures.unreadable.get_mut(&source) {
-            unreadable.remove(&(meta.namespace.clone(), meta.name.clone()));
-        }
+        self.figures.gone(&source, &meta.id());
         if let Some(kind) = source.written() {
             self.outputs.gone(&Key::new(kind, &namespace, &name), version);
         }
@@ -540,11 +524,10 @@ impl Hub {
 }
 
 /// Takes a user's object in; what cannot be read leaves what was read before.
-fn take<T>(
+fn take<T: HasStatus<Status: Conditioned>>(
     slot: std::collections::btree_map::Entry<'_, String, Users<T>>,
     meta: Meta,
     object: Result<Arc<T>, super::input::Unreadable>,
-    conditions: impl Fn(&T) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
 ) {
     let slot = slot.or_insert_with(|| Users {
         meta: Meta::default(),
@@ -555,7 +538,7 @@ fn take<T>(
     slot.meta = meta;
     match object {
         Ok(object) => {
-            slot.conditions = conditions(&object);
+            slot.conditions = conditions::of(&*object).to_vec();
             (slot.object, slot.unreadable) = (Some(object), None);
         }
         Err(unreadable) => {

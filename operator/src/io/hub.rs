@@ -1,7 +1,5 @@
 //! The hub role at work: watches in, writes out, as long as this process leads.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -18,23 +16,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    record,
+    BATCH, STALLED, TICK, record,
     watch::{self, CHANNEL, Scope, Signal},
     write::{self, AT_ONCE, Done},
 };
 use crate::{
     args::HubArgs,
-    control::{Kind, Now, Outcome},
+    control::{Kind, Now},
     hub::{Event, Hub, Input, MANAGER, Settings, Source},
-    metrics::{HubMetrics, Metrics},
+    metrics::{HubMetrics, Metrics, number},
 };
-
-/// The loop goes round at least this often.
-const TICK: Duration = Duration::from_secs(1);
-/// A loop that has not gone round for this long is dead: `/livez` says so, and the process is started anew.
-const STALLED: Duration = Duration::from_secs(60);
-/// Events that are taken in one go.
-const BATCH: usize = 512;
 
 /// Runs until `stop`.
 ///
@@ -148,11 +139,9 @@ async fn take_lead(client: &Client, hub: &mut Hub, leads: bool, now: Now) -> boo
         return false;
     }
     match write::list(client, Kind::SliceAllocation, names::HUB_NAMESPACE).await {
-        Ok(allocations) => {
-            let mut there = std::collections::BTreeSet::new();
+        Ok((allocations, there)) => {
             for value in allocations {
                 let input = Input::read(Source::SliceAllocation, &value);
-                there.insert((input.meta.namespace.clone(), input.meta.name.clone()));
                 hub.handle(Event::Seen(Box::new(input)), now);
             }
             hub.handle(Event::Listed(Source::SliceAllocation, there), now);
@@ -176,7 +165,7 @@ fn finish(hub: &mut Hub, metrics: &Metrics, done: Done, now: Now) {
         object,
         took,
     } = done;
-    count(metrics, "local", &key.to_string(), key.kind, &outcome, took);
+    metrics.wrote("local", &key, &outcome, took);
     let source = Source::of(key.kind);
     hub.handle(Event::Written(key, outcome), now);
     // What was written counts at once, not when a watch comes round to it.
@@ -185,79 +174,19 @@ fn finish(hub: &mut Hub, metrics: &Metrics, done: Done, now: Now) {
     }
 }
 
-/// Counts a write, and logs one that failed.
-pub(super) fn count(
-    metrics: &Metrics,
-    server: &str,
-    object: &str,
-    kind: Kind,
-    outcome: &Outcome,
-    took: Duration,
-) {
-    let result = match outcome {
-        Outcome::Written(_) | Outcome::Deleted => "ok",
-        Outcome::Failed(failure) => failure.reason.label(),
-    };
-    metrics
-        .writes
-        .with_label_values(&[server, &format!("{kind:?}"), result])
-        .inc();
-    metrics.write_seconds.observe(took.as_secs_f64());
-    if let Outcome::Failed(failure) = outcome {
-        tracing::warn!(
-            server,
-            object,
-            result,
-            error = failure.message,
-            "object not written, tried again later"
-        );
-    }
-}
-
 fn gauge(metrics: &Metrics, own: &HubMetrics, hub: &mut Hub) {
     let gauges = hub.gauges();
-    let set = |metric: &prometheus::IntGaugeVec, label: &str, value: usize| {
-        metric
-            .with_label_values(&[label])
-            .set(i64::try_from(value).unwrap_or(i64::MAX));
-    };
-    set(&own.clusters, "registered", gauges.clusters);
-    set(&own.clusters, "reachable", gauges.reachable);
-    set(&own.clusters, "untrusted", gauges.untrusted);
-    metrics
-        .slices
-        .set(i64::try_from(gauges.slices).unwrap_or(i64::MAX));
-    set(
-        &own.indices,
-        "given",
-        usize::try_from(gauges.indices_held).unwrap_or(usize::MAX),
-    );
-    set(
-        &own.indices,
-        "free",
-        usize::try_from(gauges.indices_free).unwrap_or(usize::MAX),
-    );
-    queue(metrics, "local", (gauges.due, gauges.in_flight, gauges.waiting));
-    let figures = &mut hub.figures;
-    metrics.plans.inc_by(std::mem::take(&mut figures.plans));
-    metrics
-        .notices_dropped
-        .inc_by(std::mem::take(&mut figures.dropped_notices));
-    for seconds in figures.propagation_seconds.drain(..) {
+    let clusters = |state: &str, count| own.clusters.with_label_values(&[state]).set(number(count));
+    clusters("registered", gauges.clusters);
+    clusters("reachable", gauges.reachable);
+    clusters("untrusted", gauges.untrusted);
+    let indices = |state: &str, count| own.indices.with_label_values(&[state]).set(number(count));
+    indices("given", gauges.indices_held);
+    indices("free", gauges.indices_free);
+    metrics.slices.set(number(gauges.slices));
+    metrics.queued("local", gauges.queue);
+    metrics.take(&mut hub.figures);
+    for seconds in hub.propagation_seconds.drain(..) {
         own.propagation_seconds.observe(seconds);
-    }
-    for (source, objects) in &figures.unreadable {
-        let count = i64::try_from(objects.len()).unwrap_or(i64::MAX);
-        metrics
-            .unreadable
-            .with_label_values(&[&format!("{source:?}")])
-            .set(count);
-    }
-}
-
-pub(super) fn queue(metrics: &Metrics, server: &str, (due, in_flight, waiting): (usize, usize, usize)) {
-    for (state, count) in [("due", due), ("in_flight", in_flight), ("waiting", waiting)] {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.queue.with_label_values(&[server, state]).set(count);
     }
 }

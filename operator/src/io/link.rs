@@ -269,8 +269,7 @@ impl Keeper {
                 credential.cluster
             );
         }
-        let conditions = there.status.map(|status| status.conditions).unwrap_or_default();
-        let Some(accepted) = conditions::find(&conditions, conditions::ACCEPTED) else {
+        let Some(accepted) = conditions::find(conditions::of(&there), conditions::ACCEPTED) else {
             return Ok(false);
         };
         if accepted.status != "True" {

@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    hub::{count, queue},
+    BATCH, STALLED, TICK,
     link::{Keeper, News, State},
     record,
     watch::{self, CHANNEL, Scope, Signal},
@@ -34,15 +34,9 @@ use crate::{
     args::ClusterArgs,
     control::{Kind, Now},
     member::{Event, Facts, Input, MANAGER, Member, Settings, Side, Source, input::Object},
-    metrics::{MemberMetrics, Metrics},
+    metrics::{MemberMetrics, Metrics, number},
 };
 
-/// The loop goes round at least this often.
-const TICK: Duration = Duration::from_secs(1);
-/// A loop that has not gone round for this long is dead: `/livez` says so, and the process is started anew.
-const STALLED: Duration = Duration::from_secs(60);
-/// Events that are taken in one go.
-const BATCH: usize = 512;
 /// Facts of the cluster that nobody watches are asked for this often, and after a failure.
 const FACTS: Duration = Duration::from_secs(300);
 const FACTS_AGAIN: Duration = Duration::from_secs(5);
@@ -288,11 +282,9 @@ async fn take_lead(client: &Client, member: &mut Member, leads: bool, now: Now) 
         (Kind::SliceBlock, Source::SliceBlock),
     ] {
         match write::list(client, kind, "").await {
-            Ok(objects) => {
-                let mut there = BTreeSet::new();
+            Ok((objects, there)) => {
                 for value in objects {
                     let input = Input::read(source, &value);
-                    there.insert((input.meta.namespace.clone(), input.meta.name.clone()));
                     member.handle(Event::Seen(Box::new(input)), now);
                 }
                 member.handle(Event::Listed(source, there), now);
@@ -327,7 +319,7 @@ fn finish(member: &mut Member, metrics: &Metrics, side: Side, done: Done, now: N
         Side::Local => "local",
         Side::Hub => "hub",
     };
-    count(metrics, server, &key.to_string(), key.kind, &outcome, took);
+    metrics.wrote(server, &key, &outcome, took);
     let source = Source::of(side, key.kind);
     member.handle(Event::Written(side, key, outcome), now);
     // What was written counts at once, not when a watch comes round to it.
@@ -401,24 +393,12 @@ async fn facts(client: &Client) -> anyhow::Result<Facts> {
 
 fn gauge(metrics: &Metrics, own: &MemberMetrics, member: &mut Member) {
     let gauges = member.gauges();
-    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    metrics.slices.set(number(gauges.slices));
-    own.nodes.with_label_values(&["usable"]).set(number(gauges.nodes));
-    own.nodes
-        .with_label_values(&["left_out"])
-        .set(number(gauges.nodes_left_out));
+    let nodes = |state: &str, count| own.nodes.with_label_values(&[state]).set(number(count));
+    nodes("usable", gauges.nodes);
+    nodes("left_out", gauges.nodes_left_out);
     own.hub_reachable.set(gauges.hub_reachable.into());
-    queue(metrics, "local", gauges.local);
-    queue(metrics, "hub", gauges.hub);
-    let figures = &mut member.figures;
-    metrics.plans.inc_by(std::mem::take(&mut figures.plans));
-    metrics
-        .notices_dropped
-        .inc_by(std::mem::take(&mut figures.dropped_notices));
-    for (source, objects) in &figures.unreadable {
-        metrics
-            .unreadable
-            .with_label_values(&[&format!("{source:?}")])
-            .set(number(objects.len()));
-    }
+    metrics.slices.set(number(gauges.slices));
+    metrics.queued("local", gauges.local);
+    metrics.queued("hub", gauges.hub);
+    metrics.take(&mut member.figures);
 }

@@ -11,3 +11,12 @@ mod record;
 pub mod teardown;
 mod watch;
 mod write;
+
+use std::time::Duration;
+
+/// A role's loop goes round at least this often.
+const TICK: Duration = Duration::from_secs(1);
+/// A loop that has not gone round for this long is dead: `/livez` says so, and the process is started anew.
+const STALLED: Duration = Duration::from_secs(60);
+/// Events that are taken in one go.
+const BATCH: usize = 512;

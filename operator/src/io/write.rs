@@ -1,6 +1,6 @@
 //! Carrying writes out.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use kube::{
     Api, Client, Error,
@@ -13,7 +13,7 @@ use serde_json::Value;
 use slice_runtime::lease;
 
 use super::watch::raw;
-use crate::control::{Change, Failure, Key, Kind, Observed, Outcome, Reason, Write, kind::Manner};
+use crate::control::{Change, Failure, Id, Key, Kind, Meta, Observed, Outcome, Reason, Write, kind::Manner};
 
 /// Writes to one API server at once.
 pub(super) const AT_ONCE: usize = 16;
@@ -136,8 +136,12 @@ fn failure(error: &Error) -> Failure {
     }
 }
 
-/// Everything of a kind as a quorum has it: what a controller takes the lead with.
-pub(super) async fn list(client: &Client, kind: Kind, namespace: &str) -> kube::Result<Vec<Value>> {
+/// Everything of a kind as a quorum has it, and what it is called: what a controller takes the lead with.
+pub(super) async fn list(
+    client: &Client,
+    kind: Kind,
+    namespace: &str,
+) -> kube::Result<(Vec<Value>, BTreeSet<Id>)> {
     let resource = kind.resource();
     let api: Api<DynamicObject> = match kind.is_namespaced() {
         true => Api::namespaced_with(client.clone(), namespace, &resource),
@@ -146,7 +150,11 @@ pub(super) async fn list(client: &Client, kind: Kind, namespace: &str) -> kube::
     // Without a resource version: the newest there is.
     let params = ListParams::default();
     match tokio::time::timeout(LIST_DEADLINE, api.list(&params)).await {
-        Ok(list) => Ok(list?.items.into_iter().map(raw).collect()),
+        Ok(list) => {
+            let objects: Vec<Value> = list?.items.into_iter().map(raw).collect();
+            let there = objects.iter().map(|object| Meta::of(object).id()).collect();
+            Ok((objects, there))
+        }
         Err(_) => Err(Error::Service("the API server did not answer a list".into())),
     }
 }

@@ -15,7 +15,7 @@ use super::{
     nodes::{NodeFacts, Nodes},
     state::{Agent, Facts, HubState, Link, ServiceState, SliceState},
 };
-use crate::control::{Id, Key, Meta, Notice, Now, Outcome, Outputs, Write, notice::Notices};
+use crate::control::{Depth, Figures, Id, Key, Meta, Notice, Now, Outcome, Outputs, Write, notice::Notices};
 
 /// Field manager of the member role, here and on the hub, and the value of the label on what it prunes.
 pub const MANAGER: &str = names::MEMBER_OPERATOR;
@@ -90,7 +90,7 @@ pub struct Member {
     pub(super) warnings: BTreeMap<String, String>,
     pub(super) dirty: Dirty,
     pub(super) timers: BTreeSet<Duration>,
-    pub figures: Figures,
+    pub figures: Figures<Source>,
 }
 
 /// What is to be planned again.
@@ -104,15 +104,6 @@ pub(super) struct Dirty {
     pub(super) corefile: bool,
 }
 
-/// What there is to count.
-#[derive(Debug, Default)]
-pub struct Figures {
-    pub plans: u64,
-    pub dropped_notices: u64,
-    /// Objects that this build cannot read, by kind.
-    pub unreadable: BTreeMap<Source, BTreeSet<Id>>,
-}
-
 /// A moment's figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
@@ -120,8 +111,8 @@ pub struct Gauges {
     pub nodes: usize,
     pub nodes_left_out: usize,
     pub hub_reachable: bool,
-    pub local: (usize, usize, usize),
-    pub hub: (usize, usize, usize),
+    pub local: Depth,
+    pub hub: Depth,
 }
 
 impl Member {
@@ -214,7 +205,7 @@ impl Member {
 
     /// The next event to be recorded on somebody's object.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.figures.dropped_notices += self.notices.take_dropped();
+        self.figures.dropped(self.notices.take_dropped());
         self.notices.pop().filter(|_| self.leading)
     }
 
@@ -222,7 +213,7 @@ impl Member {
     pub fn has_left(&self) -> bool {
         let leaving = self.link.as_ref().is_ok_and(|link| link.leaving);
         let reported = !self.reachable || {
-            let (due, in_flight, _) = self.remote.depth();
+            let Depth { due, in_flight, .. } = self.remote.depth();
             due + in_flight == 0 && self.hub.slices.values().all(|desired| desired.released)
         };
         leaving && self.is_synced() && self.slices.values().all(SliceState::is_empty) && reported
@@ -323,6 +314,18 @@ impl Member {
         of_link.or_else(of_slices).unwrap_or_default()
     }
 
+    /// Its namespace on the hub; empty while there is no credential.
+    pub(super) fn namespace(&self) -> String {
+        let link = self.link.as_ref();
+        link.map(|link| link.namespace.clone()).unwrap_or_default()
+    }
+
+    /// Who the hub is; empty until it was seen.
+    pub(super) fn hub_identity(&self) -> String {
+        let hub = self.hub.hub.as_ref();
+        hub.map(|hub| hub.identity.clone()).unwrap_or_default()
+    }
+
     pub(super) fn link(&mut self, link: Result<Link, String>) {
         let same = match (&self.link, &link) {
             (Ok(before), Ok(after)) => {
@@ -405,7 +408,7 @@ impl Member {
             } else {
                 return;
             }
-            self.figures.plans += 1;
+            self.figures.planned();
         }
     }
 }

@@ -24,11 +24,7 @@ impl Member {
     pub(super) fn plan_export(&mut self, id: &(String, String), now: Now) {
         let cluster = self.name();
         let rules = self.rules();
-        let namespace = self
-            .link
-            .as_ref()
-            .map(|link| link.namespace.clone())
-            .unwrap_or_default();
+        let namespace = self.namespace();
         let Some(state) = self.exports.get(id) else { return };
         let no_labels = Labels::new();
         let none: BTreeMap<String, Vec<Attachment>> = BTreeMap::new();
@@ -102,12 +98,7 @@ impl Member {
     /// The services of the other clusters, and which of those that were there are not any more.
     pub(super) fn plan_imports(&mut self, now: Now) {
         let cluster = self.name();
-        let identity = self
-            .hub
-            .hub
-            .as_ref()
-            .map(|hub| hub.identity.clone())
-            .unwrap_or_default();
+        let identity = self.hub_identity();
         let known: BTreeSet<&String> = self
             .slices
             .iter()

@@ -25,13 +25,8 @@ impl Member {
             observed,
             object,
         } = input;
+        self.figures.seen(source, meta.id(), is_unreadable);
         let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
-        let id = (meta.namespace.clone(), meta.name.clone());
-        let unreadable = self.figures.unreadable.entry(source).or_default();
-        match is_unreadable {
-            true => unreadable.insert(id),
-            false => unreadable.remove(&id),
-        };
         for (kind, observed) in observed {
             self.outputs(source.side())
                 .observe(Key::new(kind, &namespace, &name), observed);
@@ -279,9 +274,7 @@ impl Member {
 
     pub(super) fn lose(&mut self, source: Source, meta: &Meta, version: Option<&str>, now: Now) {
         let (namespace, name) = (meta.namespace.to_string(), meta.name.to_string());
-        if let Some(unreadable) = self.figures.unreadable.get_mut(&source) {
-            unreadable.remove(&(meta.namespace.clone(), meta.name.clone()));
-        }
+        self.figures.gone(&source, &meta.id());
         for kind in source.written() {
             self.outputs(source.side())
                 .gone(&Key::new(*kind, &namespace, &name), version);

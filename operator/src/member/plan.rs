@@ -316,20 +316,11 @@ impl Member {
     fn report_slice(&mut self, name: &str, now: Now) {
         let silent = self.silent();
         let desired = self.hub.slices.get(name).cloned();
-        let identity = self
-            .hub
-            .hub
-            .as_ref()
-            .map(|hub| hub.identity.clone())
-            .unwrap_or_default();
+        let identity = self.hub_identity();
         let Some(state) = self.slices.get(name) else {
             return;
         };
-        let namespace = self
-            .link
-            .as_ref()
-            .map(|link| link.namespace.clone())
-            .unwrap_or_default();
+        let namespace = self.namespace();
         let key = Key::new(Kind::MemberSliceReport, &namespace, name);
         if state.is_empty() && desired.is_none() {
             self.remote.remove(key);

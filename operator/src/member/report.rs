@@ -316,11 +316,7 @@ pub(super) fn status(
     hub: Verdict,
     now: Timestamp,
 ) -> SliceStatus {
-    let before = object
-        .status
-        .as_ref()
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
+    let before = conditions::of(object);
     let ready = match (report.problems.first(), report.unreached.first()) {
         (Some(problem), _) => Verdict::no(conditions::READY, reason::DEGRADED, problem.clone()),
         (None, Some(peer)) => Verdict::no(

@@ -45,11 +45,7 @@ pub struct Export {
 pub fn export(request: &Request<'_>, now: Timestamp) -> Export {
     let export = request.export;
     let (namespace, name) = (export.namespace().unwrap_or_default(), export.name_any());
-    let before = export
-        .status
-        .as_ref()
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
+    let before = conditions::of(export);
     let kind = request
         .service
         .and_then(|service| service.spec.as_ref()?.type_.clone())

@@ -55,7 +55,7 @@ pub(super) struct Members {
     /// Generations of each gateway's key.
     keys: Mutex<HashMap<(Place, u32), u32>>,
     pending: Mutex<HashMap<String, Pending>>,
-    told: Mutex<Vec<Duration>>,
+    propagated: Mutex<Vec<Duration>>,
     pub(super) heartbeats: AtomicU64,
 }
 
@@ -73,7 +73,7 @@ impl Members {
             served: Mutex::default(),
             keys: Mutex::default(),
             pending: Mutex::default(),
-            told: Mutex::default(),
+            propagated: Mutex::default(),
             heartbeats: AtomicU64::new(0),
         })
     }
@@ -274,7 +274,7 @@ impl Members {
                 if one.missing.is_empty() {
                     let took = one.reported.elapsed();
                     pending.remove(key);
-                    lock(&self.told).push(took);
+                    lock(&self.propagated).push(took);
                 }
             }
         }
@@ -299,11 +299,15 @@ impl Members {
         self.report(place).await
     }
 
-    /// What every finished change took, in milliseconds, and how many have not come to everybody.
-    pub(super) fn told(&self) -> (Vec<f64>, usize) {
-        let told = lock(&self.told);
-        let told = told.iter().map(|took| took.as_secs_f64() * 1000.0).collect();
-        (told, lock(&self.pending).len())
+    /// What each change took until everybody had it, in milliseconds.
+    pub(super) fn propagated(&self) -> Vec<f64> {
+        let times = lock(&self.propagated);
+        times.iter().map(|took| took.as_secs_f64() * 1000.0).collect()
+    }
+
+    /// Changes that somebody has not been served yet.
+    pub(super) fn awaited(&self) -> usize {
+        lock(&self.pending).len()
     }
 }
 

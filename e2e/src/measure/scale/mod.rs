@@ -14,6 +14,7 @@ mod members;
 mod process;
 
 use std::{
+    collections::HashSet,
     fmt::Write,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -31,6 +32,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     config::Kubeconfig,
+    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
 use slice_crds::{conditions, names, schema, v1alpha1::SliceConfig};
@@ -59,6 +61,8 @@ const STARTS: usize = 3;
 const SETTLED: Duration = Duration::from_secs(10);
 /// For the whole fleet to be set up.
 const SET_UP: Duration = Duration::from_secs(1800);
+/// How often is shown how far the set-up is.
+const SHOWN: Duration = Duration::from_secs(20);
 const AT_ONCE: usize = 16;
 
 /// What must not be exceeded: test, metric, unit.
@@ -268,29 +272,33 @@ async fn set_up(
     Ok(())
 }
 
+/// Follows every slice until all are Ready; a list now and then would keep the API server busy that is measured.
 async fn await_ready(hub: &Cluster, members: &Members, progress: &Progress, places: usize) -> Result<()> {
     let configs: Api<SliceConfig> = Api::namespaced(hub.client.clone(), PROJECT);
+    let all = members.fleet().slices.len();
+    let mut ready = HashSet::new();
+    let mut seen = std::pin::pin!(watcher(configs, watcher::Config::default()).touched_objects());
     let mut shown = Instant::now();
-    poll(SET_UP, "every slice Ready", async || {
-        // Asked for oftener, so many objects keep the API server busy that is measured.
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let all = configs.list(&ListParams::default()).await?;
-        let ready = |one: &&SliceConfig| {
-            let status = one.status.as_ref();
-            status.is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
-        };
-        let count = all.iter().filter(ready).count();
-        if shown.elapsed() > Duration::from_secs(20) {
-            shown = Instant::now();
-            let served = members.served();
-            progress.done(format!(
-                "{count} of {} slices Ready, {served} of {places} served",
-                all.items.len()
-            ));
+    let until_all = async {
+        while ready.len() < all {
+            let slice = seen.try_next().await.context("watch the slices")?;
+            let slice = slice.context("the watch of the slices has ended")?;
+            match conditions::is_true(conditions::of(&slice), conditions::READY) {
+                true => ready.insert(slice.name_any()),
+                false => ready.remove(&slice.name_any()),
+            };
+            if shown.elapsed() > SHOWN {
+                shown = Instant::now();
+                let (ready, served) = (ready.len(), members.served());
+                progress.done(format!(
+                    "{ready} of {all} slices Ready, {served} of {places} served"
+                ));
+            }
         }
-        Ok((count == members.fleet().slices.len()).then_some(()))
-    })
-    .await?;
+        anyhow::Ok(())
+    };
+    let in_time = tokio::time::timeout(SET_UP, until_all).await;
+    in_time.with_context(|| format!("not every slice is Ready after {SET_UP:?}"))??;
     progress.done("every slice is Ready");
     Ok(())
 }
@@ -392,17 +400,23 @@ async fn change(members: &Arc<Members>, process: &Process, figures: &mut Figures
     while let Some(change) = changes.join_next().await {
         change.context("a change")??;
     }
-    poll(Duration::from_secs(60), "every change told", async || {
-        Ok((members.told().1 == 0).then_some(()))
-    })
+    poll(
+        Duration::from_secs(60),
+        "every change with everybody",
+        async || Ok((members.awaited() == 0).then_some(())),
+    )
     .await?;
     let seconds = begun.elapsed().as_secs_f64();
-    let (told, _) = members.told();
-    ensure!(told.len() == count, "{} of {count} changes were told", told.len());
+    let times = members.propagated();
+    ensure!(
+        times.len() == count,
+        "{} of {count} changes came to everybody",
+        times.len()
+    );
     let own = process.metrics().await?.writes() - before.0;
     let cpu = process.usage()?.0 - before.1;
-    figures.add(SYSTEM, "change", "told_ms", "ms", &told);
-    figures.add_quantile(SYSTEM, "change", "told_ms_p99", "ms", &told, 0.99);
+    figures.add(SYSTEM, "change", "told_ms", "ms", &times);
+    figures.add_quantile(SYSTEM, "change", "told_ms_p99", "ms", &times, 0.99);
     figures.add(SYSTEM, "change", "hub_writes_per_s", "1/s", &[own / seconds]);
     figures.add(SYSTEM, "change", "cpu_pct", "%", &[cpu / seconds * 100.0]);
     figures.add(SYSTEM, "change", "rss_mib", "MiB", &memory);

@@ -201,7 +201,10 @@ fn what_is_to_go_is_deleted_once_and_what_nobody_wants_stays() {
     outputs.written(&delete.key, Outcome::Deleted, at(0));
     assert_eq!(outputs.poll(at(1)), None);
     outputs.gone(&key("shop"), Some("4"));
-    assert_eq!((outputs.poll(at(5000)), outputs.depth()), (None, (0, 0, 0)));
+    assert_eq!(
+        (outputs.poll(at(5000)), outputs.depth()),
+        (None, Depth::default())
+    );
 }
 
 #[test]

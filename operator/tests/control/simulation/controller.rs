@@ -23,6 +23,16 @@ pub(crate) struct Flight {
     outcome: Option<Outcome>,
 }
 
+/// How much a controller takes in at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Most {
+    /// Events of one watch, now and then.
+    pub(crate) burst: usize,
+    pub(crate) events: usize,
+    /// Answers to writes, fewer than this.
+    pub(crate) answers: usize,
+}
+
 /// Where a member's writes go.
 pub(crate) struct Servers<'a> {
     pub(crate) local: &'a mut Server,
@@ -30,7 +40,15 @@ pub(crate) struct Servers<'a> {
     pub(crate) hub: Option<&'a mut Server>,
 }
 
-impl Servers<'_> {
+impl<'a> Servers<'a> {
+    /// As the hub has it: its own API server only.
+    pub(crate) fn of_hub(hub: &'a mut Server) -> Self {
+        Self {
+            local: hub,
+            hub: None,
+        }
+    }
+
     fn of(&mut self, side: Side) -> Option<&mut Server> {
         match side {
             Side::Local => Some(self.local),
@@ -249,6 +267,30 @@ impl<R: Role> Controller<R> {
 
     pub(crate) fn role(&self) -> Option<&R> {
         Some(&self.replicas[self.leader?].role)
+    }
+
+    /// One of the things that can happen next.
+    pub(crate) fn turn(
+        &mut self,
+        most: Most,
+        servers: &mut Servers<'_>,
+        late: bool,
+        random: &mut Random,
+        now: Now,
+    ) {
+        match random.below(6) {
+            0 if !self.has_leader() => self.elect(Some(random.below(2)), servers, late, random, now),
+            0 | 1 => _ = self.send(now),
+            2 => self.land(servers, random),
+            3 => self.deliver(random.below(2), most.burst, servers, random, now),
+            _ => {
+                self.deliver(random.below(2), most.events, servers, random, now);
+                self.send(now);
+                for _ in 0..random.below(most.answers) {
+                    self.settle_one(servers, true, random, now);
+                }
+            }
+        }
     }
 
     pub(crate) fn has_leader(&self) -> bool {

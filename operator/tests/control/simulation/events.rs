@@ -177,22 +177,9 @@ impl World {
             1 => {
                 let next = [None, Some(0), Some(1)][self.random.below(3)];
                 self.log(format!("the hub's lead goes to {next:?}"));
-                let Self {
-                    hub,
-                    controller,
-                    random,
-                    ..
-                } = self;
-                controller.elect(
-                    next,
-                    &mut Servers {
-                        local: hub,
-                        hub: None,
-                    },
-                    self.late,
-                    random,
-                    now,
-                );
+                let mut servers = Servers::of_hub(&mut self.hub);
+                self.controller
+                    .elect(next, &mut servers, self.late, &mut self.random, now);
             }
             2 => {
                 self.log(format!("{}: replica {which} crashes", self.clusters[at].name));
@@ -203,24 +190,8 @@ impl World {
             3 => {
                 let next = [None, Some(0), Some(1)][self.random.below(3)];
                 self.log(format!("{}: the lead goes to {next:?}", self.clusters[at].name));
-                let Self {
-                    hub,
-                    clusters,
-                    random,
-                    ..
-                } = self;
-                let Cluster {
-                    server,
-                    member,
-                    is_cut,
-                    is_joined,
-                    ..
-                } = &mut clusters[at];
-                let mut servers = Servers {
-                    local: server,
-                    hub: (*is_joined && !*is_cut).then_some(hub),
-                };
-                member.elect(next, &mut servers, self.late, random, now);
+                let (member, mut servers) = self.clusters[at].parts(&mut self.hub);
+                member.elect(next, &mut servers, self.late, &mut self.random, now);
             }
             4 => {
                 let cluster = &mut self.clusters[at];

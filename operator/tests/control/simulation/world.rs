@@ -13,7 +13,7 @@ use slice_operator::{
 
 use super::{
     agent::Agent,
-    controller::{Controller, Role, Servers},
+    controller::{Controller, Most, Role, Servers},
     random::Random,
 };
 use crate::{server::Server, stage::START};
@@ -57,6 +57,17 @@ pub(crate) struct Cluster {
     pub(super) is_joined: bool,
     joins: u32,
     is_leaving: bool,
+}
+
+impl Cluster {
+    /// Its operator, and the API servers that it reaches.
+    pub(super) fn parts<'a>(&'a mut self, hub: &'a mut Server) -> (&'a mut Controller<Member>, Servers<'a>) {
+        let servers = Servers {
+            local: &mut self.server,
+            hub: (self.is_joined && !self.is_cut).then_some(hub),
+        };
+        (&mut self.member, servers)
+    }
 }
 
 pub(crate) struct World {
@@ -198,63 +209,26 @@ impl World {
 
     fn run_hub(&mut self) {
         let now = self.now();
-        let Self {
-            hub,
-            controller,
-            random,
-            ..
-        } = self;
-        let mut servers = Servers {
-            local: hub,
-            hub: None,
+        let most = Most {
+            burst: 30,
+            events: 5,
+            answers: 8,
         };
-        match random.below(6) {
-            0 if !controller.has_leader() => {
-                controller.elect(Some(random.below(2)), &mut servers, self.late, random, now)
-            }
-            0 | 1 => _ = controller.send(now),
-            2 => controller.land(&mut servers, random),
-            3 => controller.deliver(random.below(2), 30, &mut servers, random, now),
-            _ => {
-                controller.deliver(random.below(2), 5, &mut servers, random, now);
-                controller.send(now);
-                for _ in 0..random.below(8) {
-                    controller.settle_one(&mut servers, true, random, now);
-                }
-            }
-        }
+        let mut servers = Servers::of_hub(&mut self.hub);
+        self.controller
+            .turn(most, &mut servers, self.late, &mut self.random, now);
     }
 
     fn run_member(&mut self) {
         let now = self.now();
         let at = self.random.below(self.clusters.len());
-        let Self {
-            hub,
-            clusters,
-            random,
-            ..
-        } = self;
-        let cluster = &mut clusters[at];
-        let mut servers = Servers {
-            local: &mut cluster.server,
-            hub: (cluster.is_joined && !cluster.is_cut).then_some(hub),
+        let most = Most {
+            burst: 40,
+            events: 8,
+            answers: 10,
         };
-        let member = &mut cluster.member;
-        match random.below(6) {
-            0 if !member.has_leader() => {
-                member.elect(Some(random.below(2)), &mut servers, self.late, random, now)
-            }
-            0 | 1 => _ = member.send(now),
-            2 => member.land(&mut servers, random),
-            3 => member.deliver(random.below(2), 40, &mut servers, random, now),
-            _ => {
-                member.deliver(random.below(2), 8, &mut servers, random, now);
-                member.send(now);
-                for _ in 0..random.below(10) {
-                    member.settle_one(&mut servers, true, random, now);
-                }
-            }
-        }
+        let (member, mut servers) = self.clusters[at].parts(&mut self.hub);
+        member.turn(most, &mut servers, self.late, &mut self.random, now);
     }
 
     fn run_agent(&mut self) {
@@ -324,31 +298,13 @@ impl World {
 
     pub(super) fn relist_hub(&mut self, which: usize) {
         let now = self.now();
-        let Self { hub, controller, .. } = self;
-        controller.list(
-            which,
-            &mut Servers {
-                local: hub,
-                hub: None,
-            },
-            now,
-        );
+        let mut servers = Servers::of_hub(&mut self.hub);
+        self.controller.list(which, &mut servers, now);
     }
 
     pub(crate) fn relist_member(&mut self, at: usize, which: usize) {
         let now = self.now();
-        let Self { hub, clusters, .. } = self;
-        let Cluster {
-            server,
-            member,
-            is_cut,
-            is_joined,
-            ..
-        } = &mut clusters[at];
-        let mut servers = Servers {
-            local: server,
-            hub: (*is_joined && !*is_cut).then_some(hub),
-        };
+        let (member, mut servers) = self.clusters[at].parts(&mut self.hub);
         member.list(which, &mut servers, now);
     }
 
@@ -414,33 +370,13 @@ impl World {
             ..
         } = self;
         if !controller.has_leader() {
-            controller.elect(
-                Some(0),
-                &mut Servers {
-                    local: hub,
-                    hub: None,
-                },
-                false,
-                random,
-                now,
-            );
+            controller.elect(Some(0), &mut Servers::of_hub(hub), false, random, now);
         }
-        for Cluster {
-            server,
-            member,
-            is_cut,
-            is_joined,
-            agents,
-            ..
-        } in clusters
-        {
-            *is_cut = false;
-            agents.iter_mut().for_each(|agent| agent.is_cut = false);
+        for cluster in clusters {
+            cluster.is_cut = false;
+            cluster.agents.iter_mut().for_each(|agent| agent.is_cut = false);
+            let (member, mut servers) = cluster.parts(hub);
             if !member.has_leader() {
-                let mut servers = Servers {
-                    local: server,
-                    hub: is_joined.then_some(&mut *hub),
-                };
                 member.elect(Some(0), &mut servers, false, random, now);
             }
         }
@@ -472,31 +408,17 @@ impl World {
             ..
         } = self;
         let mut busy = false;
-        for Cluster {
-            server,
-            member,
-            agents,
-            is_joined,
-            is_cut,
-            ..
-        } in clusters
-        {
-            for agent in agents {
-                agent.deliver(server, 1000, now.wall);
-                agent.report(server, now.wall);
+        for cluster in clusters {
+            for agent in &mut cluster.agents {
+                agent.deliver(&cluster.server, 1000, now.wall);
+                agent.report(&mut cluster.server, now.wall);
             }
-            let mut servers = Servers {
-                local: server,
-                hub: (*is_joined && !*is_cut).then_some(&mut *hub),
-            };
+            let (member, mut servers) = cluster.parts(hub);
             busy |= member.deliver_all(&mut servers, now);
             busy |= member.send(now);
             while member.settle_one(&mut servers, false, random, now) {}
         }
-        let mut servers = Servers {
-            local: hub,
-            hub: None,
-        };
+        let mut servers = Servers::of_hub(hub);
         busy |= controller.deliver_all(&mut servers, now);
         busy |= controller.send(now);
         while controller.settle_one(&mut servers, false, random, now) {}
