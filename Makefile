@@ -12,8 +12,8 @@ PACKAGES := $(addprefix -p ,slice-operator slice-netop slice-gateway slice-dns s
 LAB := target/lab/weft-lab
 # Clusters of `lab-up`, as NAME:NODES.
 CLUSTERS ?= a:2,b:2
-# lifecycle makes and kills a lab of its own: `test-lab`.
-E2E_TESTS := $(filter-out lifecycle,$(patsubst e2e/tests/%.rs,%,$(wildcard e2e/tests/*.rs)))
+# lifecycle makes and kills a lab of its own: `test-lab`; upgrade wants two versions: `test-upgrade`.
+E2E_TESTS := $(filter-out lifecycle upgrade,$(patsubst e2e/tests/%.rs,%,$(wildcard e2e/tests/*.rs)))
 NETNS_TESTS := $(sort $(notdir $(basename $(patsubst %/main.rs,%.rs,$(filter-out e2e/%,$(wildcard */tests/*.rs */tests/*/main.rs))))))
 # T=lab runs the file e2e/tests/lab.rs; any other T runs the tests with that in their name.
 E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
@@ -95,6 +95,18 @@ test-lab: lab-down setup ## The lab itself: comes, is killed, comes again, leave
 e2e: $(if $(WEFT_E2E_KUBECONFIG),tools,lab-up load) ## End-to-end tests on the lab, or on WEFT_E2E_KUBECONFIG (T=name runs one)
 	$(call phase,end-to-end tests,cargo test --workspace $(addprefix --test ,$(E2E_FILES)) -- --test-threads=1 --nocapture $(E2E_FILTER))
 
+UPGRADE := target/upgrade
+.PHONY: test-upgrade
+test-upgrade: lab-down setup ## Roll hub, members and agents from REF to here and back under traffic; builds REF in a worktree (REF=…)
+	@test -n "$(REF)" || { echo 'which version to come from? make test-upgrade REF=TAG-OR-COMMIT'; exit 1; }
+	@git worktree remove --force $(UPGRADE)/tree 2>/dev/null || true
+	@git worktree prune && git worktree add --force --detach $(UPGRADE)/tree $(REF)
+	$(call phase,build of $(REF),cd $(UPGRADE)/tree && CARGO_TARGET_DIR=$(CURDIR)/$(UPGRADE)/build cargo build --profile lab $(PACKAGES) --bins)
+	@$(MAKE) --no-print-directory lab-up load
+	@$(LAB) images --from $(UPGRADE)/build/lab --to $(UPGRADE)/images --tag ref operator netop gateway dns
+	$(call phase,load $(REF),$(LAB) load $(UPGRADE)/images/*.tar)
+	$(call phase,roll from $(REF) and back,WEFT_UPGRADE_SLICECTL=$(CURDIR)/$(UPGRADE)/build/lab/slicectl cargo test --workspace --test upgrade -- --nocapture)
+
 .PHONY: test
 test: ## Everything, from a clean machine: setup, lints, unit, namespaces, end to end
 	@start=$$SECONDS; for phase in setup check test-unit test-netns test-lab e2e; do $(MAKE) --no-print-directory $$phase; done; \
@@ -125,9 +137,12 @@ bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kin
 
 # One cluster with one node: all that runs beside the hub is its API server and the simulator of the members.
 .PHONY: bench-scale
-bench-scale: setup lab-down ## Measure the hub with 250 clusters and 1,000 slices; 15 min, in a lab of its own (SCALE=--docs writes docs/ too)
+bench-scale: setup lab-down ## Measure both operators at scale; 15 min, in labs of their own (SCALE=--docs writes docs/ too)
 	@$(MAKE) --no-print-directory lab-up load CLUSTERS=a:1
-	$(call phase,scale,$(LAB) scale $(SCALE))
+	$(call phase,hub: 250 clusters and 1000 slices,$(LAB) scale $(SCALE))
+	@$(MAKE) --no-print-directory lab-down
+	@$(MAKE) --no-print-directory lab-up load CLUSTERS=a:1
+	$(call phase,member: 100 nodes and 50 slices,$(LAB) scale-member $(SCALE))
 	@$(MAKE) --no-print-directory lab-down
 
 .PHONY: bench-flood

@@ -3,9 +3,10 @@
 //! ```text
 //!                 hub                                                        member
 //!  SliceConfig ─┐  SliceAllocation                               ┌─ Slice ─────── SliceBlock (per node)
-//!  QoSProfile ──┼────► MemberSlice, MemberPeers ═══ mirrored ══► ┤               SliceGateway (per replica)
-//!  Cluster ─────┘      MemberService ══════════════════════════► └─ SliceService  SliceNode (per node)
+//!  QoSProfile ──┼────► MemberSlice, SliceShare ═══ mirrored ═══► ┤               SliceGateway (per replica)
+//!  Cluster ─────┘                                                └─ SliceService  SliceNode (per node)
 //!        status ◄───── MemberReport, MemberSliceReport ◄═ reported ═ statuses of the above
+//!                      MemberService                   ◄═ exported
 //! ```
 //!
 //! Everything here is a value or a pure function over values: the kinds of the API in [`v1alpha1`], what hub and

@@ -49,6 +49,16 @@ pub fn member_of(namespace: &str) -> Option<&str> {
     namespace.strip_prefix("weft-member-")
 }
 
+/// Namespace on the hub of what the clusters of one slice share.
+pub fn slice_namespace(slice: &str) -> String {
+    format!("weft-slice-{slice}")
+}
+
+/// The slice whose namespace this is.
+pub fn slice_of_namespace(namespace: &str) -> Option<&str> {
+    namespace.strip_prefix("weft-slice-")
+}
+
 /// The slice's bridge on a node.
 pub fn bridge(slice: &str) -> String {
     format!("wb-{}", hash(&[slice], 8))
@@ -119,9 +129,15 @@ pub fn allocation(vni: u32) -> String {
     format!("vni-{vni}")
 }
 
-/// [`crate::wire::MemberPeers`] of a slice.
-pub fn peers(slice: &str, shard: u32) -> String {
+/// [`crate::wire::SliceShare`] of some of a slice's clusters.
+pub fn shard(slice: &str, shard: u32) -> String {
     format!("{slice}.{shard}")
+}
+
+/// The number of the shard, where that is what the name stands for: a service's has four parts.
+pub fn shard_of(name: &str) -> Option<u32> {
+    let (_, shard) = name.split_once('.')?;
+    shard.parse().ok()
 }
 
 /// The slice that an object of the exchange is about, by its name: slices have no dots in theirs.
@@ -139,7 +155,8 @@ pub fn join_secret(token: &str) -> String {
     format!("weft-join-{token}")
 }
 
-/// [`crate::v1alpha1::SliceService`] and [`crate::wire::MemberService`] of one exported service of one cluster.
+/// [`crate::v1alpha1::SliceService`], [`crate::wire::MemberService`] and [`crate::wire::SliceShare`] of one exported service
+/// of one cluster.
 pub fn service(slice: &str, cluster: &str, namespace: &str, name: &str) -> String {
     format!("{slice}.{cluster}.{namespace}.{name}")
 }
@@ -210,5 +227,6 @@ mod tests {
         );
         assert!(gateway(&longest, crate::index::MAX_ORDINAL).len() <= 63);
         assert!(member_namespace(&longest).len() <= 63);
+        assert!(slice_namespace(&longest).len() <= 63);
     }
 }

@@ -20,7 +20,7 @@ pub fn hub() -> Vec<CustomResourceDefinition> {
         wire::MemberHub::crd(),
         wire::MemberJoin::crd(),
         wire::MemberSlice::crd(),
-        wire::MemberPeers::crd(),
+        wire::SliceShare::crd(),
         wire::MemberReport::crd(),
         wire::MemberSliceReport::crd(),
         wire::MemberService::crd(),

@@ -14,8 +14,8 @@ use slice_crds::{
     read, schema,
     v1alpha1::{Cluster, QosProfile, Slice, SliceBlock, SliceConfig, SliceGateway, SliceNode, SliceService},
     wire::{
-        Hub, JoinToken, MemberHub, MemberJoin, MemberPeers, MemberReport, MemberService, MemberSlice,
-        MemberSliceReport, SliceAllocation,
+        Hub, JoinToken, MemberHub, MemberJoin, MemberReport, MemberService, MemberSlice, MemberSliceReport,
+        SliceAllocation, SliceShare,
     },
 };
 
@@ -263,7 +263,7 @@ kinds! {
     every_join_token_is_read: JoinToken;
     every_member_hub_is_read: MemberHub;
     every_member_join_is_read: MemberJoin;
-    every_member_peers_is_read: MemberPeers;
+    every_slice_share_is_read: SliceShare;
     every_member_report_is_read: MemberReport;
     every_member_service_is_read: MemberService;
     every_member_slice_is_read: MemberSlice;

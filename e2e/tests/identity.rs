@@ -1,4 +1,5 @@
-//! Who is who: a cluster joins once, under its own name, and its credential is good for its own namespace only.
+//! Who is who: a cluster joins once, under its own name, and its credential is good for its own namespace and for reading
+//! what its slices share.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use kube::{
     api::{Api, ListParams, PostParams},
     discovery::Discovery,
 };
+use serde_json::json;
 use slice_crds::{annotations::credential as key, names};
 use slice_e2e::{
     harness::{Cluster, Environment, poll},
@@ -145,10 +147,21 @@ async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace
 }
 
 #[tokio::test]
-async fn a_members_credential_opens_its_own_namespace_and_nothing_else() -> Result<()> {
+async fn a_members_credential_opens_its_own_namespace_and_its_slices_and_nothing_else() -> Result<()> {
     let environment = Environment::open().await?;
     environment.install().await?;
     let (hub, member) = (environment.cluster(0)?, environment.cluster(1)?);
+    let (mine, foreign) = ("mine", "foreign");
+    environment
+        .slice(mine, json!({"subnets": ["10.85.0.0/24"]}))
+        .await?;
+    environment
+        .slice(
+            foreign,
+            json!({"subnets": ["10.86.0.0/24"], "clusters": [hub.name]}),
+        )
+        .await?;
+    let shared = |slice: &str| names::slice_namespace(slice);
     let secret = credential(member).await?;
     ensure!(value(&secret, key::JOIN).is_empty(), "it has not joined");
     let client = hub.with_token(&value(&secret, key::TOKEN))?;
@@ -195,14 +208,19 @@ async fn a_members_credential_opens_its_own_namespace_and_nothing_else() -> Resu
             }
         }
     }
-    let mut own_verbs = vec![];
+    let (mut own_verbs, mut slice_verbs) = (vec![], vec![]);
     for (namespace, what, verb, group, resource) in allowed {
-        match namespace == own {
-            true => own_verbs.push(what),
-            false if may(&nobody, verb, &group, &resource, &namespace).await? => {}
-            false => bail!("a member may {what} in namespace \"{namespace}\""),
+        match &namespace {
+            here if *here == own => own_verbs.push(what),
+            _ if may(&nobody, verb, &group, &resource, &namespace).await? => {}
+            here if *here == shared(mine) => slice_verbs.push(what),
+            elsewhere => bail!("a member may {what} in namespace \"{elsewhere}\""),
         }
     }
+    ensure!(
+        slice_verbs == ["get sliceshares", "list sliceshares", "watch sliceshares"],
+        "in its slice's namespace: {slice_verbs:?}"
+    );
     say(format!(
         "{tried} verbs of a member's credential tried; it may, in its own namespace: {}",
         own_verbs.join(", ")
@@ -226,7 +244,8 @@ async fn a_members_credential_opens_its_own_namespace_and_nothing_else() -> Resu
         "{:?}",
         refused.map(drop)
     );
-    Ok(())
+    environment.remove_slice(mine).await?;
+    environment.remove_slice(foreign).await
 }
 
 async fn mint(client: &Client, namespace: &str, seconds: i64) -> kube::Result<()> {

@@ -87,24 +87,16 @@ pub(crate) async fn run(target: &Target, peer: Peer) -> anyhow::Result<Outcome> 
     Ok(Outcome::Good)
 }
 
-/// The clusters of a slice as the hub publishes them: what members report of their keys is checked by then. They are the
-/// same in the namespace of every member, so the first that has them is as good as any.
+/// The clusters of a slice as the hub publishes them: what members report of their keys is checked by then.
 async fn published(client: &Client, slice: &SliceConfig) -> anyhow::Result<Vec<wire::Peer>> {
     let params = ListParams::default().labels(&format!("{}={}", labels::FOR_SLICE, slice.name_any()));
-    for cluster in slice.status.iter().flat_map(|status| &status.clusters) {
-        let namespace = names::member_namespace(&cluster.name);
-        let shards = objects::list::<wire::MemberPeers>(client, Some(&namespace), &params).await?;
-        if shards.is_empty() {
-            continue;
-        }
-        let mut peers = Vec::new();
-        for shard in shards {
-            let what = format!("memberpeers {} in namespace {namespace}", shard.name());
-            peers.extend(shard.into_object(&what)?.spec.peers);
-        }
-        return Ok(peers);
+    let namespace = names::slice_namespace(&slice.name_any());
+    let mut peers = Vec::new();
+    for shared in objects::list::<wire::SliceShare>(client, Some(&namespace), &params).await? {
+        let what = format!("sliceshares {} in namespace {namespace}", shared.name());
+        peers.extend(shared.into_object(&what)?.spec.peers);
     }
-    Ok(Vec::new())
+    Ok(peers)
 }
 
 /// Everything the host must know, from what the hub says of its slice.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, str::FromStr};
 
-use super::{GatewaySettings, Grant, MemberPeersSpec, MemberSliceSpec, Peer, Run, Service};
+use super::{GatewaySettings, Grant, MemberSliceSpec, Peer, Run, Service, SliceShareSpec};
 use crate::{
     Cidr, IndexRange,
     v1alpha1::{
@@ -23,7 +23,7 @@ pub type Problems = Vec<String>;
 /// Where there is no VNI, subnet or block size that makes sense: the mirror stays what it was.
 pub fn slice<'a>(
     desired: &MemberSliceSpec,
-    shards: impl IntoIterator<Item = &'a MemberPeersSpec>,
+    shards: impl IntoIterator<Item = &'a SliceShareSpec>,
 ) -> Result<(SliceSpec, Problems), String> {
     let mut problems = Problems::new();
     let grant = &desired.slice;
@@ -236,7 +236,7 @@ mod tests {
         serde_json::from_value(json!({"slice": slice, "hub": "h", "revision": 3})).unwrap()
     }
 
-    fn shard(peers: serde_json::Value) -> MemberPeersSpec {
+    fn shard(peers: serde_json::Value) -> SliceShareSpec {
         serde_json::from_value(json!({"slice": "shop", "shard": 0, "peers": peers})).unwrap()
     }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A service that one cluster exports into a slice; see [`crate::names::service`]. In the exporter's namespace it is
-/// the exporter's claim, in the others' the hub's copy.
+/// the exporter's claim, in that of a member that reads no [`super::SliceShare`] the hub's copy.
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "weft.dev",

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::IndexRange;
 
-/// Peers in one [`MemberPeers`]: those whose number divided by this is the shard's. A slice of up to this many
-/// clusters has one or two of these objects in each member, and a new key rewrites one of them.
+/// Clusters in one [`SliceShare`]: those whose number divided by this is the shard's. A slice of up to this many has one
+/// or two of these objects, and a new key rewrites one of them.
 pub const SHARD: u32 = 16;
 
 /// One slice of one member; named as the slice.
@@ -40,7 +40,10 @@ pub struct MemberSliceSpec {
     /// The slice was deleted, or this cluster taken out of it: the member takes it down and reports so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
-    /// The shards of [`MemberPeers`] that belong to this; empty where the peers stand in [`Grant::peers`].
+    /// Namespace on the hub with the slice's [`SliceShare`]s; empty where the peers stand in [`Grant::peers`].
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub shared_in: String,
+    /// The shards of its clusters there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peer_shards: Vec<u32>,
 }
@@ -155,25 +158,29 @@ pub struct KeySettings {
     pub revocation: Option<String>,
 }
 
-/// Some of a slice's clusters, this member among them, the same in every member; named `<slice>.<shard>`.
+/// What every cluster of a slice reads of it, in the slice's namespace on the hub: some of its clusters
+/// ([`crate::names::shard`]) or a service of one of them ([`crate::names::service`]). Written once, however many read it.
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "weft.dev",
     version = "v1alpha1",
-    kind = "MemberPeers",
-    plural = "memberpeers",
+    kind = "SliceShare",
     namespaced,
     category = "weft-internal",
     derive = "PartialEq",
     printcolumn(name = "Slice", json_path = ".spec.slice", type_ = "string"),
     printcolumn(name = "Peers", json_path = ".spec.peers[*].name", type_ = "string"),
+    printcolumn(name = "Service", json_path = ".spec.service.name", type_ = "string"),
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
 #[serde(rename_all = "camelCase", default)]
-pub struct MemberPeersSpec {
+pub struct SliceShareSpec {
     pub slice: String,
-    pub shard: u32,
+    /// Those whose number divided by [`SHARD`] is the shard's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<super::Service>,
 }
 
 /// One cluster of a slice, or one host outside every cluster.

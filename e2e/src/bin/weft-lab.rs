@@ -53,6 +53,8 @@ enum Verb {
         from: PathBuf,
         #[arg(long, default_value = "target/images")]
         to: PathBuf,
+        #[arg(long, default_value = ours::TAG)]
+        tag: String,
         /// Which images; all when none is named.
         names: Vec<String>,
     },
@@ -79,7 +81,10 @@ enum Verb {
     /// Kill, cut off and drain gateways under traffic; prints outages, writes JSON and draws them.
     Failover(failover::Options),
     /// Measure the hub with 250 clusters and 1,000 slices on this lab's API server; fails where it takes more than it may.
-    Scale(scale::Options),
+    Scale(scale::hub::Options),
+    /// Measure a member's operator with 100 nodes and 50 slices on this lab's API server; fails where it takes more than it
+    /// may.
+    ScaleMember(scale::member::Options),
     /// Print shell settings under which kubectl and helm work: eval "$(weft-lab env)".
     Env,
     /// A shell on a machine.
@@ -165,13 +170,14 @@ fn run(args: &Args) -> Result<()> {
         Verb::Down => timed("down", || remove::all(&dir)),
         Verb::Status => status(&dir),
         Verb::Load { tars, cluster } => load(&dir, tars, cluster.as_deref()),
-        Verb::Images { from, to, names } => images_of_ours(from, to, names),
+        Verb::Images { from, to, tag, names } => images_of_ours(from, to, tag, names),
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
         Verb::Failover(options) => up::runtime()?.block_on(failover::run(options)),
-        Verb::Scale(options) => up::runtime()?.block_on(scale::run(options)),
+        Verb::Scale(options) => up::runtime()?.block_on(scale::hub::run(options)),
+        Verb::ScaleMember(options) => up::runtime()?.block_on(scale::member::run(options)),
         Verb::Env => env(&dir),
         Verb::Shell { machine } => exec(&dir, machine, &["/bin/bash".to_owned()]),
         Verb::Exec { machine, command } => exec(&dir, machine, command),
@@ -233,9 +239,9 @@ fn load(dir: &LabDir, tars: &[PathBuf], cluster: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn images_of_ours(from: &Path, to: &Path, names: &[String]) -> Result<()> {
+fn images_of_ours(from: &Path, to: &Path, tag: &str, names: &[String]) -> Result<()> {
     let progress = Progress::start();
-    let changed = ours::build(from, to, names)?;
+    let changed = ours::build(from, to, tag, names)?;
     let changed: Vec<_> = changed.iter().map(|path| path.display().to_string()).collect();
     progress.done(match changed.is_empty() {
         true => "images are as they were".to_owned(),

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::lab::dir::{self, LabDir};
+use crate::lab::ours;
 use crate::lab::running::Running;
 
 pub use cluster::{Cluster, connect, is_ready, poll};
@@ -44,7 +45,7 @@ pub struct Environment {
 impl Environment {
     /// Reads `WEFT_E2E_KUBECONFIG`, `WEFT_E2E_CONTEXTS` and `WEFT_E2E_IMAGE`; the lab fills in what is absent.
     pub async fn open() -> Result<Self> {
-        let image = variable("WEFT_E2E_IMAGE").unwrap_or_else(|| crate::lab::ours::reference("probe"));
+        let image = variable("WEFT_E2E_IMAGE").unwrap_or_else(|| ours::reference("probe", ours::TAG));
         if let Some(kubeconfig) = variable("WEFT_E2E_KUBECONFIG").map(PathBuf::from) {
             let contexts = variable("WEFT_E2E_CONTEXTS").context(
                 "WEFT_E2E_KUBECONFIG is set, WEFT_E2E_CONTEXTS is not: name the contexts, hub first, as hub,member",

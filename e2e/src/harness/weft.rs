@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Output,
     time::Duration,
 };
@@ -86,7 +86,12 @@ impl Environment {
 
     /// Runs `slicectl` in a context; fails with what it said.
     pub fn slicectl(&self, context: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.try_slicectl(context, arguments)?;
+        self.slicectl_of(&own_slicectl(), context, arguments)
+    }
+
+    /// The same with a `slicectl` of another version, and so with its charts.
+    pub fn slicectl_of(&self, program: &Path, context: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.run_slicectl(program, context, arguments)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
@@ -102,11 +107,11 @@ impl Environment {
 
     /// Runs `slicectl` in a context, however it ends.
     pub fn try_slicectl(&self, context: &str, arguments: &[&str]) -> Result<Output> {
-        let program = std::env::var("WEFT_SLICECTL").map_or_else(
-            |_| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl")),
-            PathBuf::from,
-        );
-        let mut command = std::process::Command::new(&program);
+        self.run_slicectl(&own_slicectl(), context, arguments)
+    }
+
+    fn run_slicectl(&self, program: &Path, context: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = std::process::Command::new(program);
         command
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
@@ -277,6 +282,13 @@ impl Environment {
         }
         Ok(())
     }
+}
+
+fn own_slicectl() -> PathBuf {
+    std::env::var("WEFT_SLICECTL").map_or_else(
+        |_| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl")),
+        PathBuf::from,
+    )
 }
 
 impl Cluster {

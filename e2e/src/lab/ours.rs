@@ -67,9 +67,12 @@ const ROWS: [Row; 5] = [
     },
 ];
 
-/// The reference under which an image is loaded: `localhost/weft/NAME:dev`.
-pub fn reference(name: &str) -> String {
-    format!("localhost/weft/{name}:dev")
+/// Tag of what was built here.
+pub const TAG: &str = "dev";
+
+/// The reference under which an image is loaded: `localhost/weft/NAME:TAG`.
+pub fn reference(name: &str, tag: &str) -> String {
+    format!("localhost/weft/{name}:{tag}")
 }
 
 pub fn names() -> Vec<&'static str> {
@@ -77,7 +80,7 @@ pub fn names() -> Vec<&'static str> {
 }
 
 /// Writes the named images (all when none is named) from the programs in `from`; tells which have changed.
-pub fn build(from: &Path, to: &Path, wanted: &[String]) -> Result<Vec<PathBuf>> {
+pub fn build(from: &Path, to: &Path, tag: &str, wanted: &[String]) -> Result<Vec<PathBuf>> {
     if let Some(unknown) = wanted.iter().find(|name| !names().contains(&name.as_str())) {
         bail!("no image \"{unknown}\"; there are {}", names().join(", "));
     }
@@ -87,14 +90,14 @@ pub fn build(from: &Path, to: &Path, wanted: &[String]) -> Result<Vec<PathBuf>> 
     let mut changed = Vec::new();
     for row in rows {
         let target = to.join(format!("{}.tar", row.name));
-        if image(row, from)?.write(&target)? {
+        if image(row, from, tag)?.write(&target)? {
             changed.push(target);
         }
     }
     Ok(changed)
 }
 
-fn image(row: &Row, from: &Path) -> Result<Image> {
+fn image(row: &Row, from: &Path, tag: &str) -> Result<Image> {
     let mut found = Vec::new();
     for program in row.programs {
         let path = from.join(program);
@@ -125,7 +128,7 @@ fn image(row: &Row, from: &Path) -> Result<Image> {
     }
     layers.push(own);
     Ok(Image {
-        name: reference(row.name),
+        name: reference(row.name, tag),
         entrypoint: vec![format!("/usr/bin/{}", row.programs[0])],
         user: row.user.map(str::to_owned),
         layers,

@@ -333,7 +333,7 @@ mod tests {
 
     fn peers(more: Value) -> Value {
         let mut object = json!({
-            "apiVersion": "weft.dev/v1alpha1", "kind": "MemberPeers",
+            "apiVersion": "weft.dev/v1alpha1", "kind": "SliceShare",
             "metadata": {"name": "shop.0", "namespace": "weft-member-a", "uid": "u", "resourceVersion": "7",
                 "labels": {"weft.dev/for-slice": "shop", "app.kubernetes.io/managed-by": "weft-hub"}},
             "spec": {"slice": "shop", "shard": 0, "peers": []},
@@ -346,13 +346,13 @@ mod tests {
     #[test]
     fn what_was_sent_is_seen_as_the_same() {
         let content = Content::of(&peers(json!({})));
-        let key = Key::new(Kind::MemberPeers, "weft-member-a", "shop.0");
+        let key = Key::new(Kind::SliceShare, "weft-member-a", "shop.0");
         let sent = content.body(&key, Some("7"), "weft-hub");
         assert_eq!(sent["metadata"]["resourceVersion"], "7");
-        let seen = Observed::of(Kind::MemberPeers, &sent);
+        let seen = Observed::of(Kind::SliceShare, &sent);
         assert!(seen.holds(key.kind, &content) && seen.is_owned("weft-hub"));
         let changed = Observed::of(
-            Kind::MemberPeers,
+            Kind::SliceShare,
             &peers(json!({"spec": {"slice": "shop", "shard": 1, "peers": []}})),
         );
         assert!(!changed.holds(key.kind, &content));
@@ -364,7 +364,7 @@ mod tests {
         let with = |labels: Value| {
             let mut object = peers(json!({}));
             object["metadata"]["labels"] = labels;
-            Observed::of(Kind::MemberPeers, &object).holds(Kind::MemberPeers, &content)
+            Observed::of(Kind::SliceShare, &object).holds(Kind::SliceShare, &content)
         };
         assert!(with(json!({"weft.dev/for-slice": "shop", "policy": "x"})));
         assert!(!with(json!({"weft.dev/for-slice": "bank"})));

@@ -13,8 +13,8 @@ use slice_crds::{
     mcs::ServiceExport,
     v1alpha1::{Cluster, Slice, SliceBlock, SliceConfig, SliceGateway, SliceNode, SliceService},
     wire::{
-        Hub, JoinToken, MemberHub, MemberJoin, MemberPeers, MemberReport, MemberService, MemberSlice,
-        MemberSliceReport, SliceAllocation,
+        Hub, JoinToken, MemberHub, MemberJoin, MemberReport, MemberService, MemberSlice, MemberSliceReport,
+        SliceAllocation, SliceShare,
     },
 };
 
@@ -32,7 +32,7 @@ pub enum Kind {
     MemberJoinStatus,
     JoinTokenStatus,
     MemberSlice,
-    MemberPeers,
+    SliceShare,
     MemberService,
     Slice,
     SliceBlock,
@@ -77,7 +77,7 @@ impl Kind {
             Self::MemberHub => ApiResource::erase::<MemberHub>(&()),
             Self::MemberJoinStatus => ApiResource::erase::<MemberJoin>(&()),
             Self::JoinTokenStatus => ApiResource::erase::<JoinToken>(&()),
-            Self::MemberPeers => ApiResource::erase::<MemberPeers>(&()),
+            Self::SliceShare => ApiResource::erase::<SliceShare>(&()),
             Self::MemberSlice => ApiResource::erase::<MemberSlice>(&()),
             Self::MemberService => ApiResource::erase::<MemberService>(&()),
             Self::Slice | Self::SliceStatus => ApiResource::erase::<Slice>(&()),
@@ -116,7 +116,7 @@ impl Kind {
             Self::Hub
             | Self::SliceAllocation
             | Self::MemberHub
-            | Self::MemberPeers
+            | Self::SliceShare
             | Self::MemberSlice
             | Self::MemberService
             | Self::Slice

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// ClusterRoles, from the chart, that are bound in a member's namespace and nowhere else.
-mod role {
+mod roles {
     /// For the member's account.
     pub(super) const MEMBER: &str = "weft-member";
     /// For the account that asks to join.
@@ -223,9 +223,9 @@ impl Hub {
             Content::of(&join),
         );
         let bindings = [
-            (role::MEMBER, names::MEMBER_ACCOUNT, namespace),
-            (role::JOIN, names::JOIN_ACCOUNT, namespace),
-            (role::HUB, HUB_ACCOUNT, names::HUB_NAMESPACE),
+            (roles::MEMBER, names::MEMBER_ACCOUNT, namespace),
+            (roles::JOIN, names::JOIN_ACCOUNT, namespace),
+            (roles::HUB, HUB_ACCOUNT, names::HUB_NAMESPACE),
         ];
         for (role, account, of) in bindings {
             let object = RoleBinding {
@@ -383,13 +383,17 @@ fn state_has_no_room(state: Option<&ClusterState>) -> bool {
     state.is_none_or(|state| state.namespace.is_none())
 }
 
+pub(super) fn role(name: &str) -> RoleRef {
+    RoleRef {
+        api_group: "rbac.authorization.k8s.io".to_owned(),
+        kind: "ClusterRole".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
 pub(super) fn binding(role: &str, account: &str, namespace: &str) -> RoleBinding {
     RoleBinding {
-        role_ref: RoleRef {
-            api_group: "rbac.authorization.k8s.io".to_owned(),
-            kind: "ClusterRole".to_owned(),
-            name: role.to_owned(),
-        },
+        role_ref: self::role(role),
         subjects: Some(vec![Subject {
             kind: ServiceAccount::kind(&()).into_owned(),
             name: account.to_owned(),

@@ -374,6 +374,10 @@ impl Hub {
         if let Some(cluster) = names::member_of(&key.namespace) {
             self.touch_cluster(cluster);
             self.touch_slices_of(cluster);
+        } else if let Some(slice) = names::slice_of_namespace(&key.namespace) {
+            self.touch_slice(slice);
+        } else if let (Kind::Namespace, Some(slice)) = (key.kind, names::slice_of_namespace(&key.name)) {
+            self.touch_slice(slice);
         } else if key.kind == Kind::Namespace
             && let Some(cluster) = names::member_of(&key.name)
         {
@@ -382,10 +386,9 @@ impl Hub {
     }
 
     pub(super) fn propagated(&mut self, key: &Key, now: Now) {
-        if key.kind != Kind::MemberPeers {
+        let Some(slice) = names::slice_of_namespace(&key.namespace).map(ToOwned::to_owned) else {
             return;
-        }
-        let slice = names::slice_of(&key.name).to_owned();
+        };
         let settled = self.outputs.is_settled(key);
         let Some((since, waiting)) = self.propagation.get_mut(&slice) else {
             return;
@@ -402,19 +405,26 @@ impl Hub {
 
     /// Why something cannot be written for a member, where that has lasted.
     pub(super) fn trouble_of(&self, cluster: &str) -> Option<String> {
-        let namespace = names::member_namespace(cluster);
-        let state = self.clusters.get(cluster)?;
-        if let Some(going) = state
-            .namespace
-            .as_ref()
-            .and_then(|namespace| namespace.going.as_ref())
-        {
+        let namespace = self.clusters.get(cluster)?.namespace.as_ref();
+        let going = namespace.and_then(|namespace| namespace.going.as_deref());
+        self.trouble_in(&names::member_namespace(cluster), going)
+    }
+
+    /// Why something that the members of a slice share cannot be written, where that has lasted.
+    pub(super) fn trouble_of_slice(&self, slice: &str) -> Option<String> {
+        let shared = self.slices.get(slice)?.shared.as_ref();
+        let going = shared.and_then(|shared| shared.going.as_deref());
+        self.trouble_in(&names::slice_namespace(slice), going)
+    }
+
+    fn trouble_in(&self, namespace: &str, going: Option<&str>) -> Option<String> {
+        if let Some(going) = going {
             return Some(format!(
                 "namespace {namespace} on the hub is being deleted and does not go ({going}): see `kubectl get namespace \
                  {namespace} -o yaml` there"
             ));
         }
-        let failure = self.outputs.trouble_in(&namespace)?;
+        let failure = self.outputs.trouble_in(namespace)?;
         Some(format!(
             "something cannot be written into namespace {namespace} on the hub: {}",
             failure.message

@@ -11,8 +11,8 @@ use slice_crds::{
     read,
     v1alpha1::{Cluster, QosProfile, SliceConfig},
     wire::{
-        JoinToken, MemberJoin, MemberPeers, MemberReport, MemberReportSpec, MemberService, MemberSlice,
-        MemberSliceReport, MemberSliceReportSpec, Service, SliceAllocation,
+        JoinToken, MemberJoin, MemberReport, MemberReportSpec, MemberService, MemberSlice, MemberSliceReport,
+        MemberSliceReportSpec, Service, SliceAllocation, SliceShare,
     },
 };
 
@@ -30,7 +30,7 @@ pub enum Source {
     MemberJoin,
     MemberHub,
     MemberSlice,
-    MemberPeers,
+    SliceShare,
     MemberService,
     MemberReport,
     MemberSliceReport,
@@ -51,7 +51,7 @@ impl Source {
         Self::MemberJoin,
         Self::MemberHub,
         Self::MemberSlice,
-        Self::MemberPeers,
+        Self::SliceShare,
         Self::MemberService,
         Self::MemberReport,
         Self::MemberSliceReport,
@@ -91,7 +91,7 @@ impl Source {
             Self::MemberJoin => Kind::MemberJoinStatus,
             Self::MemberHub => Kind::MemberHub,
             Self::MemberSlice => Kind::MemberSlice,
-            Self::MemberPeers => Kind::MemberPeers,
+            Self::SliceShare => Kind::SliceShare,
             Self::MemberService => Kind::MemberService,
             Self::Namespace => Kind::Namespace,
             Self::ServiceAccount => Kind::ServiceAccount,
@@ -125,8 +125,8 @@ pub enum Object {
     JoinToken(Result<Arc<JoinToken>, String>),
     MemberJoin(Result<Arc<MemberJoin>, String>),
     MemberSlice(Result<Arc<MemberSlice>, String>),
-    /// Whose keys it tells: key and cluster.
-    MemberPeers(Vec<(String, String)>),
+    /// Whose keys it publishes: key and cluster.
+    Share(Vec<(String, String)>),
     MemberService(Result<Arc<Service>, String>),
     MemberReport(Result<Arc<MemberReportSpec>, String>),
     MemberSliceReport(Result<Arc<MemberSliceReportSpec>, String>),
@@ -180,7 +180,7 @@ impl Input {
             Source::JoinToken => Object::JoinToken(read(value).map(Arc::new)),
             Source::MemberJoin => Object::MemberJoin(read(value).map(Arc::new)),
             Source::MemberSlice => Object::MemberSlice(read(value).map(Arc::new)),
-            Source::MemberPeers => Object::MemberPeers(published(value)),
+            Source::SliceShare => Object::Share(published(value)),
             Source::MemberService => Object::MemberService(
                 read::<MemberService>(value).map(|object| Arc::new(object.spec.service)),
             ),
@@ -242,7 +242,7 @@ fn users<T: DeserializeOwned>(value: &Value) -> Result<Arc<T>, Unreadable> {
 }
 
 fn published(value: &Value) -> Vec<(String, String)> {
-    let Ok(object) = read::<MemberPeers>(value) else {
+    let Ok(object) = read::<SliceShare>(value) else {
         return Vec::new();
     };
     let peers = object.spec.peers.into_iter();

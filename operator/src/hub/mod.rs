@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  input ──► state ──► slice ───► allocation::next ──► SliceAllocation      written first
-//!                 │       │  └──► render ────────────► MemberSlice, MemberPeers, MemberService
+//!                 │       │  └──► render ────────────► MemberSlice, SliceShare
 //!                 │       └─────► status ────────────► SliceConfig
 //!                 └──► cluster ──► join, status ─────► Namespace, accounts, MemberHub, Cluster
 //! ```
@@ -18,6 +18,7 @@ mod observe;
 mod parties;
 mod render;
 mod serve;
+mod share;
 mod slice;
 mod state;
 mod status;

@@ -17,7 +17,8 @@ use super::{
     core::{AWAIT_REPORTS, Hub},
     input::{Input, Object, Source},
     state::{
-        AllocationState, ClusterState, Heartbeat, NamespaceState, ReportState, Served, SliceState, Users,
+        AllocationState, ClusterState, Heartbeat, NamespaceState, ReportState, Served, Shared, SliceState,
+        Users,
     },
 };
 use crate::{
@@ -115,11 +116,13 @@ impl Hub {
                     self.touch_slice(&name);
                 }
             }
-            (Object::MemberPeers(keys), Some(_)) => {
-                // Only what an earlier hub has served: from then on this one knows.
-                let slice = self.slices.entry(names::slice_of(&name).to_owned()).or_default();
-                for (key, owner) in keys {
-                    slice.published.entry(key).or_insert(owner);
+            (Object::Share(keys), _) => {
+                // Only what an earlier hub has published: from then on this one knows.
+                if let Some(slice) = names::slice_of_namespace(&namespace) {
+                    let slice = self.slices.entry(slice.to_owned()).or_default();
+                    for (key, owner) in keys {
+                        slice.published.entry(key).or_insert(owner);
+                    }
                 }
             }
             (Object::MemberService(Ok(service)), Some(cluster)) if service.cluster == cluster => {
@@ -152,6 +155,9 @@ impl Hub {
             (Object::Lease(value), Some(cluster)) if name == names::MEMBER_LEASE => {
                 self.heartbeat(&cluster, value, now);
             }
+            (Object::Namespace { going, .. }, _) if names::slice_of_namespace(&name).is_some() => {
+                self.take_shared_namespace(&name, Some(Shared { going }));
+            }
             (Object::Namespace { cluster_uid, going }, _) => {
                 let Some(cluster) = names::member_of(&name).map(ToOwned::to_owned) else {
                     return;
@@ -173,6 +179,21 @@ impl Hub {
                 self.identity = Some(meta.uid.to_string());
             }
             _ => {}
+        }
+    }
+
+    /// The namespace of what a slice's members share.
+    fn take_shared_namespace(&mut self, namespace: &str, shared: Option<Shared>) {
+        let Some(slice) = names::slice_of_namespace(namespace).map(ToOwned::to_owned) else {
+            return;
+        };
+        let state = self.slices.entry(slice.clone()).or_default();
+        if state.shared != shared {
+            state.shared = shared;
+            let exporters = state.audience.iter().map(|listener| listener.cluster.clone());
+            let exporters = exporters.map(|cluster| (slice.clone(), cluster));
+            self.dirty_services.extend(exporters);
+            self.touch_slice(&slice);
         }
     }
 
@@ -412,6 +433,7 @@ impl Hub {
                 }
             }
             (Source::Namespace, _) => {
+                self.take_shared_namespace(&name, None);
                 if let Some(cluster) = names::member_of(&name).map(ToOwned::to_owned) {
                     if let Some(state) = self.clusters.get_mut(&cluster) {
                         state.namespace = None;

@@ -7,8 +7,8 @@ use slice_crds::{
     index, labels,
     v1alpha1::{AttachMode, Cluster, Exposure, NamespaceRule, SliceConfig, SliceGatewaySettings},
     wire::{
-        AllocationState as State, ClusterAllocation, GatewaySettings, Grant, KeySettings, MemberPeersSpec,
-        MemberSliceSpec, Peer, PeerGateway, Range, Rule, SHARD, SliceAllocationSpec,
+        AllocationState as State, ClusterAllocation, GatewaySettings, Grant, KeySettings, MemberSliceSpec,
+        Peer, PeerGateway, Range, Rule, SHARD, SliceAllocationSpec, SliceShareSpec,
     },
 };
 
@@ -48,6 +48,7 @@ pub(super) fn member_slice(
         hub: hub.to_owned(),
         revision: own.revision,
         released: false,
+        shared_in: String::new(),
         peer_shards: vec![],
     }
 }
@@ -63,6 +64,7 @@ pub(super) fn released(
         hub: hub.to_owned(),
         revision: own.revision,
         released: true,
+        shared_in: String::new(),
         peer_shards: vec![],
     }
 }
@@ -132,14 +134,13 @@ pub(super) fn key_settings(gateway: &SliceGatewaySettings) -> KeySettings {
     }
 }
 
-/// Every cluster and outside host of the slice, by shard: the same for all members, so that a shard is made once however
-/// many there are.
+/// Every cluster and outside host of the slice, by shard.
 pub(super) fn shards(
     slice: &str,
     config: &SliceConfig,
     allocation: &SliceAllocationSpec,
     gateways: &BTreeMap<String, Vec<PeerGateway>>,
-) -> BTreeMap<u32, MemberPeersSpec> {
+) -> BTreeMap<u32, SliceShareSpec> {
     let clusters = allocation
         .clusters
         .iter()
@@ -168,13 +169,12 @@ pub(super) fn shards(
                 }],
             })
         });
-    let mut shards: BTreeMap<u32, MemberPeersSpec> = BTreeMap::new();
+    let mut shards: BTreeMap<u32, SliceShareSpec> = BTreeMap::new();
     for peer in clusters.chain(hosts) {
         let shard = peer.number / SHARD;
-        let spec = shards.entry(shard).or_insert_with(|| MemberPeersSpec {
+        let spec = shards.entry(shard).or_insert_with(|| SliceShareSpec {
             slice: slice.to_owned(),
-            shard,
-            peers: vec![],
+            ..SliceShareSpec::default()
         });
         spec.peers.push(peer);
     }
@@ -186,7 +186,7 @@ pub(super) fn shards(
 }
 
 /// The peers of a member that reads no shards.
-pub(super) fn inline(shards: &BTreeMap<u32, MemberPeersSpec>, own: &str) -> Vec<Peer> {
+pub(super) fn inline(shards: &BTreeMap<u32, SliceShareSpec>, own: &str) -> Vec<Peer> {
     let peers = shards.values().flat_map(|shard| &shard.peers);
     peers.filter(|peer| peer.name != own).cloned().collect()
 }

@@ -1,10 +1,10 @@
-//! What members get of a slice: their own part of it, their peers, and the services of the others.
+//! What each member gets of a slice in its own namespace: its part of it. What all of them get alike is [`super::share`]'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use slice_crds::{
-    Subnets, names,
-    wire::{AllocationState as State, ClusterAllocation, MemberPeersSpec, SliceAllocationSpec, WIRE},
+    names,
+    wire::{AllocationState as State, ClusterAllocation, SliceAllocationSpec, SliceShareSpec, WIRE},
 };
 
 use super::{
@@ -53,13 +53,7 @@ impl Hub {
             (Some(config), Some(current)) => render::shards(slice, config, current, &trusted.gateways),
             _ => BTreeMap::new(),
         };
-        let shards = Shards {
-            contents: shards
-                .iter()
-                .map(|(shard, peers)| (*shard, Content::spec(render::labels(slice, None), peers)))
-                .collect(),
-            specs: shards,
-        };
+        self.share(scene, &shards);
         let mut audience = Vec::new();
         for member in members {
             audience.extend(self.serve_member(scene, &member.name, &shards));
@@ -71,7 +65,7 @@ impl Hub {
                 self.touch_cluster(&member.name);
             }
         }
-        self.note_propagation(slice, members);
+        self.note_propagation(slice);
         let subnets = config
             .map(|config| config.spec.subnets.clone())
             .unwrap_or_default();
@@ -88,7 +82,12 @@ impl Hub {
     }
 
     /// What one member gets; with its ranges where it gets services.
-    fn serve_member(&mut self, scene: &Scene<'_>, name: &str, shards: &Shards) -> Option<Listener> {
+    fn serve_member(
+        &mut self,
+        scene: &Scene<'_>,
+        name: &str,
+        shards: &BTreeMap<u32, SliceShareSpec>,
+    ) -> Option<Listener> {
         let Scene {
             slice,
             config,
@@ -100,7 +99,7 @@ impl Hub {
         let key = Key::new(Kind::MemberSlice, &namespace, slice);
         let room = state.and_then(|state| state.namespace.as_ref());
         if room.is_none_or(|room| room.going.is_some()) {
-            self.release_member(slice, &namespace);
+            self.outputs.release(&key);
             return None;
         }
         let is_old = state
@@ -124,14 +123,12 @@ impl Hub {
             // An older member takes a slice down when its object is gone.
             (Some(_), _, _) if is_old => {
                 self.outputs.remove(key);
-                self.keep_shards(slice, &namespace, &BTreeSet::new());
                 None
             }
             (Some((one, own)), _, _) => {
                 let spec = render::released(scene.identity, one, &own);
                 self.outputs
                     .want(key, Content::spec(render::labels(slice, Some(name)), &spec));
-                self.keep_shards(slice, &namespace, &BTreeSet::new());
                 None
             }
             (None, Some((current, own)), Some(config)) => {
@@ -143,29 +140,26 @@ impl Hub {
                     spec.slice.namespaces = before.map(|served| served.rules.clone()).unwrap_or_default();
                 }
                 if is_old {
-                    spec.slice.peers = render::inline(&shards.specs, name);
+                    spec.slice.peers = render::inline(shards, name);
                 } else {
-                    spec.peer_shards = shards.contents.keys().copied().collect();
-                    for (shard, content) in &shards.contents {
-                        let key = Key::new(Kind::MemberPeers, &namespace, &names::peers(slice, *shard));
-                        self.outputs.want(key, content.clone());
-                    }
+                    spec.shared_in = names::slice_namespace(slice);
+                    spec.peer_shards = shards.keys().copied().collect();
                 }
-                let keep = spec.peer_shards.iter().copied().collect();
-                self.keep_shards(slice, &namespace, &keep);
                 self.outputs
                     .want(key, Content::spec(render::labels(slice, Some(name)), &spec));
                 Some(Listener {
                     cluster: name.to_owned(),
                     ranges: ranges_of(&own),
+                    needs_copies: is_old,
                 })
             }
             // Its object cannot be read: what was served stays.
             (None, Some((_, own)), None) => {
-                self.release_member(slice, &namespace);
+                self.outputs.release(&key);
                 Some(Listener {
                     cluster: name.to_owned(),
                     ranges: ranges_of(&own),
+                    needs_copies: is_old,
                 })
             }
             (None, None, _) => {
@@ -174,146 +168,12 @@ impl Hub {
                     .iter()
                     .any(|one| in_state(one, State::Resting).is_some());
                 match had {
-                    true => {
-                        self.outputs.remove(key);
-                        self.keep_shards(slice, &namespace, &BTreeSet::new());
-                    }
+                    true => self.outputs.remove(key),
                     // It has it from a hub whose memory this one has not: nothing is taken away.
-                    false => self.release_member(slice, &namespace),
+                    false => self.outputs.release(&key),
                 }
                 None
             }
         }
     }
-
-    /// Whatever stands in a member's namespace about the slice stays as it is.
-    pub(super) fn release_member(&mut self, slice: &str, namespace: &str) {
-        self.outputs
-            .release(&Key::new(Kind::MemberSlice, namespace, slice));
-        for key in self.shards_in(slice, namespace) {
-            self.outputs.release(&key);
-        }
-    }
-
-    pub(super) fn shards_in(&self, slice: &str, namespace: &str) -> Vec<Key> {
-        let prefix = format!("{slice}.");
-        self.outputs
-            .with_prefix(Kind::MemberPeers, namespace, &prefix)
-            .cloned()
-            .collect()
-    }
-
-    pub(super) fn keep_shards(&mut self, slice: &str, namespace: &str, keep: &BTreeSet<u32>) {
-        for key in self.shards_in(slice, namespace) {
-            let shard = key
-                .name
-                .rsplit('.')
-                .next()
-                .and_then(|shard| shard.parse::<u32>().ok());
-            if shard.is_none_or(|shard| !keep.contains(&shard)) {
-                self.outputs.remove(key);
-            }
-        }
-    }
-
-    /// From when on a new key is on its way, and to whom.
-    fn note_propagation(&mut self, slice: &str, members: &[Member]) {
-        if !self.propagation.contains_key(slice) {
-            return;
-        }
-        let mut waiting = BTreeSet::new();
-        for member in members {
-            let shards = self.shards_in(slice, &names::member_namespace(&member.name));
-            waiting.extend(shards.into_iter().filter(|key| !self.outputs.is_settled(key)));
-        }
-        match (waiting.is_empty(), self.propagation.get_mut(slice)) {
-            (true, _) => _ = self.propagation.remove(slice),
-            (false, Some((_, keys))) => keys.extend(waiting),
-            (false, None) => {}
-        }
-    }
-
-    /// The services of one cluster in one slice, as copies for the others.
-    pub(super) fn plan_services(&mut self, slice: &str, cluster: &str) {
-        let Some(state) = self.slices.get(slice) else {
-            return;
-        };
-        let audience = state.audience.clone();
-        let subnets = Subnets::new(&state.subnets).ok();
-        let exporter = audience.iter().find(|listener| listener.cluster == cluster);
-        let exports = self
-            .clusters
-            .get(cluster)
-            .and_then(|state| state.exports.get(slice));
-        let mut contents: BTreeMap<String, Content> = BTreeMap::new();
-        let mut violations = Vec::new();
-        if let (Some(subnets), Some(exporter), Some(exports)) = (subnets, exporter, exports) {
-            let exporter = trust::Exporter {
-                cluster,
-                subnets,
-                ranges: &exporter.ranges,
-            };
-            for claimed in exports.values() {
-                match trust::service(claimed, &exporter) {
-                    Ok((service, refused)) => {
-                        violations.extend(refused);
-                        let name = names::service(slice, cluster, &service.namespace, &service.name);
-                        let spec = slice_crds::wire::MemberServiceSpec { service };
-                        contents.insert(name, Content::spec(render::labels(slice, Some(cluster)), &spec));
-                    }
-                    Err(violation) => violations.push(violation),
-                }
-            }
-        }
-        for listener in audience.iter().filter(|listener| listener.cluster != cluster) {
-            let namespace = names::member_namespace(&listener.cluster);
-            for (name, content) in &contents {
-                self.outputs
-                    .want(Key::new(Kind::MemberService, &namespace, name), content.clone());
-            }
-        }
-        self.remove_copies(slice, cluster, &audience, &contents);
-        let about = format!("{slice}/services");
-        if let Some(state) = self.clusters.get_mut(cluster)
-            && set_violations(&mut state.violations, &about, violations)
-        {
-            self.touch_cluster(cluster);
-        }
-    }
-
-    /// Copies that nobody is to have any more.
-    fn remove_copies(
-        &mut self,
-        slice: &str,
-        cluster: &str,
-        audience: &[Listener],
-        contents: &BTreeMap<String, Content>,
-    ) {
-        let Some(state) = self.slices.get(slice) else {
-            return;
-        };
-        let everybody: Vec<String> = state
-            .involved
-            .iter()
-            .filter(|other| *other != cluster)
-            .cloned()
-            .collect();
-        for other in everybody {
-            let namespace = names::member_namespace(&other);
-            let listens = audience.iter().any(|listener| listener.cluster == other);
-            let stale: Vec<Key> = self
-                .outputs
-                .with_prefix(Kind::MemberService, &namespace, &format!("{slice}.{cluster}."))
-                .filter(|key| !listens || !contents.contains_key(&*key.name))
-                .cloned()
-                .collect();
-            stale.into_iter().for_each(|key| self.outputs.remove(key));
-        }
-    }
-}
-
-/// The other clusters, as members get them.
-struct Shards {
-    specs: BTreeMap<u32, MemberPeersSpec>,
-    contents: BTreeMap<u32, Content>,
 }

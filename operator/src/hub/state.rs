@@ -41,16 +41,27 @@ pub(super) struct SliceState {
     pub(super) involved: BTreeSet<String>,
     /// Keys that were published to others, and whose they are.
     pub(super) published: BTreeMap<String, String>,
-    /// Who is to have its services, with the ranges that they may come from.
+    /// The namespace of what its members share, where it is.
+    pub(super) shared: Option<Shared>,
+    /// Who has it and so its services, with the ranges that they may come from.
     pub(super) audience: Vec<Listener>,
     pub(super) subnets: Vec<slice_crds::Cidr>,
 }
 
-/// A member that a slice's services are copied to.
+/// A member that has a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Listener {
     pub(super) cluster: String,
     pub(super) ranges: Vec<slice_crds::IndexRange>,
+    /// It reads no [`slice_crds::wire::SliceShare`], and so has copies of the others' services in its own namespace.
+    pub(super) needs_copies: bool,
+}
+
+/// The namespace of a slice on the hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shared {
+    /// Why it is not gone yet, where it is going.
+    pub(super) going: Option<String>,
 }
 
 /// An allocation as it was last seen or written.

@@ -128,6 +128,12 @@ impl Hub {
 
     fn ready(&self, slice: &str, members: &[Member], served: &[&Member]) -> Verdict {
         let no = |reason, message: String| Verdict::no(conditions::READY, reason, message);
+        if let Some(trouble) = self.trouble_of_slice(slice) {
+            return no(
+                reason::NOT_WRITTEN,
+                format!("its clusters do not learn of each other's changes: {trouble}"),
+            );
+        }
         for member in members.iter().filter(|member| member.chosen) {
             let at = &member.name;
             let state = self.clusters.get(at);

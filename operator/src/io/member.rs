@@ -1,6 +1,9 @@
 //! The member role at work: watches of two API servers in, writes to each out, as long as this process leads.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -124,6 +127,11 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
             gauge(&metrics, &own, &mut member);
             next_gauge = Instant::now() + TICK;
         }
+        if let Some(hub) = &mut hub
+            && let Some(namespaces) = member.take_followed()
+        {
+            hub.follow(&namespaces);
+        }
         if synced.is_some() && member.is_synced() {
             synced = None;
         }
@@ -175,7 +183,10 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
 /// The hub, as long as one credential for it lasts.
 struct Hub {
     client: Client,
+    to: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
+    /// Watches of what the members of slices share, by namespace.
+    shared: BTreeMap<String, CancellationToken>,
     stop: CancellationToken,
 }
 
@@ -194,7 +205,45 @@ impl Hub {
                 event(source),
             );
         }
-        Self { client, events, stop }
+        Self {
+            client,
+            to,
+            events,
+            shared: BTreeMap::new(),
+            stop,
+        }
+    }
+
+    /// Watches what is shared in these namespaces, and in no others any more.
+    fn follow(&mut self, namespaces: &BTreeSet<String>) {
+        self.shared.retain(|namespace, watch| {
+            let stays = namespaces.contains(namespace);
+            if !stays {
+                watch.cancel();
+            }
+            stays
+        });
+        for namespace in namespaces {
+            if self.shared.contains_key(namespace) {
+                continue;
+            }
+            let stop = self.stop.child_token();
+            self.shared.insert(namespace.clone(), stop.clone());
+            let space: Box<str> = namespace.as_str().into();
+            let source = Source::SliceShare;
+            let event = move |signal| match signal {
+                Signal::Listed(there) => Event::Shared(space.clone(), there),
+                other => event(source)(other),
+            };
+            watch::whole(
+                &self.client,
+                &source.resource(),
+                Scope::inside(namespace),
+                self.to.clone(),
+                stop,
+                event,
+            );
+        }
     }
 
     /// The next event of the hub; none comes where there is none.

@@ -45,6 +45,8 @@ pub enum Event {
     Seen(Box<Input>),
     Gone(Source, Meta),
     Listed(Source, BTreeSet<Id>),
+    /// Everything was seen that is shared in a namespace of [`Member::take_followed`].
+    Shared(Box<str>, BTreeSet<Id>),
     Written(Side, Key, Outcome),
     Leading(bool),
     /// The credential for the hub; `None` where there is none, and why.
@@ -81,6 +83,10 @@ pub struct Member {
     pub(super) facts: Facts,
     pub(super) link: Result<Link, String>,
     pub(super) hub: HubState,
+    /// Whether anything is known of a credential yet.
+    pub(super) link_seen: bool,
+    /// Until when no heartbeat says nothing: this process has only begun to send them.
+    pub(super) unjudged_until: Duration,
     pub(super) heartbeat: Option<Duration>,
     pub(super) heartbeat_error: Option<String>,
     pub(super) reachable: bool,
@@ -90,6 +96,8 @@ pub struct Member {
     pub(super) warnings: BTreeMap<String, String>,
     pub(super) dirty: Dirty,
     pub(super) timers: BTreeSet<Duration>,
+    /// Other namespaces on the hub are to be followed than before.
+    pub(super) follows_others: bool,
     pub figures: Figures<Source>,
 }
 
@@ -137,6 +145,8 @@ impl Member {
             facts: Facts::default(),
             link: Err("no credential was read yet".to_owned()),
             hub: HubState::default(),
+            link_seen: false,
+            unjudged_until: Duration::ZERO,
             heartbeat: None,
             heartbeat_error: None,
             reachable: false,
@@ -146,6 +156,7 @@ impl Member {
             warnings: BTreeMap::new(),
             dirty: Dirty::default(),
             timers: BTreeSet::new(),
+            follows_others: false,
             figures: Figures::default(),
         }
     }
@@ -161,16 +172,22 @@ impl Member {
             Event::Seen(input) => self.see(*input, now),
             Event::Gone(source, meta) => self.lose(source, &meta, Some(&meta.version), now),
             Event::Listed(source, there) => self.list(source, &there, now),
+            Event::Shared(namespace, there) => self.list_shared(&namespace, &there, now),
             Event::Written(side, key, outcome) => _ = self.outputs(side).written(&key, outcome, now),
             Event::Leading(leading) => {
                 self.leading = leading;
                 self.local.forget_flights();
                 self.remote.forget_flights();
                 if leading {
+                    self.unjudged_until = now.clock + HUB_SILENCE;
+                    self.wake_after(HUB_SILENCE, now);
                     self.touch_all();
                 }
             }
-            Event::Linked(link) => self.link(link),
+            Event::Linked(link) => {
+                self.link_seen = true;
+                self.link(link);
+            }
             Event::Heartbeat(Ok(())) => {
                 self.heartbeat = Some(now.clock);
                 self.heartbeat_error = None;
@@ -201,6 +218,12 @@ impl Member {
             return None;
         }
         self.outputs(side).poll(now)
+    }
+
+    /// Namespaces on the hub in which [`Source::SliceShare`] is to be watched, when that has changed.
+    pub fn take_followed(&mut self) -> Option<BTreeSet<String>> {
+        let changed = std::mem::take(&mut self.follows_others);
+        changed.then(|| self.hub.shared.keys().cloned().collect())
     }
 
     /// The next event to be recorded on somebody's object.
@@ -327,6 +350,8 @@ impl Member {
     }
 
     pub(super) fn link(&mut self, link: Result<Link, String>) {
+        // The watches of the credential before are gone.
+        self.follows_others = true;
         let same = match (&self.link, &link) {
             (Ok(before), Ok(after)) => {
                 (&before.namespace, &before.cluster) == (&after.namespace, &after.cluster)

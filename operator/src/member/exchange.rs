@@ -107,7 +107,11 @@ impl Member {
             .collect();
         let mut wanted = BTreeSet::new();
         if self.is_hub_synced() {
-            for service in self.hub.services.values() {
+            let shared = self.hub.shared.values();
+            let shared = shared.flat_map(|shared| shared.objects.values());
+            let shared = shared.filter_map(|share| share.service.as_ref());
+            let copies = self.hub.services.values().map(|service| &**service);
+            for service in shared.chain(copies) {
                 if service.cluster == cluster || !known.contains(&service.slice) {
                     continue;
                 }
@@ -147,8 +151,9 @@ impl Member {
             }
             // A service of this cluster that is not exported any more, or one of a slice that is not here.
             let ours = *of == cluster && self.is_synced();
-            // A hub that was built anew has not every service at once, and one that is away has none.
-            let theirs = self.is_hub_synced() && (*hub == identity || settled);
+            // A hub that was built anew has not every service at once, and one that is away or does not mention the slice has
+            // none.
+            let theirs = self.is_hub_synced() && self.has_all_of(slice) && (*hub == identity || settled);
             if ours || !known.contains(slice) || theirs {
                 self.local.remove(key);
             } else {
@@ -159,6 +164,14 @@ impl Member {
         if waits && self.is_hub_synced() {
             self.wake_after(REBUILT, now);
         }
+    }
+
+    /// Whether everything was seen that the hub has of a slice.
+    fn has_all_of(&self, slice: &str) -> bool {
+        let shared = |namespace| self.hub.shared.get(namespace);
+        self.hub.slices.get(slice).is_some_and(|desired| {
+            desired.shared_in.is_empty() || shared(&desired.shared_in).is_some_and(|shared| shared.listed)
+        })
     }
 }
 

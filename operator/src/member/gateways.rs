@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::Arc,
 };
 
@@ -34,7 +35,10 @@ use slice_crds::{
 };
 
 use super::nodes::Nodes;
-use crate::allocation::space::HOST_PORTS;
+use crate::{
+    allocation::space::HOST_PORTS,
+    control::{Key, Kind},
+};
 
 /// UDP port that a gateway listens on in its pod.
 pub const PORT: i32 = 51820;
@@ -70,30 +74,44 @@ pub struct Workload {
     pub budgets: Vec<PodDisruptionBudget>,
     pub services: Vec<Service>,
     pub gateways: Vec<SliceGateway>,
+    /// What stays as it is as long as gateways are where they are not to be.
+    pub kept: Vec<Key>,
 }
 
 /// The replicas that one namespace is to have: numbers from `start` on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Part {
+#[derive(Clone, Debug)]
+struct Part<'a> {
     namespace: String,
     start: u32,
     replicas: u32,
+    /// What they are moved away from.
+    leaves: Option<&'a StatefulSet>,
+}
+
+impl Part<'_> {
+    fn ordinals(&self) -> Range<u32> {
+        self.start..self.start + self.replicas
+    }
 }
 
 pub fn plan(request: &Request<'_>) -> Workload {
     let mut workload = Workload::default();
     let parts = parts(request);
     for part in &parts {
+        if let Some(old) = part.leaves {
+            workload.sets.push(fewer(old, part.replicas));
+            workload.kept.extend(around(request.slice, part));
+            continue;
+        }
         workload.sets.push(set(request, part));
         workload.budgets.push(budget(request.slice, &part.namespace));
-        let ordinals = part.start..part.start + part.replicas;
-        let services = ordinals.map(|ordinal| service(request.slice, ordinal, &part.namespace));
+        let services = part
+            .ordinals()
+            .map(|ordinal| service(request.slice, ordinal, &part.namespace));
         workload.services.extend(services);
     }
     for ordinal in 0..request.slice.spec.gateway.replicas {
-        let namespace = parts
-            .iter()
-            .find(|part| (part.start..part.start + part.replicas).contains(&ordinal));
+        let namespace = parts.iter().find(|part| part.ordinals().contains(&ordinal));
         let namespace = namespace.map_or(request.namespace, |part| &part.namespace);
         workload.gateways.push(gateway(request, ordinal, namespace));
     }
@@ -101,12 +119,13 @@ pub fn plan(request: &Request<'_>) -> Workload {
 }
 
 /// How the replicas are divided between the namespace where they are to be and one where they are yet.
-fn parts(request: &Request<'_>) -> Vec<Part> {
+fn parts<'a>(request: &Request<'a>) -> Vec<Part<'a>> {
     let wanted = request.slice.spec.gateway.replicas;
     let all = Part {
         namespace: request.namespace.to_owned(),
         start: 0,
         replicas: wanted,
+        leaves: None,
     };
     let here = |set: &&Arc<StatefulSet>| set.namespace().as_deref() == Some(request.namespace);
     let Some(old) = request.sets.iter().find(|set| !here(set)) else {
@@ -153,12 +172,40 @@ fn parts(request: &Request<'_>) -> Vec<Part> {
         namespace: old_namespace,
         start: 0,
         replicas: stays,
+        leaves: Some(old),
     };
-    match (old.replicas, new.start) {
+    match (stays, start) {
         // Nothing is left there, and the last has its successor.
         (0, 0) if ready && moved == 0 => vec![new],
         _ => vec![old, new],
     }
+}
+
+/// The set with fewer replicas and nothing else changed: another template would replace those that stay while one goes.
+fn fewer(old: &StatefulSet, replicas: u32) -> StatefulSet {
+    let mut spec = old.spec.clone().unwrap_or_default();
+    spec.replicas = i32::try_from(replicas).ok();
+    StatefulSet {
+        metadata: ObjectMeta {
+            name: old.metadata.name.clone(),
+            namespace: old.metadata.namespace.clone(),
+            labels: old.metadata.labels.clone(),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        ..StatefulSet::default()
+    }
+}
+
+/// Budget and Services of gateways that are to go.
+fn around<'a>(slice: &'a Slice, part: &'a Part<'_>) -> impl Iterator<Item = Key> + 'a {
+    let budget = names::gateway_workload(&slice.name_any());
+    let budget = Key::new(Kind::PodDisruptionBudget, &part.namespace, &budget);
+    let services = part.ordinals().map(|ordinal| {
+        let name = names::gateway(&slice.name_any(), ordinal);
+        Key::new(Kind::Service, &part.namespace, &name)
+    });
+    services.chain([budget])
 }
 
 fn gateway(request: &Request<'_>, ordinal: u32, namespace: &str) -> SliceGateway {
@@ -265,7 +312,7 @@ fn service(slice: &Slice, ordinal: u32, namespace: &str) -> Service {
     }
 }
 
-fn set(request: &Request<'_>, part: &Part) -> StatefulSet {
+fn set(request: &Request<'_>, part: &Part<'_>) -> StatefulSet {
     let slice = request.slice;
     let name = names::gateway_workload(&slice.name_any());
     let labels = selector(slice);
@@ -501,6 +548,12 @@ mod tests {
                     let namespace = set.namespace().unwrap();
                     running.extend((start..start + replicas).map(|ordinal| format!("{namespace}/{ordinal}")));
                     let old = namespace == "weft-system";
+                    let image = spec.template.spec.unwrap().containers[0].image.clone();
+                    // Another template would replace what stays, at the same moment.
+                    assert_eq!(
+                        image.as_deref(),
+                        Some(if old { "gateway:0" } else { "gateway:1" })
+                    );
                     set.status = Some(
                         serde_json::from_value(json!({
                         "replicas": replicas, "readyReplicas": if old || all_ready { replicas } else { 0 }}))
@@ -525,7 +578,8 @@ mod tests {
     fn gateways_move_one_by_one_and_each_waits_for_the_one_before() {
         let mut cluster = Cluster::default();
         let old = json!({"metadata": {"namespace": "weft-system", "name": "weft-gateway-shop"},
-            "spec": {"replicas": 2, "selector": {}, "serviceName": "", "template": {}},
+            "spec": {"replicas": 2, "selector": {}, "serviceName": "",
+                "template": {"spec": {"containers": [{"name": "gateway", "image": "gateway:0"}]}}},
             "status": {"replicas": 2, "readyReplicas": 2}});
         cluster.sets.push(Arc::new(serde_json::from_value(old).unwrap()));
         cluster.pods = vec![pod_of("weft-system/0"), pod_of("weft-system/1")];

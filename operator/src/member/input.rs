@@ -19,8 +19,8 @@ use slice_crds::{
     read,
     v1alpha1::{Slice, SliceBlock, SliceGateway, SliceNode, SliceService},
     wire::{
-        MemberHub, MemberHubSpec, MemberPeers, MemberPeersSpec, MemberReport, MemberService, MemberSlice,
-        MemberSliceReport, MemberSliceSpec, Service as WireService,
+        MemberHub, MemberHubSpec, MemberReport, MemberService, MemberSlice, MemberSliceReport,
+        MemberSliceSpec, Service as WireService, SliceShare, SliceShareSpec,
     },
 };
 
@@ -56,10 +56,11 @@ pub enum Source {
     ConfigMap,
     MemberHub,
     MemberSlice,
-    MemberPeers,
     MemberService,
     MemberReport,
     MemberSliceReport,
+    /// In the namespaces of [`super::Member::take_followed`].
+    SliceShare,
 }
 
 impl Source {
@@ -82,17 +83,17 @@ impl Source {
         Self::AgentLease,
         Self::ConfigMap,
     ];
-    pub const HUB: [Self; 6] = [
+    /// In the member's own namespace on the hub.
+    pub const HUB: [Self; 5] = [
         Self::MemberHub,
         Self::MemberSlice,
-        Self::MemberPeers,
         Self::MemberService,
         Self::MemberReport,
         Self::MemberSliceReport,
     ];
 
     pub fn side(self) -> Side {
-        if Self::HUB.contains(&self) {
+        if self == Self::SliceShare || Self::HUB.contains(&self) {
             Side::Hub
         } else {
             Side::Local
@@ -130,7 +131,7 @@ impl Source {
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
             Self::MemberHub => ApiResource::erase::<MemberHub>(&()),
             Self::MemberSlice => ApiResource::erase::<MemberSlice>(&()),
-            Self::MemberPeers => ApiResource::erase::<MemberPeers>(&()),
+            Self::SliceShare => ApiResource::erase::<SliceShare>(&()),
             Self::MemberService => ApiResource::erase::<MemberService>(&()),
             Self::MemberReport => ApiResource::erase::<MemberReport>(&()),
             Self::MemberSliceReport => ApiResource::erase::<MemberSliceReport>(&()),
@@ -162,7 +163,7 @@ impl Source {
             | Self::AgentLease
             | Self::MemberHub
             | Self::MemberSlice
-            | Self::MemberPeers => &[],
+            | Self::SliceShare => &[],
         }
     }
 }
@@ -203,7 +204,7 @@ pub enum Object {
     ConfigMap(String),
     Hub(Result<Arc<MemberHubSpec>, String>),
     MemberSlice(Result<Arc<MemberSliceSpec>, String>),
-    MemberPeers(Result<Arc<MemberPeersSpec>, String>),
+    Share(Result<Arc<SliceShareSpec>, String>),
     MemberService(Result<Arc<WireService>, String>),
     /// Nothing but what the member itself has written.
     Output,
@@ -259,8 +260,8 @@ impl Input {
             Source::MemberSlice => {
                 Object::MemberSlice(read::<MemberSlice>(value).map(|object| Arc::new(object.spec)))
             }
-            Source::MemberPeers => {
-                Object::MemberPeers(read::<MemberPeers>(value).map(|object| Arc::new(object.spec)))
+            Source::SliceShare => {
+                Object::Share(read::<SliceShare>(value).map(|object| Arc::new(object.spec)))
             }
             Source::MemberService => Object::MemberService(
                 read::<MemberService>(value).map(|object| Arc::new(object.spec.service)),
@@ -291,7 +292,7 @@ impl Input {
             | Object::Export(Err(why))
             | Object::Hub(Err(why))
             | Object::MemberSlice(Err(why))
-            | Object::MemberPeers(Err(why))
+            | Object::Share(Err(why))
             | Object::MemberService(Err(why)) => Some(why),
             _ => None,
         }

@@ -7,12 +7,13 @@ use slice_crds::{
     labels::{self, Attachment},
     membership::Rules,
     names,
+    wire::MemberSliceSpec,
 };
 
 use super::{
     core::Member,
     input::{Input, Object, PodFacts, Side, Source},
-    state::Agent,
+    state::{Agent, Shared},
 };
 use crate::control::{Id, Key, Kind, Meta, Now, outputs::is_older};
 
@@ -169,6 +170,7 @@ impl Member {
                 match slice {
                     Ok(slice) => {
                         self.hub.unreadable.remove(&name);
+                        self.follow(&name, Some(&slice));
                         self.hub.slices.insert(name.clone(), slice);
                     }
                     // What was read before still holds.
@@ -176,10 +178,14 @@ impl Member {
                 }
                 self.dirty.slices.insert(name);
             }
-            Object::MemberPeers(Ok(peers)) => {
-                let slice = peers.slice.clone();
-                self.hub.peers.insert((slice.clone(), peers.shard), peers);
-                self.dirty.slices.insert(slice);
+            Object::Share(Ok(share)) => {
+                if let Some(shared) = self.hub.shared.get_mut(&namespace) {
+                    match share.service {
+                        Some(_) => self.dirty.imports = true,
+                        None => _ = self.dirty.slices.insert(shared.slice.clone()),
+                    }
+                    shared.objects.insert(name, share);
+                }
             }
             Object::MemberService(Ok(service)) => {
                 self.hub.services.insert(name, service);
@@ -349,16 +355,17 @@ impl Member {
             Source::MemberHub => {}
             // The hub does not mention it any more. Only an explicit release takes a slice down.
             Source::MemberSlice => {
+                self.follow(&name, None);
                 self.hub.slices.remove(&name);
                 self.hub.unreadable.remove(&name);
                 self.dirty.slices.insert(name);
             }
-            Source::MemberPeers => {
-                let slice = names::slice_of(&name).to_owned();
-                if let Some(shard) = name.rsplit('.').next().and_then(|shard| shard.parse().ok()) {
-                    self.hub.peers.remove(&(slice.clone(), shard));
+            Source::SliceShare => {
+                if let Some(shared) = self.hub.shared.get_mut(&namespace) {
+                    shared.objects.remove(&name);
+                    self.dirty.slices.insert(shared.slice.clone());
+                    self.dirty.imports = true;
                 }
-                self.dirty.slices.insert(slice);
             }
             Source::MemberService => {
                 self.hub.services.remove(&name);
@@ -404,6 +411,51 @@ impl Member {
         self.dirty.slices.extend(touched);
     }
 
+    /// Where the hub has what the members of a slice share, from now on.
+    fn follow(&mut self, slice: &str, desired: Option<&MemberSliceSpec>) {
+        let wanted = desired
+            .filter(|desired| !desired.released && !desired.shared_in.is_empty())
+            .map(|desired| &desired.shared_in);
+        let before = self.hub.shared.len();
+        let is_other = |namespace: &String| Some(namespace) != wanted;
+        self.hub
+            .shared
+            .retain(|namespace, shared| shared.slice != slice || !is_other(namespace));
+        self.follows_others |= self.hub.shared.len() != before;
+        if let Some(namespace) = wanted
+            && !self.hub.shared.contains_key(namespace)
+        {
+            let shared = Shared {
+                slice: slice.to_owned(),
+                ..Shared::default()
+            };
+            self.hub.shared.insert(namespace.clone(), shared);
+            self.follows_others = true;
+        }
+    }
+
+    pub(super) fn list_shared(&mut self, namespace: &str, there: &BTreeSet<Id>, now: Now) {
+        let Some(shared) = self.hub.shared.get_mut(namespace) else {
+            return;
+        };
+        let was_listed = std::mem::replace(&mut shared.listed, true);
+        let names = shared.objects.keys().map(|name| name.as_str().into());
+        let known: Vec<Box<str>> = names.collect();
+        for name in known {
+            let id = (Box::from(namespace), name);
+            if !there.contains(&id) {
+                let (namespace, name) = id;
+                let meta = Meta {
+                    namespace,
+                    name,
+                    ..Meta::default()
+                };
+                self.lose(Source::SliceShare, &meta, None, now);
+            }
+        }
+        self.dirty.imports |= !was_listed;
+    }
+
     pub(super) fn list(&mut self, source: Source, there: &BTreeSet<Id>, now: Now) {
         for (namespace, name) in self.known(source) {
             if !there.contains(&(namespace.clone(), name.clone())) {
@@ -442,12 +494,12 @@ impl Member {
                 .map(|key| (key.namespace.clone(), key.name.clone()))
                 .collect();
         }
-        let room = self
+        let own = self
             .link
             .as_ref()
             .map(|link| link.namespace.as_str())
             .unwrap_or_default();
-        let in_room = |name: &str| (Box::from(room), Box::from(name));
+        let in_own = |name: &str| (Box::from(own), Box::from(name));
         match source {
             Source::Node => named(self.node_facts.keys()),
             Source::Namespace => named(self.namespaces.keys()),
@@ -474,13 +526,7 @@ impl Member {
                     .map(|name| (names::MEMBER_NAMESPACE.into(), name.into()))
                     .collect()
             }
-            Source::MemberSlice => self.hub.slices.keys().map(|name| in_room(name)).collect(),
-            Source::MemberPeers => self
-                .hub
-                .peers
-                .keys()
-                .map(|(slice, shard)| in_room(&names::peers(slice, *shard)))
-                .collect(),
+            Source::MemberSlice => self.hub.slices.keys().map(|name| in_own(name)).collect(),
             _ => vec![],
         }
     }

@@ -131,10 +131,11 @@ impl Member {
             self.local.release(&key);
             return;
         }
+        let shared = self.hub.shared.get(&desired.shared_in);
         let shards: Vec<_> = desired
             .peer_shards
             .iter()
-            .map(|shard| self.hub.peers.get(&(name.to_owned(), *shard)))
+            .map(|shard| shared?.objects.get(&names::shard(name, *shard)))
             .collect();
         // Not every peer is known yet: half of them would cut the others off.
         let Some(shards) = shards.into_iter().collect::<Option<Vec<_>>>() else {
@@ -281,6 +282,9 @@ impl Member {
             wanted.insert(key.clone());
             outputs.want(key, content);
         };
+        for key in &workload.kept {
+            self.local.release(key);
+        }
         for object in &workload.services {
             want(
                 &mut self.local,
@@ -309,6 +313,7 @@ impl Member {
                 Content::of(object),
             );
         }
+        wanted.extend(workload.kept);
         let stale: Vec<Key> = state.workload.difference(&wanted).cloned().collect();
         stale.into_iter().for_each(|key| self.local.remove(key));
     }
@@ -359,18 +364,28 @@ impl Member {
         }
     }
 
-    fn hub_verdict(&self, now: Now) -> Verdict {
-        let no = |message: String| Verdict::no(conditions::REACHABLE, reason::HUB_UNREACHABLE, message);
+    /// Whether the hub is reached; `None` while that is not known yet.
+    fn hub_verdict(&self, now: Now) -> Option<Verdict> {
+        if !self.link_seen {
+            return None;
+        }
+        let no = |message: String| {
+            let verdict = Verdict::no(conditions::REACHABLE, reason::HUB_UNREACHABLE, message);
+            Some(verdict)
+        };
         let waits = "so changes to slices wait; everything else goes on";
         if let Err(why) = &self.link {
             return no(format!("there is no credential for a hub, {waits}: {why}"));
         }
         if self.reachable {
-            return Verdict::yes(
+            return Some(Verdict::yes(
                 conditions::REACHABLE,
                 reason::REPORTING,
                 "the hub takes heartbeats",
-            );
+            ));
+        }
+        if now.clock < self.unjudged_until {
+            return None;
         }
         let since = match self.heartbeat {
             Some(at) => {

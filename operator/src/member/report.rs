@@ -308,12 +308,13 @@ fn problems(from: &OfSlice<'_>) -> Vec<String> {
     problems
 }
 
-/// The local mirror's status; `dns` are the addresses on which DNS answers inside the slice.
+/// The local mirror's status; `dns` are the addresses on which DNS answers inside the slice. What the status says of the
+/// hub stays where there is no verdict.
 pub(super) fn status(
     object: &Slice,
     report: &MemberSliceReportSpec,
     dns: Vec<IpAddr>,
-    hub: Verdict,
+    hub: Option<Verdict>,
     now: Timestamp,
 ) -> SliceStatus {
     let before = conditions::of(object);
@@ -334,8 +335,15 @@ pub(super) fn status(
             "set up, and every other cluster is reached",
         ),
     };
+    let kept = match hub {
+        Some(_) => None,
+        None => conditions::find(before, conditions::REACHABLE).cloned(),
+    };
+    let verdicts = std::iter::once(ready).chain(hub);
+    let mut conditions = conditions::conditions(before, verdicts, object.metadata.generation, now);
+    conditions.extend(kept);
     SliceStatus {
-        conditions: conditions::conditions(before, [ready, hub], object.metadata.generation, now),
+        conditions,
         attachments: report.attachments,
         dns,
         observed_at: None,

@@ -16,7 +16,7 @@ use slice_crds::{
     mcs::ServiceExport,
     membership::Rules,
     v1alpha1::{Slice, SliceBlock, SliceGateway},
-    wire::{MemberHubSpec, MemberPeersSpec, MemberSliceSpec, Service as WireService},
+    wire::{MemberHubSpec, MemberSliceSpec, Service as WireService, SliceShareSpec},
 };
 
 use super::blocks;
@@ -74,12 +74,22 @@ pub(super) struct HubState {
     pub(super) slices: BTreeMap<String, Arc<MemberSliceSpec>>,
     /// Slices of it that cannot be read.
     pub(super) unreadable: BTreeMap<String, String>,
-    /// By slice and shard.
-    pub(super) peers: BTreeMap<(String, u32), Arc<MemberPeersSpec>>,
-    /// Services of other clusters, by object.
+    /// What the members of its slices share, by namespace.
+    pub(super) shared: BTreeMap<String, Shared>,
+    /// Services of other clusters, by object, where the hub shares none.
     pub(super) services: BTreeMap<String, Arc<WireService>>,
     /// When everything of it was seen.
     pub(super) synced: Option<Duration>,
+}
+
+/// What is in the namespace of a slice on the hub.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) slice: String,
+    /// Whether everything of it was seen.
+    pub(super) listed: bool,
+    /// By object.
+    pub(super) objects: BTreeMap<String, Arc<SliceShareSpec>>,
 }
 
 /// The credential for the hub.

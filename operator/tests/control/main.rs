@@ -7,7 +7,9 @@
 
 mod cost;
 mod hub;
+mod identity;
 mod member;
 mod server;
+mod share;
 mod simulation;
 mod stage;

@@ -42,6 +42,46 @@ fn condition(object: &Value, type_: &str) -> String {
 }
 
 #[test]
+fn a_start_with_everything_already_so_writes_nothing() {
+    let mut world = world();
+    world.calm(3);
+    let before = world.writes();
+    for at in 0..world.clusters.len() {
+        for which in 0..2 {
+            world.clusters[at].member.crash(which);
+        }
+        world.start_member(at);
+    }
+    world.heal();
+    // Before the first heartbeat, and after.
+    while world.quiet_round() {}
+    assert_eq!(world.writes(), before);
+    world.calm(8);
+    assert_eq!(world.writes(), before);
+}
+
+#[test]
+fn a_standby_that_takes_the_lead_knows_no_less_of_the_hub() {
+    let mut world = world();
+    world.calm(20);
+    let before = world.writes();
+    let now = world.now();
+    let World {
+        hub,
+        clusters,
+        random,
+        ..
+    } = &mut world;
+    for cluster in clusters {
+        let (member, mut servers) = cluster.parts(hub);
+        member.elect(Some(1), &mut servers, false, random, now);
+    }
+    while world.quiet_round() {}
+    world.calm(8);
+    assert_eq!(world.writes(), before);
+}
+
+#[test]
 fn a_hub_that_does_not_answer_keeps_nothing_local_back() {
     let mut world = world();
     world.clusters[0].is_cut = true;
@@ -185,7 +225,7 @@ fn a_cluster_that_leaves_gives_everything_back() {
     world.calm(6);
     assert!(world.clusters[1].server.list("Slice").next().is_none());
     assert!(world.clusters[1].member.role().unwrap().has_left());
-    let peers = world.hub.get("MemberPeers", "weft-member-a", "iron.0").unwrap();
+    let peers = world.hub.get("SliceShare", "weft-slice-iron", "iron.0").unwrap();
     assert!(!peers["spec"].to_string().contains(r#""name":"b""#), "{peers}");
     let allocation = world
         .hub

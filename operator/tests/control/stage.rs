@@ -279,10 +279,14 @@ impl Stage {
 
     /// Names of a member's peers, with the number of gateways of each.
     pub(crate) fn peers(&self, cluster: &str, slice: &str) -> Vec<String> {
-        let namespace = format!("weft-member-{cluster}");
-        let shards = self.server.list("MemberPeers").filter(|object| {
-            object["metadata"]["namespace"] == namespace.as_str() && object["spec"]["slice"] == slice
-        });
+        let shared_in = self
+            .served(cluster, slice)
+            .map(|served| served.shared_in)
+            .unwrap_or_default();
+        let shards = self
+            .server
+            .list("SliceShare")
+            .filter(|object| object["metadata"]["namespace"] == shared_in.as_str());
         let peers = shards.flat_map(|object| object["spec"]["peers"].as_array().cloned().unwrap_or_default());
         peers
             .filter(|peer| peer["name"] != cluster)
@@ -313,6 +317,33 @@ impl Stage {
                 },
             )
     }
+}
+
+pub(crate) fn shop() -> Value {
+    json!({"subnets": ["10.80.0.0/16"], "clusters": ["a", "b"]})
+}
+
+/// The VNI that the slice of [`two`] draws.
+pub(crate) const SHOP: u32 = 15_554_275;
+
+/// Clusters a and b, and a slice over them.
+pub(crate) fn two() -> Stage {
+    let mut stage = Stage::new();
+    stage
+        .cluster("a")
+        .cluster("b")
+        .user("SliceConfig", "shop", shop());
+    stage
+}
+
+pub(crate) const KEYS: [&str; 3] = [
+    "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "CAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "DAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+];
+
+pub(crate) fn gateway(key: &str) -> Value {
+    json!({"gateways": [{"ordinal": 0, "publicKey": key, "endpoints": ["192.0.2.1:30001"], "up": true}]})
 }
 
 fn extend(value: &mut Value, more: Value) {

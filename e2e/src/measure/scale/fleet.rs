@@ -9,7 +9,7 @@ pub(super) const GATEWAYS: u32 = 2;
 
 /// How large it is.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Size {
+pub(super) struct Size {
     /// Member clusters.
     #[arg(long, default_value_t = 250)]
     pub clusters: usize,

@@ -15,18 +15,18 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::watcher,
+    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use slice_crds::{
     names,
     wire::{
-        Gateway, MemberPeers, MemberReport, MemberService, MemberSlice, MemberSliceReport, MemberSliceSpec,
-        Run, WIRE,
+        Gateway, MemberReport, MemberService, MemberSlice, MemberSliceReport, MemberSliceSpec, Run,
+        SliceShare, SliceShareSpec, WIRE,
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use super::fleet::{Fleet, GATEWAYS};
 
@@ -42,8 +42,8 @@ type Place = (usize, usize);
 /// A key that was reported, until the last cluster of the slice is served it.
 struct Pending {
     reported: Instant,
-    /// Namespaces that lack it.
-    missing: HashSet<String>,
+    /// Clusters that lack it.
+    missing: HashSet<usize>,
 }
 
 pub(super) struct Members {
@@ -57,6 +57,8 @@ pub(super) struct Members {
     pending: Mutex<HashMap<String, Pending>>,
     propagated: Mutex<Vec<Duration>>,
     pub(super) heartbeats: AtomicU64,
+    /// Watches that ended with an error and were begun anew.
+    pub(super) broken: AtomicU64,
 }
 
 impl Members {
@@ -75,6 +77,7 @@ impl Members {
             pending: Mutex::default(),
             propagated: Mutex::default(),
             heartbeats: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
         })
     }
 
@@ -136,6 +139,7 @@ impl Members {
         let watching = async {
             let api: Api<MemberSlice> = Api::all(self.client.clone());
             let mut events = watcher(api, watcher::Config::default()).boxed();
+            let mut listeners = JoinSet::new();
             while let Some(event) = events.next().await {
                 let (watcher::Event::Apply(object) | watcher::Event::InitApply(object)) =
                     event.context("watch MemberSlices")?
@@ -147,6 +151,10 @@ impl Members {
                 };
                 let new = object.spec;
                 let old = lock(&self.served).insert(place, new.clone());
+                if old.as_ref().is_none_or(|old| old.shared_in != new.shared_in) && !new.shared_in.is_empty()
+                {
+                    listeners.spawn(Arc::clone(&self).listen(place, new.shared_in.clone()));
+                }
                 if old.is_none_or(|old| old.revision != new.revision || old.slice.ranges != new.slice.ranges)
                 {
                     to.send(place).await.context("the writers are gone")?;
@@ -254,31 +262,35 @@ impl Members {
         .await
     }
 
-    /// Follows what every member is served of its peers, for the keys that are awaited there.
-    pub(super) async fn listen(self: Arc<Self>) -> Result<()> {
-        let api: Api<MemberPeers> = Api::all(self.client.clone());
-        let mut events = watcher(api, watcher::Config::default()).boxed();
+    /// Follows what one cluster reads of one slice, as it does itself: by a watch of its own.
+    async fn listen(self: Arc<Self>, (_, cluster): Place, namespace: String) {
+        let api: Api<SliceShare> = Api::namespaced(self.client.clone(), &namespace);
+        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
         while let Some(event) = events.next().await {
-            let watcher::Event::Apply(object) = event.context("watch MemberPeers")? else {
-                continue;
-            };
-            let namespace = object.namespace().unwrap_or_default();
-            let mut pending = lock(&self.pending);
-            if pending.is_empty() {
-                continue;
-            }
-            let gateways = object.spec.peers.iter().flat_map(|peer| &peer.gateways);
-            for key in gateways.map(|gateway| &gateway.public_key) {
-                let Some(one) = pending.get_mut(key) else { continue };
-                one.missing.remove(&namespace);
-                if one.missing.is_empty() {
-                    let took = one.reported.elapsed();
-                    pending.remove(key);
-                    lock(&self.propagated).push(took);
-                }
+            match event {
+                Ok(watcher::Event::Apply(object)) => self.learn(cluster, &object.spec),
+                Ok(_) => {}
+                Err(_) => _ = self.broken.fetch_add(1, Ordering::Relaxed),
             }
         }
-        Ok(())
+    }
+
+    /// A cluster knows the keys of some others.
+    fn learn(&self, cluster: usize, share: &SliceShareSpec) {
+        let mut pending = lock(&self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        let gateways = share.peers.iter().flat_map(|peer| &peer.gateways);
+        for key in gateways.map(|gateway| &gateway.public_key) {
+            let Some(one) = pending.get_mut(key) else { continue };
+            one.missing.remove(&cluster);
+            if one.missing.is_empty() {
+                let took = one.reported.elapsed();
+                pending.remove(key);
+                lock(&self.propagated).push(took);
+            }
+        }
     }
 
     /// Changes the key of the gateway at a position among all of [`Fleet::gateways`].
@@ -286,11 +298,7 @@ impl Members {
         let (slice, cluster, ordinal) = self.fleet.gateway(position).context("a gateway")?;
         let place = (slice, cluster);
         *lock(&self.keys).entry((place, ordinal)).or_default() += 1;
-        let missing = self.fleet.slices[slice]
-            .members
-            .iter()
-            .map(|cluster| names::member_namespace(&self.fleet.clusters[*cluster]))
-            .collect();
+        let missing = self.fleet.slices[slice].members.iter().copied().collect();
         let pending = Pending {
             reported: Instant::now(),
             missing,

@@ -1,161 +1,77 @@
-//! `weft-lab scale`: the real hub process on a real API server, with many clusters and slices.
+//! `weft-lab scale` and `weft-lab scale-member`: a real controller process on a real API server, with many of everything.
 //!
 //! ```text
 //! fleet     who is there: pure, the same in every run
-//! members   the clusters, played with the types of the exchange: reports, heartbeats, obedience
-//! process   the hub process: processor time, memory, metrics
+//! hub       the hub process; members are played            members  reports, heartbeats, obedience, watches
+//! member    the member process; nodes are played           nodes    Nodes, Leases and statuses of their agents, pods
+//! process   the process: processor time, memory, metrics
 //! ```
 //!
-//! Nothing runs in the members: what is measured is the hub, and the API server that it writes to. Records go to
-//! `target/bench/scale.json`, a table to docs/benchmarks.md.
+//! What is measured is the controller, and the API server that it writes to. Records go to `target/bench/`, tables to
+//! docs/benchmarks.md.
 
 mod fleet;
+pub mod hub;
+pub mod member;
 mod members;
+mod nodes;
 mod process;
 
 use std::{
-    collections::HashSet,
     fmt::Write,
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use futures::{TryStreamExt, stream};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{Namespace, ServiceAccount},
+    core::v1::ServiceAccount,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
-    config::Kubeconfig,
-    runtime::{WatchStreamExt, watcher},
-};
-use serde_json::{Value, json};
-use slice_crds::{conditions, names, schema, v1alpha1::SliceConfig};
-use tokio::task::JoinSet;
+use kube::{Api, Client, api::PostParams, config::Kubeconfig};
+use serde_json::json;
 
-use super::{Figures, docs, machine};
+use super::{Figures, machine};
 use crate::{
-    harness::{Cluster, Environment, poll, weft::PROJECT},
-    progress::{Progress, say},
+    harness::{Cluster, Environment, poll},
+    progress::say,
 };
-use fleet::Fleet;
-pub use fleet::Size;
-use members::Members;
 use process::{Metrics, Process};
 
-const SYSTEM: &str = "weft-hub";
+/// For how long is counted what is written without the process.
+const BASELINE: Duration = Duration::from_secs(20);
 const PORT: u16 = 19_400;
 /// For how long nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
-/// For how long gateways change their keys, and how many in a second.
-const CHANGING: Duration = Duration::from_secs(30);
-const CHANGES: u32 = 20;
 /// Starts with everything already so.
 const STARTS: usize = 3;
 /// After the process leads: whatever it would write, it has begun to.
 const SETTLED: Duration = Duration::from_secs(10);
-/// For the whole fleet to be set up.
+/// For everything to be set up.
 const SET_UP: Duration = Duration::from_secs(1800);
-/// How often is shown how far the set-up is.
-const SHOWN: Duration = Duration::from_secs(20);
 const AT_ONCE: usize = 16;
 
-/// What must not be exceeded: test, metric, unit.
-const FLOORS: [(&str, &str, f64); 7] = [
-    ("idle", "writes_per_s", 20.0),
-    ("idle", "cpu_pct", 15.0),
-    ("idle", "rss_mib", 256.0),
-    ("start", "ready_s", 15.0),
-    ("start", "writes", 0.0),
-    ("change", "told_ms_p99", 1000.0),
-    ("change", "max_object_kib", 256.0),
-];
+/// What must not be exceeded: test, metric, most.
+type Floors = [(&'static str, &'static str, f64)];
 
-#[derive(Debug, clap::Args)]
-pub struct Options {
-    #[command(flatten)]
-    size: Size,
-    #[arg(long, default_value = "target/bench/scale.json")]
-    out: PathBuf,
-    /// Write the table of docs/benchmarks.md as well.
-    #[arg(long)]
-    docs: bool,
+/// What is written without Weft: taken once it has stopped falling, because a cluster has something to do after an installation.
+async fn baseline(client: &Client, others: impl Fn() -> u64) -> Result<f64> {
+    let mut last = f64::INFINITY;
+    loop {
+        let rate = writes_per_second(client, BASELINE, &others).await?;
+        if rate > last * 0.8 {
+            return Ok(rate.min(last));
+        }
+        last = rate;
+    }
 }
 
-/// Measures, prints, writes the records.
-///
-/// # Errors
-/// Where a step fails, or a figure exceeds what it must not.
-pub async fn run(options: &Options) -> Result<()> {
-    let progress = Progress::start();
-    let environment = Environment::open().await?;
-    environment.lab()?;
-    let hub = environment.hub()?;
-    let folder = options.out.parent().unwrap_or_else(|| Path::new(".")).to_owned();
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    ensure!(
-        Api::<Namespace>::all(hub.client.clone())
-            .get_opt(names::HUB_NAMESPACE)
-            .await?
-            .is_none(),
-        "Weft is installed on {}: `make bench-scale` starts with a lab of its own",
-        hub.name
-    );
-    environment.slicectl(
-        &hub.name,
-        &["install", "hub", "--set", "replicas=1", "--set", "image.tag=dev"],
-    )?;
-    take_off(hub).await?;
-    let kubeconfig = folder.join("scale-hub.kubeconfig");
-    write_kubeconfig(&environment, hub, &kubeconfig).await?;
-    let start = |number: usize| {
-        let arguments = ["hub", "--pod-name", "scale", "--namespace", names::HUB_NAMESPACE];
-        let log = folder.join(format!("scale-hub-{number}.log"));
-        Process::start(&arguments, PORT, &kubeconfig, &log)
-    };
-    let mut figures = Figures::default();
-    let baseline = writes_per_second(&hub.client, Duration::from_secs(20)).await?;
-    progress.done("the hub is installed, without a process of its own");
-
-    let process = start(0)?;
-    let members = Members::new(hub.client.clone(), Fleet::new(options.size));
-    let mut tasks = JoinSet::new();
-    set_up(hub, &members, &mut tasks, &process, &progress).await?;
-
-    idle(&hub.client, &members, &process, baseline, &mut figures).await?;
-    progress.done("idle is measured");
-    let process = starts(process, start, &mut figures).await?;
-    progress.done("starts are measured");
-    change(&members, &process, &mut figures).await?;
-    let largest = largest(&hub.client).await?;
-    figures.add(SYSTEM, "change", "max_object_kib", "KiB", &[largest.0]);
-    progress.done(format!(
-        "changes are measured; the largest object is {}",
-        largest.1
-    ));
-    while let Some(ended) = tasks.try_join_next() {
-        ended
-            .context("a part of the fleet")?
-            .context("a part of the fleet")?;
-    }
-    tasks.shutdown().await;
-    process.stop().await?;
-    say(figures.table());
-    figures.write(&options.out)?;
-    if options.docs {
-        docs::replace("benchmarks.md", "scale", &page(&figures, options.size))?;
-    }
-    progress.done(format!("written to {}", options.out.display()));
-    let missed: Vec<String> = FLOORS
-        .into_iter()
+fn check(figures: &Figures, system: &str, floors: &Floors) -> Result<()> {
+    let missed: Vec<String> = floors
+        .iter()
         .filter_map(|(test, metric, most)| {
-            let value = figures.median(SYSTEM, test, metric);
-            (value.is_none_or(|value| value > most))
+            let value = figures.median(system, test, metric);
+            (value.is_none_or(|value| value > *most))
                 .then(|| format!("{test} {metric} is {value:?}, and may be {most}"))
         })
         .collect();
@@ -163,27 +79,14 @@ pub async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Takes the hub's pod away; what the chart has installed for it stays.
-async fn take_off(hub: &Cluster) -> Result<()> {
-    let deployments: Api<Deployment> = Api::namespaced(hub.client.clone(), names::HUB_NAMESPACE);
-    let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
-    deployments
-        .patch("weft-hub", &PatchParams::default(), &none)
-        .await
-        .context("take the hub's pod away")?;
-    poll(Duration::from_secs(60), "the hub's pod gone", async || {
-        let pods = hub
-            .pods(names::HUB_NAMESPACE)
-            .list(&ListParams::default())
-            .await?;
-        Ok(pods.items.is_empty().then_some(()))
-    })
-    .await
-}
-
-/// A kubeconfig of the hub's own account: its permissions and its share of the API server are those that it really has.
-async fn write_kubeconfig(environment: &Environment, hub: &Cluster, path: &Path) -> Result<()> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(hub.client.clone(), names::HUB_NAMESPACE);
+/// A kubeconfig of the process's own account: its permissions and its share of the API server are those that it really has.
+async fn write_kubeconfig(
+    environment: &Environment,
+    cluster: &Cluster,
+    (namespace, account): (&str, &str),
+    path: &Path,
+) -> Result<()> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), namespace);
     let request = TokenRequest {
         spec: TokenRequestSpec {
             expiration_seconds: Some(6 * 3600),
@@ -192,121 +95,35 @@ async fn write_kubeconfig(environment: &Environment, hub: &Cluster, path: &Path)
         ..TokenRequest::default()
     };
     let answer = accounts
-        .create_token_request("weft-hub", &PostParams::default(), &request)
+        .create_token_request(account, &PostParams::default(), &request)
         .await
-        .context("ask for a token of the hub's account")?;
+        .with_context(|| format!("ask for a token of account {account}"))?;
     let token = answer.status.context("a token")?.token;
     let all = Kubeconfig::read_from(&environment.kubeconfig).context("read the lab's kubeconfig")?;
     let context = all
         .contexts
         .iter()
-        .find(|one| one.name == hub.name)
+        .find(|one| one.name == cluster.name)
         .and_then(|one| one.context.as_ref())
-        .with_context(|| format!("context {}", hub.name))?;
-    let cluster = all
+        .with_context(|| format!("context {}", cluster.name))?;
+    let server = all
         .clusters
         .iter()
         .find(|one| one.name == context.cluster)
         .with_context(|| format!("cluster {}", context.cluster))?;
     let own = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "hub",
-        "clusters": [{"name": "hub", "cluster": cluster.cluster}],
-        "users": [{"name": "hub", "user": {"token": token}}],
-        "contexts": [{"name": "hub", "context": {"cluster": "hub", "user": "hub"}}],
+        "apiVersion": "v1", "kind": "Config", "current-context": "own",
+        "clusters": [{"name": "own", "cluster": server.cluster}],
+        "users": [{"name": "own", "user": {"token": token}}],
+        "contexts": [{"name": "own", "context": {"cluster": "own", "user": "own"}}],
     });
     std::fs::write(path, own.to_string()).with_context(|| format!("write {}", path.display()))
-}
-
-async fn set_up(
-    hub: &Cluster,
-    members: &Arc<Members>,
-    tasks: &mut JoinSet<Result<()>>,
-    process: &Process,
-    progress: &Progress,
-) -> Result<()> {
-    let fleet = members.fleet();
-    let apply = async |kind: &str, name: &str, spec: Value| -> Result<()> {
-        let resource = ApiResource::from_gvk_with_plural(
-            &kube::core::GroupVersionKind::gvk("weft.dev", "v1alpha1", kind),
-            &format!("{}s", kind.to_lowercase()),
-        );
-        let api: Api<DynamicObject> = Api::namespaced_with(hub.client.clone(), PROJECT, &resource);
-        let object = json!({"apiVersion": "weft.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-        api.patch(name, &PatchParams::apply("scale").force(), &Patch::Apply(object))
-            .await
-            .map(drop)
-            .with_context(|| format!("apply {kind} {name}"))
-    };
-    stream::iter(fleet.clusters.iter().map(Ok))
-        .try_for_each_concurrent(AT_ONCE, async |name: &String| {
-            apply("Cluster", name, json!({})).await
-        })
-        .await?;
-    let namespaces: Api<Namespace> = Api::all(hub.client.clone());
-    poll(SET_UP, "a namespace for every cluster", async || {
-        let all = namespaces.list_metadata(&ListParams::default()).await?;
-        let own = all
-            .iter()
-            .filter(|one| names::member_of(&one.name_any()).is_some());
-        Ok((own.count() == fleet.clusters.len()).then_some(()))
-    })
-    .await?;
-    members.join().await?;
-    tasks.spawn(Arc::clone(members).beat());
-    tasks.spawn(Arc::clone(members).obey());
-    tasks.spawn(Arc::clone(members).listen());
-    progress.done(format!("{} clusters report", fleet.clusters.len()));
-    stream::iter(fleet.slices.iter().map(Ok))
-        .try_for_each_concurrent(AT_ONCE, async |slice: &fleet::PlayedSlice| {
-            let clusters: Vec<&String> = slice.members.iter().map(|one| &fleet.clusters[*one]).collect();
-            let spec = json!({"subnets": [slice.subnet], "clusters": clusters, "gateway": {"replicas": fleet::GATEWAYS}});
-            apply("SliceConfig", &slice.name, spec).await
-        })
-        .await?;
-    let places: usize = fleet.slices.iter().map(|slice| slice.members.len()).sum();
-    await_ready(hub, members, progress, places).await?;
-    members.export().await?;
-    progress.done(format!("{} services are exported", fleet.services.len()));
-    await_rest(process).await?;
-    progress.done("the hub has written everything");
-    Ok(())
-}
-
-/// Follows every slice until all are Ready; a list now and then would keep the API server busy that is measured.
-async fn await_ready(hub: &Cluster, members: &Members, progress: &Progress, places: usize) -> Result<()> {
-    let configs: Api<SliceConfig> = Api::namespaced(hub.client.clone(), PROJECT);
-    let all = members.fleet().slices.len();
-    let mut ready = HashSet::new();
-    let mut seen = std::pin::pin!(watcher(configs, watcher::Config::default()).touched_objects());
-    let mut shown = Instant::now();
-    let until_all = async {
-        while ready.len() < all {
-            let slice = seen.try_next().await.context("watch the slices")?;
-            let slice = slice.context("the watch of the slices has ended")?;
-            match conditions::is_true(conditions::of(&slice), conditions::READY) {
-                true => ready.insert(slice.name_any()),
-                false => ready.remove(&slice.name_any()),
-            };
-            if shown.elapsed() > SHOWN {
-                shown = Instant::now();
-                let (ready, served) = (ready.len(), members.served());
-                progress.done(format!(
-                    "{ready} of {all} slices Ready, {served} of {places} served"
-                ));
-            }
-        }
-        anyhow::Ok(())
-    };
-    let in_time = tokio::time::timeout(SET_UP, until_all).await;
-    in_time.with_context(|| format!("not every slice is Ready after {SET_UP:?}"))??;
-    progress.done("every slice is Ready");
-    Ok(())
 }
 
 /// Until nothing is to be written any more.
 async fn await_rest(process: &Process) -> Result<()> {
     let mut before = -1.0;
-    poll(SET_UP, "the hub rests", async || {
+    poll(SET_UP, "the process rests", async || {
         let metrics = process.metrics().await?;
         let writes = metrics.writes();
         let rests = metrics.queued() == 0.0 && writes == before;
@@ -317,15 +134,16 @@ async fn await_rest(process: &Process) -> Result<()> {
     .await
 }
 
+/// A process while nothing happens: what it writes, what is written in all beyond what others write, what it takes. The
+/// others are a rate, and a count that grows.
 async fn idle(
     client: &Client,
-    members: &Members,
     process: &Process,
-    baseline: f64,
+    system: &str,
+    (others, count): (f64, &impl Fn() -> u64),
     figures: &mut Figures,
 ) -> Result<()> {
     let before = (process.metrics().await?.writes(), process.usage()?.0);
-    let heartbeats = members.heartbeats.load(Ordering::Relaxed);
     let memory = async {
         let mut all = Vec::new();
         for _ in 0..IDLE.as_secs() {
@@ -334,23 +152,14 @@ async fn idle(
         }
         anyhow::Ok(all)
     };
-    let (rate, memory) = tokio::try_join!(writes_per_second(client, IDLE), memory)?;
+    let (rate, memory) = tokio::try_join!(writes_per_second(client, IDLE, count), memory)?;
     let seconds = IDLE.as_secs_f64();
     let own = process.metrics().await?.writes() - before.0;
     let cpu = process.usage()?.0 - before.1;
-    let heartbeats = (members.heartbeats.load(Ordering::Relaxed) - heartbeats) as f64;
-    // What the cluster itself writes, as measured before Weft came.
-    figures.add(
-        SYSTEM,
-        "idle",
-        "writes_per_s",
-        "1/s",
-        &[(rate - baseline).max(0.0)],
-    );
-    figures.add(SYSTEM, "idle", "hub_writes_per_s", "1/s", &[own / seconds]);
-    figures.add(SYSTEM, "idle", "heartbeats_per_s", "1/s", &[heartbeats / seconds]);
-    figures.add(SYSTEM, "idle", "cpu_pct", "%", &[cpu / seconds * 100.0]);
-    figures.add(SYSTEM, "idle", "rss_mib", "MiB", &memory);
+    figures.add(system, "idle", "writes_per_s", "1/s", &[(rate - others).max(0.0)]);
+    figures.add(system, "idle", "own_writes_per_s", "1/s", &[own / seconds]);
+    figures.add(system, "idle", "cpu_pct", "%", &[cpu / seconds * 100.0]);
+    figures.add(system, "idle", "rss_mib", "MiB", &memory);
     Ok(())
 }
 
@@ -358,73 +167,39 @@ async fn idle(
 async fn starts(
     mut process: Process,
     start: impl Fn(usize) -> Result<Process>,
+    system: &str,
     figures: &mut Figures,
 ) -> Result<Process> {
     let (mut ready, mut writes, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=STARTS {
         process.stop().await?;
         process = start(number)?;
-        poll(Duration::from_secs(120), "the hub leads", async || {
+        poll(Duration::from_secs(120), "the process leads", async || {
             let metrics = process.metrics().await?;
             Ok((metrics.leads() && metrics.queued() == 0.0).then_some(()))
         })
         .await?;
         ready.push(process.started.elapsed().as_secs_f64());
         tokio::time::sleep(SETTLED).await;
-        writes.push(process.metrics().await?.writes());
+        let metrics = process.metrics().await?;
+        let own = metrics.writes();
+        if own > 0.0 {
+            say(format!(
+                "written after a start: {}",
+                metrics.lines("weft_operator_writes_total")
+            ));
+        }
+        writes.push(own);
         memory.push(process.usage()?.1);
     }
-    figures.add(SYSTEM, "start", "ready_s", "s", &ready);
-    figures.add(SYSTEM, "start", "writes", "", &writes);
-    figures.add(SYSTEM, "start", "rss_mib", "MiB", &memory);
+    figures.add(system, "start", "ready_s", "s", &ready);
+    figures.add(system, "start", "writes", "", &writes);
+    figures.add(system, "start", "rss_mib", "MiB", &memory);
     Ok(process)
 }
 
-/// Gateways change their keys; each counts as told when every cluster of the slice has been served it.
-async fn change(members: &Arc<Members>, process: &Process, figures: &mut Figures) -> Result<()> {
-    let before = (process.metrics().await?.writes(), process.usage()?.0);
-    let mut clock = tokio::time::interval(Duration::from_secs(1) / CHANGES);
-    let mut changes = JoinSet::new();
-    let begun = Instant::now();
-    let mut memory = Vec::new();
-    for position in members.fleet().scattered() {
-        if begun.elapsed() > CHANGING {
-            break;
-        }
-        clock.tick().await;
-        let members = Arc::clone(members);
-        changes.spawn(async move { members.change_key(position).await });
-        memory.push(process.usage()?.1);
-    }
-    let count = changes.len();
-    while let Some(change) = changes.join_next().await {
-        change.context("a change")??;
-    }
-    poll(
-        Duration::from_secs(60),
-        "every change with everybody",
-        async || Ok((members.awaited() == 0).then_some(())),
-    )
-    .await?;
-    let seconds = begun.elapsed().as_secs_f64();
-    let times = members.propagated();
-    ensure!(
-        times.len() == count,
-        "{} of {count} changes came to everybody",
-        times.len()
-    );
-    let own = process.metrics().await?.writes() - before.0;
-    let cpu = process.usage()?.0 - before.1;
-    figures.add(SYSTEM, "change", "told_ms", "ms", &times);
-    figures.add_quantile(SYSTEM, "change", "told_ms_p99", "ms", &times, 0.99);
-    figures.add(SYSTEM, "change", "hub_writes_per_s", "1/s", &[own / seconds]);
-    figures.add(SYSTEM, "change", "cpu_pct", "%", &[cpu / seconds * 100.0]);
-    figures.add(SYSTEM, "change", "rss_mib", "MiB", &memory);
-    Ok(())
-}
-
-/// Requests that changed something, as the API server counts them.
-async fn writes_per_second(client: &Client, lasts: Duration) -> Result<f64> {
+/// Requests that changed something, as the API server counts them, but for those that `others` counts.
+async fn writes_per_second(client: &Client, lasts: Duration, others: impl Fn() -> u64) -> Result<f64> {
     let count = async || -> Result<f64> {
         let request = http::Request::get("/metrics")
             .body(Vec::new())
@@ -436,56 +211,21 @@ async fn writes_per_second(client: &Client, lasts: Duration) -> Result<f64> {
         let metrics = Metrics(text);
         let verbs = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
         let counted = verbs.map(|verb| metrics.sum("apiserver_request_total", &format!("verb=\"{verb}\"")));
-        Ok(counted.into_iter().sum())
+        Ok(counted.into_iter().sum::<f64>() - others() as f64)
     };
     let (before, begun) = (count().await?, Instant::now());
     tokio::time::sleep(lasts).await;
     Ok((count().await? - before) / begun.elapsed().as_secs_f64())
 }
 
-/// Kibibytes and name of the largest object of Weft, as JSON.
-async fn largest(client: &Client) -> Result<(f64, String)> {
-    let mut largest = (0.0, String::new());
-    for crd in schema::hub() {
-        let names = &crd.spec.names;
-        let gvk = kube::core::GroupVersionKind::gvk("weft.dev", "v1alpha1", &names.kind);
-        let api: Api<DynamicObject> = Api::all_with(
-            client.clone(),
-            &ApiResource::from_gvk_with_plural(&gvk, &names.plural),
-        );
-        let mut params = ListParams::default().limit(500);
-        loop {
-            let page = api
-                .list(&params)
-                .await
-                .with_context(|| format!("list {}", names.plural))?;
-            for mut object in page.items {
-                object.metadata.managed_fields = None;
-                let size = serde_json::to_string(&object).context("encode an object")?.len() as f64 / 1024.0;
-                if size > largest.0 {
-                    largest = (size, format!("{} {}", names.kind, object.name_any()));
-                }
-            }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
-                None => break,
-            }
-        }
-    }
-    Ok(largest)
-}
-
-fn page(figures: &Figures, size: Size) -> String {
+fn page(intro: &str, figures: &Figures, floors: &Floors) -> String {
     let mut page = format!(
-        "{} clusters, {} slices (one over all clusters, the others over 2 to 20), {} services, two gateways in each; {}.\n\n\
+        "{intro}; {}.\n\n\
          | test | metric | median | largest that is allowed |\n|---|---|---|---|\n",
-        size.clusters,
-        size.slices,
-        size.services,
         machine::line()
     );
     for row in figures.rows() {
-        let floor = FLOORS
+        let floor = floors
             .iter()
             .find(|one| (one.0, one.1) == (&*row.test, &*row.metric));
         let floor = floor.map(|one| one.2.to_string()).unwrap_or_default();

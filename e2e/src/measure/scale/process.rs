@@ -121,6 +121,12 @@ impl Metrics {
             .fold(0.0, |sum, value| sum + value)
     }
 
+    /// The lines of a metric as they stand.
+    pub(super) fn lines(&self, name: &str) -> String {
+        let lines = self.0.lines().filter(|line| line.starts_with(name));
+        lines.collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) fn leads(&self) -> bool {
         self.sum("weft_operator_leader", "") > 0.0
     }

@@ -1,4 +1,4 @@
-//! What the hub chart's uninstall cannot remove by itself: the members' namespaces.
+//! What the hub chart's uninstall cannot remove by itself: the members' namespaces and the slices'.
 //!
 //! The hub is stopped first, and no slice is deleted: a hub that goes is not a slice that goes. Members keep what they
 //! have, and a hub that is installed anew and is given the same SliceConfigs takes them over as they are.
@@ -12,7 +12,7 @@ use slice_runtime::{apply, client};
 use super::{Controller, gone};
 use crate::{args::HubTeardownArgs, hub::MANAGER};
 
-/// Stops the hub, deletes the members' namespaces, and waits until they are gone.
+/// Stops the hub, deletes the namespaces of members and slices, and waits until they are gone.
 ///
 /// # Errors
 /// Where the API server refuses, or a namespace does not go in time. Running it again goes on from there.
@@ -26,9 +26,15 @@ pub async fn run(args: HubTeardownArgs) -> anyhow::Result<()> {
     hub.stop(&client, args.timeout).await?;
     let api: Api<Namespace> = Api::all(client);
     let owned = ListParams::default().labels(&format!("{}={MANAGER}", labels::MANAGED_BY));
-    let namespaces = api.list(&owned).await.context("list the members' namespaces")?;
+    let namespaces = api
+        .list(&owned)
+        .await
+        .context("list the namespaces of members and slices")?;
     for namespace in &namespaces {
-        tracing::info!(namespace = namespace.name_any(), "deleting a member's namespace");
+        tracing::info!(
+            namespace = namespace.name_any(),
+            "deleting a namespace of the hub's"
+        );
         apply::delete(&api, &namespace.name_any()).await?;
     }
     for namespace in &namespaces {

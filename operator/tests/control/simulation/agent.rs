@@ -102,7 +102,7 @@ impl Agent {
                     .retain(|_, block| block.metadata.name.as_deref() != Some(&*meta.name));
             }
             // An agent's own list is never the first that it knows.
-            (_, Signal::Listed(_)) => {}
+            (_, Signal::Listed(..)) => {}
             _ => unreachable!("two watches"),
         }
     }

@@ -1,5 +1,7 @@
 //! One role with two replicas of which one leads: its watches, its writes under way, crashes and changes of the lead.
 
+use std::collections::BTreeSet;
+
 use slice_operator::{
     control::{Failure, Key, Kind, Now, Outcome, Reason, Write},
     hub, member,
@@ -67,6 +69,9 @@ pub(crate) trait Role {
     /// Where a written object is seen again.
     fn source_of(side: Side, kind: Kind) -> Option<Self::Source>;
     fn signal(&mut self, source: Self::Source, signal: Signal, now: Now);
+    /// Namespaces that are to be followed, when others are than before.
+    fn take_followed(&mut self) -> Option<BTreeSet<String>>;
+    fn feed_of(namespace: &str) -> Feed<Self::Source>;
     fn lead(&mut self, leading: bool, now: Now);
     /// Whether the watch is listed consistently when the lead is taken.
     fn is_fencing(source: Self::Source) -> bool;
@@ -108,9 +113,17 @@ impl Role for hub::Hub {
         let event = match signal {
             Signal::Seen(value) => hub::Event::Seen(Box::new(hub::Input::read(source, &value))),
             Signal::Gone(meta) => hub::Event::Gone(source, meta),
-            Signal::Listed(there) => hub::Event::Listed(source, there),
+            Signal::Listed(_, there) => hub::Event::Listed(source, there),
         };
         self.handle(event, now);
+    }
+
+    fn take_followed(&mut self) -> Option<BTreeSet<String>> {
+        None
+    }
+
+    fn feed_of(_: &str) -> Feed<hub::Source> {
+        unreachable!("the hub follows every namespace")
     }
 
     fn lead(&mut self, leading: bool, now: Now) {
@@ -171,13 +184,10 @@ impl Role for member::Member {
                 _ => Feed::new(source, &kind, |_| true),
             }
         });
-        let room = format!("weft-member-{cluster}");
-        let remote = Source::HUB.into_iter().map(|source| {
-            let room = room.clone();
-            Feed::new(source, &source.resource().kind, move |object| {
-                object["metadata"]["namespace"] == room.as_str()
-            })
-        });
+        let namespace = format!("weft-member-{cluster}");
+        let remote = Source::HUB
+            .into_iter()
+            .map(|source| Feed::inside(source, &source.resource().kind, &namespace));
         local.chain(remote).collect()
     }
 
@@ -193,9 +203,22 @@ impl Role for member::Member {
         let event = match signal {
             Signal::Seen(value) => member::Event::Seen(Box::new(member::Input::read(source, &value))),
             Signal::Gone(meta) => member::Event::Gone(source, meta),
-            Signal::Listed(there) => member::Event::Listed(source, there),
+            Signal::Listed(namespace, there) if source == member::Source::SliceShare => {
+                member::Event::Shared(namespace, there)
+            }
+            Signal::Listed(_, there) => member::Event::Listed(source, there),
         };
         self.handle(event, now);
+    }
+
+    fn take_followed(&mut self) -> Option<BTreeSet<String>> {
+        Self::take_followed(self)
+    }
+
+    fn feed_of(namespace: &str) -> Feed<member::Source> {
+        let mut feed = Feed::inside(member::Source::SliceShare, "SliceShare", namespace);
+        feed.comes_and_goes = true;
+        feed
     }
 
     fn lead(&mut self, leading: bool, now: Now) {
@@ -234,6 +257,20 @@ struct Replica<R: Role> {
     flights: Vec<Flight>,
 }
 
+impl<R: Role> Replica<R> {
+    /// Watches come and go with what the role wants to follow.
+    fn follow(&mut self) {
+        let Some(mut namespaces) = self.role.take_followed() else {
+            return;
+        };
+        self.feeds
+            .retain(|feed| !feed.comes_and_goes || namespaces.remove(&*feed.namespace));
+        for namespace in namespaces {
+            self.feeds.push(R::feed_of(&namespace));
+        }
+    }
+}
+
 /// Both processes of a role.
 pub(crate) struct Controller<R: Role> {
     cluster: String,
@@ -263,6 +300,10 @@ impl<R: Role> Controller<R> {
         for replica in &mut self.replicas {
             event(&mut replica.role);
         }
+    }
+
+    pub(crate) fn leader(&mut self) -> Option<&mut R> {
+        Some(&mut self.replicas[self.leader?].role)
     }
 
     pub(crate) fn role(&self) -> Option<&R> {
@@ -371,6 +412,7 @@ impl<R: Role> Controller<R> {
 
     /// Lists every watch of a process, as after a gap.
     pub(crate) fn list(&mut self, which: usize, servers: &mut Servers<'_>, now: Now) {
+        self.replicas[which].follow();
         let Replica { role, feeds, .. } = &mut self.replicas[which];
         for feed in feeds {
             if let Some(server) = servers.of(R::side(feed.source)) {
@@ -390,6 +432,7 @@ impl<R: Role> Controller<R> {
         random: &mut Random,
         now: Now,
     ) {
+        self.replicas[which].follow();
         let Replica { role, feeds, .. } = &mut self.replicas[which];
         for _ in 0..most {
             let at = random.below(feeds.len());
@@ -405,7 +448,9 @@ impl<R: Role> Controller<R> {
     /// Every event there is, for both; whether there was one.
     pub(crate) fn deliver_all(&mut self, servers: &mut Servers<'_>, now: Now) -> bool {
         let mut any = false;
-        for Replica { role, feeds, .. } in &mut self.replicas {
+        for replica in &mut self.replicas {
+            replica.follow();
+            let Replica { role, feeds, .. } = replica;
             for feed in feeds {
                 let Some(server) = servers.of(R::side(feed.source)) else {
                     continue;

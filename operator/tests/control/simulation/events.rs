@@ -232,7 +232,7 @@ impl World {
                 let kind =
                     *self
                         .random
-                        .pick(&["MemberSliceReport", "MemberReport", "MemberSlice", "MemberPeers"]);
+                        .pick(&["MemberSliceReport", "MemberReport", "MemberSlice", "SliceShare"]);
                 let of: Vec<(String, String)> = self
                     .hub
                     .list(kind)

@@ -10,12 +10,17 @@ use crate::server::{Server, Watched};
 pub(crate) enum Signal {
     Seen(Value),
     Gone(Meta),
-    Listed(BTreeSet<Id>),
+    /// Everything there is in the feed's namespace.
+    Listed(Box<str>, BTreeSet<Id>),
 }
 
 pub(crate) struct Feed<S> {
     pub(crate) source: S,
     kind: String,
+    /// The one namespace that it follows.
+    pub(crate) namespace: Box<str>,
+    /// It was begun because the role asked for its namespace, and ends so.
+    pub(crate) comes_and_goes: bool,
     cursor: usize,
     is_listed: bool,
     takes: Box<dyn Fn(&Value) -> bool>,
@@ -26,9 +31,22 @@ impl<S: Copy> Feed<S> {
         Self {
             source,
             kind: kind.to_owned(),
+            namespace: "".into(),
+            comes_and_goes: false,
             cursor: 0,
             is_listed: false,
             takes: Box::new(takes),
+        }
+    }
+
+    /// Of one namespace.
+    pub(crate) fn inside(source: S, kind: &str, namespace: &str) -> Self {
+        let space = namespace.to_owned();
+        Self {
+            namespace: namespace.into(),
+            ..Self::new(source, kind, move |object| {
+                object["metadata"]["namespace"] == space.as_str()
+            })
         }
     }
 
@@ -70,7 +88,7 @@ impl<S: Copy> Feed<S> {
         });
         let there = there.collect();
         let mut signals: Vec<Signal> = objects.into_iter().map(Signal::Seen).collect();
-        signals.push(Signal::Listed(there));
+        signals.push(Signal::Listed(self.namespace.clone(), there));
         signals
     }
 }

@@ -34,7 +34,7 @@ pub(super) const OF_THE_HUB: [&str; 15] = [
     "Cluster",
     "MemberHub",
     "MemberSlice",
-    "MemberPeers",
+    "SliceShare",
     "MemberService",
     "MemberReport",
     "MemberSliceReport",
@@ -61,7 +61,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Its operator, and the API servers that it reaches.
-    pub(super) fn parts<'a>(&'a mut self, hub: &'a mut Server) -> (&'a mut Controller<Member>, Servers<'a>) {
+    pub(crate) fn parts<'a>(&'a mut self, hub: &'a mut Server) -> (&'a mut Controller<Member>, Servers<'a>) {
         let servers = Servers {
             local: &mut self.server,
             hub: (self.is_joined && !self.is_cut).then_some(hub),
@@ -202,9 +202,10 @@ impl World {
                 }),
             );
         }
-        cluster
-            .member
-            .each(|member| member.handle(Event::Heartbeat(result.clone()), now));
+        // Only who leads sends them.
+        if let Some(member) = cluster.member.leader() {
+            member.handle(Event::Heartbeat(result), now);
+        }
     }
 
     fn run_hub(&mut self) {
@@ -398,7 +399,7 @@ impl World {
     }
 
     /// Everything that is due is done once; whether anything was.
-    fn quiet_round(&mut self) -> bool {
+    pub(crate) fn quiet_round(&mut self) -> bool {
         let now = self.now();
         let Self {
             hub,
