@@ -60,15 +60,30 @@ fn tidy(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     serde_json::from_value(value).expect("still a CRD")
 }
 
-/// Kinds of [`crate::wire`]: the API server adds nothing to what a writer wrote, so that it can be compared, and a spec
-/// is one value to it, because it has one writer.
+/// Kinds of [`crate::wire`]: the API server adds nothing to what a writer wrote, so that it can be compared, and takes
+/// nothing away and refuses nothing (server-side apply does, of a field that the schema does not know), because hub and
+/// members of neighbouring versions write them. A spec is one value to it, because it has one writer.
 fn exchange(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(tidy(crd)).expect("a CRD is JSON");
     drop_defaults(&mut value);
     if let Some(spec) = value.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec") {
+        keep_unknown(spec);
         spec["x-kubernetes-map-type"] = "atomic".into();
     }
     serde_json::from_value(value).expect("still a CRD")
+}
+
+fn keep_unknown(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.get("properties").is_some_and(Value::is_object) && map.contains_key("type") {
+                map.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
+            }
+            map.values_mut().for_each(keep_unknown);
+        }
+        Value::Array(list) => list.iter_mut().for_each(keep_unknown),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn drop_defaults(value: &mut Value) {

@@ -196,9 +196,10 @@ async fn a_roll_to_this_version_and_back_loses_nothing() -> Result<()> {
 
     let (begun, streams) = (Instant::now(), start(&members).await?);
     for cluster in &environment.clusters {
-        // The former version knows of no other place.
+        // The former version knows of no other place, for gateways and for peers.
         let place = format!("gateways.namespace={}", names::MEMBER_NAMESPACE);
-        present.install_member(&environment, cluster, &[&place]).await?;
+        let values = [&*place, "operator.servedInline=true"];
+        present.install_member(&environment, cluster, &values).await?;
         poll(REPLACED, "the gateways are where they were", async || {
             let pods = cluster
                 .pods(names::GATEWAY_NAMESPACE)

@@ -73,6 +73,10 @@ pub struct ClusterArgs {
     /// Service of slice-dns in this namespace; its address goes into the cluster DNS's configuration.
     #[arg(long, env = "WEFT_DNS_SERVICE", default_value = "weft-dns")]
     pub dns_service: String,
+    /// Have the hub write peers and services into this member's own namespace: before going back to a version that reads
+    /// them nowhere else.
+    #[arg(long, env = "WEFT_SERVED_INLINE", default_value_t = false, action = clap::ArgAction::Set)]
+    pub served_inline: bool,
     /// ConfigMap of the cluster's CoreDNS, `<namespace>/<name>`; empty leaves the cluster DNS alone.
     #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
     pub coredns_config: String,

@@ -28,6 +28,10 @@ pub struct MemberReportSpec {
     /// See [`super::WIRE`]; 0 from a member that reports its slices in [`Self::slices`].
     #[schemars(range(min = 0))]
     pub wire: u32,
+    /// Peers and services are to stand in its own namespace, as for a smaller [`Self::wire`]: it is about to become a version
+    /// that reads them nowhere else.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub inline: bool,
     pub identity: MemberIdentity,
     /// It is leaving this hub and takes every slice down.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -10,7 +10,7 @@ use slice_crds::{
     annotations,
     conditions::{self, Conditioned},
     names,
-    wire::SliceAllocationSpec,
+    wire::{SliceAllocationSpec, WIRE},
 };
 
 use super::{
@@ -136,6 +136,11 @@ impl Hub {
             }
             (Object::MemberSliceReport(report), Some(cluster)) => {
                 let state = self.clusters.entry(cluster.clone()).or_default();
+                let member = state.report.as_ref().and_then(|report| report.raw.as_ref());
+                if member.is_some_and(|member| member.wire < WIRE) {
+                    // Left by a later version that the member has gone back from: it reports otherwise now.
+                    return;
+                }
                 match report {
                     Ok(report) => {
                         state.unreadable.remove(&name);
@@ -249,7 +254,7 @@ impl Hub {
                 slot.raw = Some(Arc::clone(&report));
                 let beat = report.observed_at.as_ref().map(|time| time.0.to_string());
                 // An older member has no Lease, and its slices' reports stand in here.
-                if report.wire < slice_crds::wire::WIRE {
+                if report.wire < WIRE {
                     self.take_old_slices(cluster, &report, now);
                     if let Some(beat) = beat {
                         self.heartbeat(cluster, beat, now);

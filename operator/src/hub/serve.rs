@@ -105,6 +105,9 @@ impl Hub {
         let is_old = state
             .and_then(ClusterState::facts)
             .is_some_and(|facts| facts.wire < WIRE);
+        let inline = state
+            .and_then(ClusterState::facts)
+            .is_some_and(|facts| facts.inline);
         let cluster = state
             .and_then(ClusterState::object)
             .and_then(|(_, users)| users.object.clone());
@@ -139,7 +142,7 @@ impl Hub {
                     let before = state.and_then(|state| state.served.get(slice));
                     spec.slice.namespaces = before.map(|served| served.rules.clone()).unwrap_or_default();
                 }
-                if is_old {
+                if inline {
                     spec.slice.peers = render::inline(shards, name);
                 } else {
                     spec.shared_in = names::slice_namespace(slice);
@@ -150,7 +153,7 @@ impl Hub {
                 Some(Listener {
                     cluster: name.to_owned(),
                     ranges: ranges_of(&own),
-                    needs_copies: is_old,
+                    needs_copies: inline,
                 })
             }
             // Its object cannot be read: what was served stays.
@@ -159,7 +162,7 @@ impl Hub {
                 Some(Listener {
                     cluster: name.to_owned(),
                     ranges: ranges_of(&own),
-                    needs_copies: is_old,
+                    needs_copies: inline,
                 })
             }
             (None, None, _) => {

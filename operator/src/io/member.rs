@@ -80,6 +80,7 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
         gateway_image: args.gateway_image.clone(),
         gateway_namespace: args.gateway_namespace.clone(),
         dns_service: args.dns_service.clone(),
+        inline: args.served_inline,
     });
     let begun = Instant::now();
     let now = || Now {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub gateway_namespace: String,
     /// Service of slice-dns in [`names::MEMBER_NAMESPACE`].
     pub dns_service: String,
+    /// See [`slice_crds::wire::MemberReportSpec::inline`].
+    pub inline: bool,
 }
 
 /// Everything that can wake the member.

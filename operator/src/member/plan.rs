@@ -537,6 +537,7 @@ impl Member {
             facts: &self.facts,
             link,
             version: self.settings.version,
+            inline: self.settings.inline,
             nodes: &self.nodes,
             node_facts: &self.node_facts,
             slice_nodes: &self.slice_nodes,

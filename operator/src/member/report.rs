@@ -32,6 +32,7 @@ pub(super) struct Cluster<'a> {
     pub(super) facts: &'a Facts,
     pub(super) link: &'a Link,
     pub(super) version: &'a str,
+    pub(super) inline: bool,
     pub(super) nodes: &'a Nodes,
     pub(super) node_facts: &'a BTreeMap<String, NodeFacts>,
     pub(super) slice_nodes: &'a BTreeMap<String, std::sync::Arc<SliceNode>>,
@@ -72,6 +73,7 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
     });
     MemberReportSpec {
         wire: WIRE,
+        inline: from.inline,
         identity: MemberIdentity {
             cluster_uid: from.facts.cluster_uid.clone(),
             join: from.link.join.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slice_crds::{
     Cidr,
-    wire::{Held, MemberReportSpec, ReportWarning},
+    wire::{Held, MemberReportSpec, ReportWarning, WIRE},
 };
 
 use super::{Violation, at_most, shown};
@@ -27,6 +27,8 @@ const LARGEST_UNDERLAY: u32 = 65_535;
 pub struct Facts {
     /// See [`slice_crds::wire::WIRE`].
     pub wire: u32,
+    /// Peers and services are to stand in its own namespace.
+    pub inline: bool,
     /// UID of its namespace kube-system; empty from an older member.
     pub cluster_uid: String,
     pub join: Option<String>,
@@ -62,6 +64,7 @@ pub fn facts(
     let mut violations = Vec::new();
     let facts = Facts {
         wire: report.wire,
+        inline: report.inline || report.wire < WIRE,
         cluster_uid: uid.clone(),
         join: report.identity.join.clone(),
         leaving: report.leaving,

@@ -269,3 +269,41 @@ fn one_member_cannot_cut_another_off() {
     stage.restart();
     assert_eq!(served(&stage)[0], before[0]);
 }
+
+#[test]
+fn a_member_that_goes_back_to_the_version_before_is_never_without_peers() {
+    let mut stage = two();
+    stage
+        .obey("a", "shop", gateway(KEYS[0]))
+        .obey("b", "shop", gateway(KEYS[1]));
+    let inline = |stage: &Stage| {
+        let peers = stage.served("b", "shop").unwrap().slice.peers;
+        let gateways = peers.into_iter().flat_map(|peer| peer.gateways);
+        gateways.map(|gateway| gateway.public_key).collect::<Vec<_>>()
+    };
+    assert!(inline(&stage).is_empty());
+    // A person says so first; its reports still count.
+    stage.report("b", json!({"inline": true}));
+    assert_eq!(inline(&stage), [KEYS[0]]);
+    stage.obey("b", "shop", gateway(KEYS[2]));
+    assert_eq!(stage.peers("a", "shop"), ["b:1"]);
+    let key = |stage: &Stage| {
+        let shard = stage.server.get("SliceShare", SPACE, "shop.0").unwrap();
+        shard["spec"]["peers"][1]["gateways"][0]["publicKey"].clone()
+    };
+    assert_eq!(key(&stage), KEYS[2]);
+    // The version before: it reports in its own form, and what it has left behind does not count, also after a restart.
+    let former = json!({
+        "observedAt": stage.now().wall.to_string(), "weftVersion": "0.1.0", "kubernetesVersion": "v1.37.1", "nodes": 2,
+        "slices": [{"name": "shop", "gateways": [
+            {"ordinal": 0, "publicKey": KEYS[1], "endpoints": ["192.0.2.9:30002"], "up": true}]}],
+    });
+    stage.member("b", "MemberReport", "report", former);
+    for _ in 0..2 {
+        assert_eq!(
+            (inline(&stage), key(&stage)),
+            (vec![KEYS[0].to_owned()], json!(KEYS[1]))
+        );
+        stage.restart();
+    }
+}

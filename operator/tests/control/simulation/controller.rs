@@ -165,6 +165,7 @@ impl Role for member::Member {
             gateway_image: "gateway:1".into(),
             gateway_namespace: "weft-gateways".into(),
             dns_service: "weft-dns".into(),
+            inline: false,
         })
     }
 
