@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!               hub                                             member cluster
-//!  SliceConfig, Cluster ──► hub ──► MemberSlice, SliceShare ──► member ──► Slice, SliceBlock, gateway workloads
+//!  SliceConfig, Cluster ──► hub ──► MemberSlice, SliceShare ───► member ──► Slice, SliceBlock, gateway workloads
 //!    status ◄──────────────  │ ◄─── MemberReport, ◄─────────────   │   ◄── statuses of nodes, blocks and gateways
 //!                            │      MemberSliceReport              │
 //!  SliceAllocation ◄── allocation   MemberService ◄───────────► services ◄── ServiceExport, Service, ready pods

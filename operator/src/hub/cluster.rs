@@ -391,15 +391,19 @@ pub(super) fn role(name: &str) -> RoleRef {
     }
 }
 
+pub(super) fn subject(account: &str, namespace: &str) -> Subject {
+    Subject {
+        kind: ServiceAccount::kind(&()).into_owned(),
+        name: account.to_owned(),
+        namespace: Some(namespace.to_owned()),
+        ..Subject::default()
+    }
+}
+
 pub(super) fn binding(role: &str, account: &str, namespace: &str) -> RoleBinding {
     RoleBinding {
         role_ref: self::role(role),
-        subjects: Some(vec![Subject {
-            kind: ServiceAccount::kind(&()).into_owned(),
-            name: account.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            ..Subject::default()
-        }]),
+        subjects: Some(vec![subject(account, namespace)]),
         ..RoleBinding::default()
     }
 }

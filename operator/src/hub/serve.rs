@@ -102,12 +102,9 @@ impl Hub {
             self.outputs.release(&key);
             return None;
         }
-        let is_old = state
-            .and_then(ClusterState::facts)
-            .is_some_and(|facts| facts.wire < WIRE);
-        let inline = state
-            .and_then(ClusterState::facts)
-            .is_some_and(|facts| facts.inline);
+        let facts = state.and_then(ClusterState::facts);
+        let is_old = facts.is_some_and(|facts| facts.wire < WIRE);
+        let inline = facts.is_some_and(|facts| facts.inline);
         let cluster = state
             .and_then(ClusterState::object)
             .and_then(|(_, users)| users.object.clone());

@@ -4,11 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    core::v1::{Namespace, ServiceAccount},
-    rbac::v1::{RoleBinding, Subject},
-};
-use kube::{Resource, core::ObjectMeta};
+use k8s_openapi::api::{core::v1::Namespace, rbac::v1::RoleBinding};
+use kube::core::ObjectMeta;
 use slice_crds::{
     Subnets, names,
     wire::{AllocationState as State, MemberServiceSpec, SliceShareSpec},
@@ -84,12 +81,8 @@ impl Hub {
         readers: &[&str],
         shards: &BTreeMap<u32, SliceShareSpec>,
     ) {
-        let subject = |cluster: &&str| Subject {
-            kind: ServiceAccount::kind(&()).into_owned(),
-            name: names::MEMBER_ACCOUNT.to_owned(),
-            namespace: Some(names::member_namespace(cluster)),
-            ..Subject::default()
-        };
+        let subject =
+            |cluster: &&str| cluster::subject(names::MEMBER_ACCOUNT, &names::member_namespace(cluster));
         let binding = RoleBinding {
             metadata: meta(slice, READER, Some(namespace)),
             role_ref: cluster::role(READER),

@@ -440,38 +440,31 @@ impl Member {
         };
         let was_listed = std::mem::replace(&mut shared.listed, true);
         let names = shared.objects.keys().map(|name| name.as_str().into());
-        let known: Vec<Box<str>> = names.collect();
-        for name in known {
-            let id = (Box::from(namespace), name);
-            if !there.contains(&id) {
-                let (namespace, name) = id;
-                let meta = Meta {
-                    namespace,
-                    name,
-                    ..Meta::default()
-                };
-                self.lose(Source::SliceShare, &meta, None, now);
-            }
-        }
+        let known = names.map(|name| (Box::from(namespace), name)).collect();
+        self.lose_absent(Source::SliceShare, known, there, now);
         self.dirty.imports |= !was_listed;
     }
 
     pub(super) fn list(&mut self, source: Source, there: &BTreeSet<Id>, now: Now) {
-        for (namespace, name) in self.known(source) {
-            if !there.contains(&(namespace.clone(), name.clone())) {
-                let meta = Meta {
-                    namespace,
-                    name,
-                    ..Meta::default()
-                };
-                self.lose(source, &meta, None, now);
-            }
-        }
+        self.lose_absent(source, self.known(source), there, now);
         let was_synced = self.is_hub_synced();
         self.listed.insert(source);
         if source.side() == Side::Hub && !was_synced && self.is_hub_synced() {
             self.hub.synced = Some(now.clock);
             self.touch_all();
+        }
+    }
+
+    /// What was known of a source and is not there any more.
+    fn lose_absent(&mut self, source: Source, known: Vec<Id>, there: &BTreeSet<Id>, now: Now) {
+        for id in known.into_iter().filter(|id| !there.contains(id)) {
+            let (namespace, name) = id;
+            let meta = Meta {
+                namespace,
+                name,
+                ..Meta::default()
+            };
+            self.lose(source, &meta, None, now);
         }
     }
 
