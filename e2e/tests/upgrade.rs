@@ -14,7 +14,10 @@ use kube::{
 use serde_json::json;
 use slice_crds::{names, v1alpha1::Slice};
 use slice_e2e::{
-    harness::{Cluster, Environment, Pace, Streams, is_ready, poll, weft::Member},
+    harness::{
+        Cluster, Environment, Pace, Streams, is_ready, poll,
+        weft::{Member, own_slicectl},
+    },
     lab::ours,
     progress::{Progress, say},
 };
@@ -43,9 +46,8 @@ impl Version {
     }
 
     fn present() -> Self {
-        let slicectl = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl");
         Self {
-            slicectl: slicectl.into(),
+            slicectl: own_slicectl(),
             tag: ours::TAG,
         }
     }

@@ -284,7 +284,8 @@ impl Environment {
     }
 }
 
-fn own_slicectl() -> PathBuf {
+/// The `slicectl` that was built here, or the one that `WEFT_SLICECTL` names.
+pub fn own_slicectl() -> PathBuf {
     std::env::var("WEFT_SLICECTL").map_or_else(
         |_| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl")),
         PathBuf::from,

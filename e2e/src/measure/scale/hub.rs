@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use futures::{TryStreamExt, stream};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Namespace};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
@@ -20,16 +20,16 @@ use slice_crds::{conditions, names, schema, v1alpha1::SliceConfig};
 use tokio::task::JoinSet;
 
 use super::{
-    AT_ONCE, PORT, SET_UP, await_rest, baseline, check,
+    AT_ONCE, PORT, SET_UP, await_no_pods, await_rest, baseline, check, end,
     fleet::{self, Fleet, Size},
-    idle,
+    folder_of, idle,
     members::Members,
-    page,
+    open, page,
     process::Process,
-    starts, write_kubeconfig,
+    starts, take_off, write_kubeconfig,
 };
 use crate::{
-    harness::{Cluster, Environment, poll, weft::PROJECT},
+    harness::{Cluster, poll, weft::PROJECT},
     measure::{Figures, docs},
     progress::{Progress, say},
 };
@@ -68,24 +68,15 @@ pub struct Options {
 /// Where a step fails, or a figure exceeds what it must not.
 pub async fn run(options: &Options) -> Result<()> {
     let progress = Progress::start();
-    let environment = Environment::open().await?;
-    environment.lab()?;
+    let environment = open().await?;
     let hub = environment.hub()?;
-    let folder = options.out.parent().unwrap_or_else(|| Path::new(".")).to_owned();
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    ensure!(
-        Api::<Namespace>::all(hub.client.clone())
-            .get_opt(names::HUB_NAMESPACE)
-            .await?
-            .is_none(),
-        "Weft is installed on {}: `make bench-scale` starts with a lab of its own",
-        hub.name
-    );
+    let folder = folder_of(&options.out)?;
     environment.slicectl(
         &hub.name,
         &["install", "hub", "--set", "replicas=1", "--set", "image.tag=dev"],
     )?;
-    take_off(hub).await?;
+    take_off(hub, names::HUB_NAMESPACE, &["weft-hub"]).await?;
+    await_no_pods(hub, names::HUB_NAMESPACE).await?;
     let kubeconfig = folder.join("scale-hub.kubeconfig");
     let account = (names::HUB_NAMESPACE, "weft-hub");
     write_kubeconfig(&environment, hub, account, &kubeconfig).await?;
@@ -118,12 +109,7 @@ pub async fn run(options: &Options) -> Result<()> {
         "changes are measured; the largest object is {}",
         largest.1
     ));
-    while let Some(ended) = tasks.try_join_next() {
-        ended
-            .context("a part of the fleet")?
-            .context("a part of the fleet")?;
-    }
-    tasks.shutdown().await;
+    end(tasks).await?;
     say(format!(
         "{} watches of the fleet were broken and begun anew",
         members.broken.load(Ordering::Relaxed)
@@ -145,24 +131,6 @@ pub async fn run(options: &Options) -> Result<()> {
     }
     progress.done(format!("written to {}", options.out.display()));
     check(&figures, SYSTEM, &FLOORS)
-}
-
-/// Takes the hub's pod away; what the chart has installed for it stays.
-async fn take_off(hub: &Cluster) -> Result<()> {
-    let deployments: Api<Deployment> = Api::namespaced(hub.client.clone(), names::HUB_NAMESPACE);
-    let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
-    deployments
-        .patch("weft-hub", &PatchParams::default(), &none)
-        .await
-        .context("take the hub's pod away")?;
-    poll(Duration::from_secs(60), "the hub's pod gone", async || {
-        let pods = hub
-            .pods(names::HUB_NAMESPACE)
-            .list(&ListParams::default())
-            .await?;
-        Ok(pods.items.is_empty().then_some(()))
-    })
-    .await
 }
 
 async fn set_up(

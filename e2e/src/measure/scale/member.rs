@@ -1,16 +1,13 @@
 //! A member: the real process in a cluster of many nodes and slices; the nodes are played, the hub is real.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
-    core::v1::Namespace,
-};
+use anyhow::{Context, Result};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -20,8 +17,8 @@ use slice_crds::names;
 use tokio::task::JoinSet;
 
 use super::{
-    PORT, SET_UP, await_rest, baseline, check, idle, nodes::Nodes, page, process::Process, starts,
-    write_kubeconfig,
+    PORT, SET_UP, await_no_pods, await_rest, baseline, check, end, folder_of, idle, nodes::Nodes, open, page,
+    process::Process, starts, take_off, write_kubeconfig,
 };
 use crate::{
     harness::{Cluster, Environment, poll, weft::PROJECT},
@@ -52,23 +49,13 @@ pub struct Options {
 /// Where a step fails, or a figure exceeds what it must not.
 pub async fn run(options: &Options) -> Result<()> {
     let progress = Progress::start();
-    let environment = Environment::open().await?;
-    environment.lab()?;
+    let environment = open().await?;
     let cluster = environment.hub()?;
-    let folder = options.out.parent().unwrap_or_else(|| Path::new(".")).to_owned();
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    ensure!(
-        Api::<Namespace>::all(cluster.client.clone())
-            .get_opt(names::HUB_NAMESPACE)
-            .await?
-            .is_none(),
-        "Weft is installed on {}: `make bench-scale` starts with a lab of its own",
-        cluster.name
-    );
+    let folder = folder_of(&options.out)?;
     for what in ["hub", "cluster"] {
         environment.slicectl(&cluster.name, &["install", what, "--set", "image.tag=dev"])?;
     }
-    take_off(cluster).await?;
+    stop_member(cluster).await?;
     let kubeconfig = folder.join("scale-member.kubeconfig");
     let account = (names::MEMBER_NAMESPACE, "weft-operator");
     write_kubeconfig(&environment, cluster, account, &kubeconfig).await?;
@@ -130,12 +117,7 @@ pub async fn run(options: &Options) -> Result<()> {
     progress.done("idle is measured");
     let process = starts(process, start, SYSTEM, &mut figures).await?;
     progress.done("starts are measured");
-    while let Some(ended) = tasks.try_join_next() {
-        ended
-            .context("a part of the nodes")?
-            .context("a part of the nodes")?;
-    }
-    tasks.shutdown().await;
+    end(tasks).await?;
     process.stop().await?;
     say(figures.table());
     figures.write(&options.out)?;
@@ -152,28 +134,14 @@ pub async fn run(options: &Options) -> Result<()> {
 }
 
 /// Takes the member's own pods away; what the chart has installed for them stays.
-async fn take_off(cluster: &Cluster) -> Result<()> {
-    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
-    for name in ["weft-operator", "weft-dns"] {
-        let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
-        deployments
-            .patch(name, &PatchParams::default(), &none)
-            .await
-            .with_context(|| format!("take the pods of {name} away"))?;
-    }
+async fn stop_member(cluster: &Cluster) -> Result<()> {
+    take_off(cluster, names::MEMBER_NAMESPACE, &["weft-operator", "weft-dns"]).await?;
     let sets: Api<DaemonSet> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
     let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"weft.dev/played": "never"}}}}});
     sets.patch("weft-netop", &PatchParams::default(), &Patch::Merge(nowhere))
         .await
         .context("take the node agents away")?;
-    poll(Duration::from_secs(60), "the member's pods gone", async || {
-        let pods = cluster
-            .pods(names::MEMBER_NAMESPACE)
-            .list(&Default::default())
-            .await?;
-        Ok(pods.items.is_empty().then_some(()))
-    })
-    .await
+    await_no_pods(cluster, names::MEMBER_NAMESPACE).await
 }
 
 fn join(environment: &Environment, cluster: &Cluster) -> Result<()> {

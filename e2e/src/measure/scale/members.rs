@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
     Api, Client, ResourceExt,
@@ -18,7 +17,6 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use slice_crds::{
     names,
     wire::{
@@ -28,7 +26,10 @@ use slice_crds::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::fleet::{Fleet, GATEWAYS};
+use super::{
+    fleet::{Fleet, GATEWAYS},
+    played_key,
+};
 
 /// Requests under way.
 const AT_ONCE: usize = 32;
@@ -219,10 +220,9 @@ impl Members {
         apply(&api, &self.fleet.slices[slice].name, "MemberSliceReport", report).await
     }
 
-    /// 32 bytes that nobody else has, and that each run has again.
     fn key(&self, place: Place, ordinal: u32) -> String {
         let generation = lock(&self.keys).get(&(place, ordinal)).copied().unwrap_or(0);
-        BASE64_STANDARD.encode(Sha256::digest(format!("{place:?} {ordinal} {generation}")))
+        played_key(&format!("{place:?} {ordinal} {generation}"))
     }
 
     /// How many places have been served.

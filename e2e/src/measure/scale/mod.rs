@@ -19,17 +19,26 @@ mod process;
 
 use std::{
     fmt::Write,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use k8s_openapi::api::{
+    apps::v1::Deployment,
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::ServiceAccount,
+    core::v1::{Namespace, ServiceAccount},
 };
-use kube::{Api, Client, api::PostParams, config::Kubeconfig};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams, PostParams},
+    config::Kubeconfig,
+};
 use serde_json::json;
+use sha2::{Digest, Sha256};
+use slice_crds::names;
+use tokio::task::JoinSet;
 
 use super::{Figures, machine};
 use crate::{
@@ -64,6 +73,67 @@ async fn baseline(client: &Client, others: impl Fn() -> u64) -> Result<f64> {
         }
         last = rate;
     }
+}
+
+/// Where the records and logs go; made where it is not there.
+fn folder_of(out: &Path) -> Result<PathBuf> {
+    let folder = out.parent().unwrap_or_else(|| Path::new(".")).to_owned();
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// A lab on which Weft was never installed.
+async fn open() -> Result<Environment> {
+    let environment = Environment::open().await?;
+    environment.lab()?;
+    let hub = environment.hub()?;
+    ensure!(
+        Api::<Namespace>::all(hub.client.clone())
+            .get_opt(names::HUB_NAMESPACE)
+            .await?
+            .is_none(),
+        "Weft is installed on {}: `make bench-scale` starts with a lab of its own",
+        hub.name
+    );
+    Ok(environment)
+}
+
+/// Takes the pods of Deployments away; what the chart has installed for them stays.
+async fn take_off(cluster: &Cluster, namespace: &str, names: &[&str]) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    for name in names {
+        let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        deployments
+            .patch(name, &PatchParams::default(), &none)
+            .await
+            .with_context(|| format!("take the pods of {name} away"))?;
+    }
+    Ok(())
+}
+
+async fn await_no_pods(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let what = format!("no pod in {namespace}");
+    poll(Duration::from_secs(60), &what, async || {
+        let pods = cluster.pods(namespace).list(&ListParams::default()).await?;
+        Ok(pods.items.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// Ends what is played, where nothing of it has failed.
+async fn end(mut tasks: JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = tasks.try_join_next() {
+        ended
+            .context("a part that is played")?
+            .context("a part that is played")?;
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// 32 bytes that nobody else has, and that each run has again.
+fn played_key(of: &str) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(of))
 }
 
 fn check(figures: &Figures, system: &str, floors: &Floors) -> Result<()> {

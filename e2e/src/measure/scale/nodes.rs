@@ -25,7 +25,7 @@ use slice_crds::{
     v1alpha1::{SliceBlock, SliceGateway, SliceNode},
 };
 
-use super::AT_ONCE;
+use super::{AT_ONCE, played_key};
 
 /// As a kubelet renews its Node's Lease, and a node's agent its own.
 const KUBELET: Duration = Duration::from_secs(10);
@@ -187,7 +187,7 @@ impl Nodes {
                 if gateway.spec.node.is_none() || reported == gateway.spec.node {
                     return Ok(());
                 }
-                let status = json!({"node": gateway.spec.node, "connected": true, "publicKey": key(&gateway.name_any())});
+                let status = json!({"node": gateway.spec.node, "connected": true, "publicKey": played_key(&gateway.name_any())});
                 patch_status(&api, &gateway.name_any(), status).await
             })
             .await
@@ -227,13 +227,6 @@ fn every(interval: Duration, count: usize) -> tokio::time::Interval {
 
 fn ready() -> Value {
     json!([{"type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": "2026-11-28T00:00:00Z"}])
-}
-
-/// A key of its own for each gateway.
-fn key(name: &str) -> String {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    use sha2::{Digest, Sha256};
-    BASE64_STANDARD.encode(Sha256::digest(name))
 }
 
 async fn apply<K>(api: &Api<K>, name: &str, object: Value) -> Result<()>
