@@ -257,7 +257,11 @@ impl Cluster {
             loop {
                 match objects.try_next().await {
                     Ok(Some(object)) if holds(&object) => return object,
-                    Ok(Some(object)) => last = Some(object),
+                    Ok(Some(mut object)) => {
+                        // Long, and never the reason.
+                        object.meta_mut().managed_fields = None;
+                        last = Some(object);
+                    }
                     // The watcher tries again by itself, with its back-off.
                     Ok(None) | Err(_) => {}
                 }
