@@ -52,6 +52,8 @@ pub struct Conversation {
     /// Of the silences that are listed.
     pub longest_gap_ms: f64,
     pub gaps: Vec<Gap>,
+    /// Messages in a row that no answer came to, by when they were sent.
+    pub missing: Vec<Missing>,
     /// Why it ended before its time.
     pub broken: Option<String>,
 }
@@ -61,6 +63,13 @@ pub struct Gap {
     /// Since the start.
     pub at_ms: f64,
     pub ms: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Since the start.
+    pub at_ms: u64,
+    pub count: u32,
 }
 
 impl Stream {
@@ -80,6 +89,7 @@ impl Stream {
             lost: usize::try_from(sent).unwrap_or_default().saturating_sub(received),
             longest_gap_ms: gaps.iter().map(|gap| gap.ms).fold(0.0, f64::max),
             gaps,
+            missing: missing(sent, self.interval, &arrivals),
             broken,
         })
     }
@@ -201,9 +211,34 @@ fn gaps(started: Instant, ended: Instant, arrivals: &Arrivals, least: Duration) 
     found
 }
 
+/// Runs of messages without an answer, of `sent` that left every `interval` milliseconds.
+fn missing(sent: u32, interval: u64, arrivals: &Arrivals) -> Vec<Missing> {
+    let mut runs: Vec<Missing> = Vec::new();
+    let mut next = 0;
+    for number in (0..sent).filter(|number| !arrivals.contains_key(number)) {
+        match runs.last_mut() {
+            Some(run) if number == next => run.count += 1,
+            _ => runs.push(Missing {
+                at_ms: interval * u64::from(number),
+                count: 1,
+            }),
+        }
+        next = number + 1;
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_without_an_answer_are_listed_in_runs() {
+        let now = Instant::now();
+        let arrivals = Arrivals::from([1, 4, 5].map(|number| (number, now)));
+        let run = |at_ms, count| Missing { at_ms, count };
+        assert_eq!(missing(8, 5, &arrivals), [run(0, 1), run(10, 2), run(30, 2)]);
+    }
 
     #[test]
     fn silences_are_found_between_arrivals() {
