@@ -13,7 +13,6 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    str::FromStr,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -21,9 +20,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Cidr;
-
-/// First two bytes of every attachment's MAC address: locally administered, unicast (IEEE 802 §8.2).
-pub const MAC_PREFIX: [u8; 2] = [0x02, 0x5c];
 
 /// Clusters are numbered `1..=MAX_CLUSTER`; 198.18.0.0/15 has room for that many times 256 gateways.
 pub const MAX_CLUSTER: u32 = 510;
@@ -137,68 +133,6 @@ impl Subnets {
         }
     }
 }
-
-/// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    pub const BROADCAST: Self = Self([0xff; 6]);
-
-    /// The address of the attachment with this index: `02:5c:<index, big endian>`.
-    pub const fn of_index(index: u32) -> Self {
-        let [a, b, c, d] = index.to_be_bytes();
-        Self([MAC_PREFIX[0], MAC_PREFIX[1], a, b, c, d])
-    }
-
-    /// The index of the attachment with this address, or `None` where it is not one of ours.
-    pub const fn index(self) -> Option<u32> {
-        let [p0, p1, a, b, c, d] = self.0;
-        if p0 == MAC_PREFIX[0] && p1 == MAC_PREFIX[1] {
-            Some(u32::from_be_bytes([a, b, c, d]))
-        } else {
-            None
-        }
-    }
-
-    /// Broadcast or multicast: the I/G bit of IEEE 802 §8.2.
-    pub const fn is_group(self) -> bool {
-        self.0[0] & 1 == 1
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl FromStr for Mac {
-    type Err = MacError;
-
-    fn from_str(text: &str) -> Result<Self, MacError> {
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            *byte = parts
-                .next()
-                .filter(|part| part.len() == 2)
-                .and_then(|part| u8::from_str_radix(part, 16).ok())
-                .ok_or_else(|| MacError(text.to_owned()))?;
-        }
-        if parts.next().is_some() {
-            Err(MacError(text.to_owned()))
-        } else {
-            Ok(Self(bytes))
-        }
-    }
-}
-
-/// A text is not an Ethernet address.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("\"{0}\" is not an Ethernet address, such as 02:5c:00:00:00:46")]
-pub struct MacError(String);
 
 /// A run of indices: a cluster's range or a node's block. `size` is a power of two and `start` a multiple of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -325,7 +259,6 @@ mod tests {
         let subnets = subnets(&["10.80.0.0/16", "fd42:80::/64"]);
         let addresses: Vec<_> = subnets.addresses(70).map(|net| net.to_string()).collect();
         assert_eq!(addresses, ["10.80.0.70/16", "fd42:80::46/64"]);
-        assert_eq!(Mac::of_index(70).to_string(), "02:5c:00:00:00:46");
     }
 
     #[test]
@@ -395,8 +328,6 @@ mod tests {
             for net in subnets.addresses(index) {
                 prop_assert_eq!(subnets.index_of(net.addr()), Some(index));
             }
-            prop_assert_eq!(Mac::of_index(index).index(), Some(index));
-            prop_assert_eq!(Mac::of_index(index).to_string().parse(), Ok(Mac::of_index(index)));
         }
 
         #[test]

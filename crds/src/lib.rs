@@ -45,8 +45,9 @@ pub mod v1alpha1;
 pub mod wire;
 
 pub use cidr::Cidr;
-pub use index::{IndexRange, Mac, Subnets};
+pub use index::{IndexRange, Subnets};
 pub use read::read;
+pub use slice_frame::Mac;
 
 /// API group of every kind that Weft defines.
 pub const GROUP: &str = "weft.dev";

@@ -96,6 +96,9 @@ pub struct Config {
     pub vtep: Ipv4Addr,
     /// Index ranges of the own cluster.
     pub ranges: Vec<Range>,
+    /// What the slice carries beside untagged IP.
+    #[serde(default)]
+    pub frames: Frames,
     /// Code point on outgoing datagrams, 0 to 63.
     pub dscp: u8,
     /// Seconds after which the gateway makes a new key; `None` for never.
@@ -108,6 +111,26 @@ pub struct Config {
     #[serde(default)]
     pub revocation: Option<String>,
     pub peers: Vec<Peer>,
+}
+
+/// What a slice carries beside untagged IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Frames {
+    /// Frames of other protocols.
+    pub non_ip: bool,
+    /// Frames with a VLAN tag.
+    pub tagged: bool,
+}
+
+impl Default for Frames {
+    /// What an agent meant that does not say.
+    fn default() -> Self {
+        Self {
+            non_ip: true,
+            tagged: false,
+        }
+    }
 }
 
 /// A run of attachment indices.
@@ -377,6 +400,7 @@ mod tests {
             subnets: vec![],
             vtep: Ipv4Addr::LOCALHOST,
             ranges: vec![],
+            frames: Frames::default(),
             dscp: 0,
             rotation_secs: None,
             renewal: None,

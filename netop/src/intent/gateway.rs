@@ -44,6 +44,10 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
         subnets: spec.subnets.iter().map(|cidr| cidr.net()).collect(),
         vtep: vtep(spec.cluster_number, ordinal)?,
         ranges: ranges(&spec.ranges),
+        frames: handover::Frames {
+            non_ip: facts.spec.broadcast.non_ip,
+            tagged: false,
+        },
         dscp: spec.dscp,
         rotation_secs: spec.gateway.keys.rotation_seconds,
         renewal: spec.gateway.keys.renewal.clone(),

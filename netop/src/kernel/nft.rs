@@ -306,7 +306,7 @@ mod tests {
         let (tables, counters) = read(&objects);
         assert_eq!(tables.len(), 1);
         assert_eq!(tables[&name].rules, rules);
-        expect![[r#"{Pod(Name("wp-a")), Mac(Name("wp-a"), Mac([2, 92, 0, 0, 0, 1]))}"#]]
+        expect![[r#"{Pod(Name("wp-a")), Mac(Name("wp-a"), 02:5c:00:00:00:01)}"#]]
             .assert_eq(&format!("{:?}", tables[&name].elements));
         assert_eq!(counters[&(name.clone(), "spoofed".into())], 3);
         objects.pop();

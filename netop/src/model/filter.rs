@@ -47,8 +47,9 @@ pub enum Rules {
 }
 
 /// Counters of a segment's table, and what an increase of each means.
-pub const SEGMENT_COUNTERS: [(&str, &str); 4] = [
+pub const SEGMENT_COUNTERS: [(&str, &str); 5] = [
     ("spoofed", "a pod sent from an address that is not its own"),
+    ("tagged", "a VLAN tag, behind which addresses could hide"),
     ("budget", "more broadcast and multicast than the slice allows"),
     (
         "nonip",
@@ -266,6 +267,8 @@ fn segment_chains(segment: &Segment, frames_per_second: u32, non_ip: bool) -> Ve
     );
     let mut pod = vec![
         format!("iifname . ether saddr != @macs {spoofed}"),
+        // Linux takes what is in a tag without a VLAN for untagged, and none of the rules below would see it.
+        "ether type { 8021q, 8021ad } counter name tagged drop".into(),
         "ether type vmap { arp : goto pod_arp, ip : goto pod_ipv4, ip6 : goto pod_ipv6 }".into(),
     ];
     if !non_ip {

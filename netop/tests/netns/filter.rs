@@ -168,6 +168,51 @@ async fn a_pod_cannot_claim_an_ipv6_address_or_be_a_router() {
     assert_eq!(dropped(&mut cluster, 0, "spoofed").await, 9);
 }
 
+/// Tags of 802.1Q and 802.1ad without a VLAN: a receiver takes what is in them for untagged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_hides_nothing() {
+    let mut cluster = Cluster::new(2);
+    cluster.add_slice("shop", slice(77));
+    let (a, b, c) = (
+        cluster.add_pod("shop", 0, 0),
+        cluster.add_pod("shop", 0, 1),
+        cluster.add_pod("shop", 1, 0),
+    );
+    cluster.sync().await;
+    let (own, foreign): (_, IpAddr) = (a.mac(), "10.80.0.13".parse().unwrap());
+    let within = |tags: &[u16], frame: Vec<u8>| {
+        let tags = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
+        [&frame[..12], &tags.collect::<Vec<u8>>(), &frame[12..]].concat()
+    };
+    let mut sent = 0;
+    for to in [&b, &c] {
+        let wire = Wire::open(&to.space, &to.interface());
+        let spoofed = udp4(to.mac(), (own, foreign), to.v4(), MARK);
+        let broadcast = udp4(Mac::BROADCAST, (own, foreign), to.v4(), MARK);
+        let router = icmp6(own, "fe80::1".parse().unwrap(), 134, &[0; 12]);
+        assert!(
+            passes(&a, &wire, &udp4(to.mac(), (own, a.v4()), to.v4(), MARK), MARK),
+            "control"
+        );
+        for tags in [
+            &[0x8100][..],
+            &[0x88a8],
+            &[0x88a8, 0x8100],
+            &[0x8100, 0x8100],
+            &[0x8100, 0x8100, 0x8100],
+        ] {
+            for frame in [&spoofed, &broadcast, &router] {
+                assert!(
+                    !passes(&a, &wire, &within(tags, frame.clone()), MARK),
+                    "{tags:04x?}"
+                );
+                sent += 1;
+            }
+        }
+    }
+    assert_eq!(dropped(&mut cluster, 0, "tagged").await, sent);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn broadcast_beyond_the_budget_is_dropped_and_counted_and_arp_still_works() {
     let mut cluster = Cluster::new(2);

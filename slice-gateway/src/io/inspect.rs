@@ -1,11 +1,13 @@
 //! What a frame is to [`super::merge`]: which flow it belongs to, and whether it continues a super-frame of it.
 
-use crate::proto::{
+use slice_frame::{
+    Content, Frame,
     checksum::Sum,
-    ethernet::{self, Header},
-    ip,
-    segment::Kind,
+    ethernet,
+    ip::{self, Fragment},
 };
+
+use crate::proto::segment::Kind;
 
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
@@ -83,39 +85,31 @@ impl Open {
 
 /// Looks at a frame; `None` where it is neither TCP nor UDP, and so of no flow.
 pub(super) fn inspect(frame: &[u8], kinds: Kinds) -> Option<Segment> {
-    let (header, packet) = Header::parse(frame)?;
-    let (v6, protocol, transport, addresses, identification) = match header.ethertype {
-        ethernet::IPV4 => {
-            let fixed: &[u8; ip::V4_HEADER] = packet.first_chunk()?;
-            let whole = usize::from(u16::from_be_bytes([fixed[2], fixed[3]])) == packet.len();
-            // A super-frame gets a header with a right checksum, so that each of its pieces must have had one.
-            let right = Sum::default().with(fixed).finish() == [0, 0];
-            // Without options, not a fragment, without padding behind it.
-            if fixed[0] != 0x45 || u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0 || !whole || !right
-            {
-                return None;
-            }
-            let identification = u16::from_be_bytes([fixed[4], fixed[5]]);
-            (false, fixed[9], ip::V4_HEADER, &packet[12..20], identification)
-        }
-        ethernet::IPV6 => {
-            let fixed: &[u8; ip::V6_HEADER] = packet.first_chunk()?;
-            let whole = usize::from(u16::from_be_bytes([fixed[4], fixed[5]])) + ip::V6_HEADER == packet.len();
-            if fixed[0] >> 4 != 6 || !whole {
-                return None;
-            }
-            (true, fixed[6], ip::V6_HEADER, &packet[8..40], 0)
-        }
-        _ => return None,
+    let read = Frame::read(frame).ok()?;
+    let packet = read.packet()?;
+    let v6 = read.content == Content::V6;
+    let header = frame.get(ethernet::HEADER..packet.transport)?;
+    // Without a tag, options or extension headers, not a fragment, without padding behind it.
+    let length = if v6 { ip::V6_HEADER } else { ip::V4_HEADER };
+    let plain = !read.tagged
+        && packet.fragment == Fragment::Whole
+        && header.len() == length
+        && packet.end == frame.len();
+    // A super-frame gets a header with a right checksum, so that each of its pieces must have had one.
+    if !plain || !v6 && Sum::default().with(header).finish() != [0, 0] {
+        return None;
+    }
+    let (addresses, identification) = match v6 {
+        false => (&header[12..20], u16::from_be_bytes([header[4], header[5]])),
+        true => (&header[8..40], 0),
     };
-    let segment = &packet[transport..];
-    let ports = segment.first_chunk::<4>()?;
+    let (protocol, transport) = (packet.protocol, packet.transport);
+    let segment = &frame[transport..];
     let pseudo = Sum::default()
         .with(addresses)
         .with_u16(protocol.into())
         .with_u16(u16::try_from(segment.len()).ok()?);
-    let flow = pseudo_flow(addresses, *ports, protocol);
-    let transport = ethernet::HEADER + transport;
+    let flow = pseudo_flow(addresses, packet.head, protocol);
     let (kind, headers, sequence, mergeable, push) = match protocol {
         ip::TCP => {
             let header: &[u8; TCP_HEADER] = segment.first_chunk()?;

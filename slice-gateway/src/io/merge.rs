@@ -5,11 +5,13 @@
 //! verified here: the kernel is told to trust it. Frames of one flow keep their order; no frame waits for another
 //! beyond the batch that it came in.
 
+use slice_frame::{checksum::Sum, ethernet, ip};
+
 use super::{
     inspect::{Kinds, Open, inspect},
     vnet::Meta,
 };
-use crate::proto::{checksum::Sum, ethernet, ip, segment::Kind};
+use crate::proto::segment::Kind;
 
 const PSH: u8 = 0x08;
 /// Pieces of one super-frame: more would not fit 64 KiB at common MTUs.
@@ -224,7 +226,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::proto::segment::{Checksum, Gso, Segments, tests::super_frame};
+    use crate::proto::segment::{
+        Checksum, Gso,
+        tests::{open, super_frame},
+    };
 
     const ACK: u8 = 0x10;
 
@@ -232,7 +237,7 @@ mod tests {
     fn flow(kind: Kind, v6: bool, payload: usize, size: usize, port: u8, flags: u8) -> Vec<Vec<u8>> {
         let (mut frame, start) = super_frame(kind, v6, false, payload, flags);
         frame[start + 1] = port;
-        let mut segments = Segments::new(&frame, start, Gso { kind, size }).unwrap();
+        let mut segments = open(&frame, start, Gso { kind, size }).unwrap();
         let mut all = Vec::new();
         while let Some(range) = segments.next(&mut frame) {
             all.push(frame[range].to_vec());
@@ -279,7 +284,7 @@ mod tests {
         let mut whole = frame.clone();
         crate::proto::segment::complete(&mut whole, checksum).unwrap();
         crate::proto::segment::tests::verify(&whole, kind);
-        let mut segments = Segments::new(
+        let mut segments = open(
             &frame,
             transport.into(),
             Gso {

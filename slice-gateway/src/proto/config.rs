@@ -11,10 +11,11 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use ipnet::IpNet;
+use slice_frame::Subnets;
 use slice_runtime::handover;
 
 use super::{
-    address::Subnets,
     admit::{Outbound, Owner, Segment},
     mtu,
     route::{self, Table},
@@ -102,6 +103,18 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The first network of each family.
+pub fn subnets(networks: &[IpNet]) -> Subnets {
+    let (mut v4, mut v6) = (None, None);
+    for network in networks {
+        match network {
+            IpNet::V4(net) => _ = v4.get_or_insert_with(|| (net.network(), net.prefix_len())),
+            IpNet::V6(net) => _ = v6.get_or_insert_with(|| (net.network(), net.prefix_len())),
+        }
+    }
+    Subnets::new(v4, v6)
+}
+
 impl Config {
     /// Whether a frame goes to hosts outside the clusters, among others.
     pub(super) fn leads_outside(&self, to: Outbound) -> bool {
@@ -139,7 +152,8 @@ impl Config {
         }
         let segment = Segment {
             mtu: received.mtu.into(),
-            subnets: Subnets::new(&received.subnets),
+            subnets: subnets(&received.subnets),
+            frames: received.frames,
             owners,
         };
         let mut this = Self {
@@ -279,6 +293,7 @@ mod tests {
             subnets: vec!["10.80.0.0/16".parse().unwrap()],
             vtep: Ipv4Addr::new(198, 18, 1, 1),
             ranges: vec![Range { start: 0, size: 64 }],
+            frames: handover::Frames::default(),
             dscp: 0,
             rotation_secs: Some(3600),
             renewal: None,

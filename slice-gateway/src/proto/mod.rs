@@ -20,13 +20,9 @@
 //! Deliberately not here: MAC learning (the index says where a MAC is), a second hop (what came from the WAN stays),
 //! and any decision about who the peers are.
 
-pub mod address;
 pub mod admit;
-pub mod arp;
-pub mod checksum;
 pub mod config;
 pub mod ecn;
-pub mod ethernet;
 pub mod flow;
 mod guard;
 mod handshake;
@@ -35,7 +31,6 @@ mod keyring;
 pub mod lane;
 pub mod liveness;
 pub mod mtu;
-pub mod nd;
 mod output;
 mod peer;
 pub mod probe;
@@ -53,9 +48,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slice_frame::Frame;
+
 use self::{
     admit::Outbound,
-    ethernet::Header,
     keyring::{Keyring, Serial},
     lane::{Lane, Note},
     peer::Peer,
@@ -251,29 +247,27 @@ impl Gateway {
     ) -> Result<(), Reason> {
         let frame = buffer.get_mut(HEADROOM..).ok_or(Reason::FrameTooShort)?;
         let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
+        if let Offload {
+            gso: None,
+            checksum: Some(checksum),
+        } = offload
+        {
+            // Before anything is read: where it goes was the sender's choice.
+            segment::complete(frame, checksum)?;
+        }
+        let read = Frame::read(frame).map_err(|_| Reason::Unreadable)?;
         let mut segments = match offload {
             Offload {
                 gso: Some(gso),
                 checksum: Some(Checksum { start, .. }),
-            } => Some(Segments::new(frame, start, gso)?),
+            } => Some(Segments::new(frame, &read, start, gso)?),
             Offload {
                 gso: Some(_),
                 checksum: None,
             } => return Err(Reason::BadOffload),
-            Offload {
-                gso: None,
-                checksum: Some(checksum),
-            } => {
-                segment::complete(frame, checksum)?;
-                None
-            }
-            Offload {
-                gso: None,
-                checksum: None,
-            } => None,
+            Offload { gso: None, .. } => None,
         };
-        let (header, payload) = Header::parse(frame).ok_or(Reason::FrameTooShort)?;
-        let verdict = config.segment.outbound(&header, payload)?;
+        let verdict = config.segment.outbound(frame, &read)?;
         let longest = segments.as_ref().map_or(frame.len(), Segments::longest);
         if longest > config.segment.mtu + admit::FRAME_OVERHEAD {
             return Err(Reason::FrameTooLong);
@@ -299,8 +293,8 @@ impl Gateway {
             }
         }
         let mark = Mark {
-            flow: flow::hash(&header, payload),
-            ecn: ecn::of(&header, payload),
+            flow: read.flow(),
+            ecn: ecn::of(&read),
         };
         self.route(verdict, mark.flow, scope)?;
         let Some(segments) = &mut segments else {
@@ -524,11 +518,11 @@ fn inbound(
     }
     match vxlan::parse(packet, peer.vtep, config.vtep, config.vni)? {
         Inner::Frame(frame) => {
-            config.segment.inbound(frame, peer.cluster)?;
+            let read = config.segment.inbound(frame, peer.cluster)?;
             let bytes = frame.len();
             // A mark on the datagram stands for one on the packet in it.
             let outer = if ecn == ecn::CE { ecn::CE } else { packet[1] & 3 };
-            ecn::decapsulate(&mut room[HEADROOM..length], outer)?;
+            ecn::decapsulate(&mut room[HEADROOM..length], &read, outer)?;
             peer.received.add(bytes);
             out.deliver(HEADROOM, length);
             Ok(())

@@ -13,7 +13,7 @@ pub const MIN: u16 = 576;
 pub const MAX: u16 = 65_000;
 
 /// Bytes around an IP packet of the slice, from the outer UDP payload inwards.
-pub const OVERHEAD: usize = tunnel::OVERHEAD + vxlan::HEADER + super::ethernet::HEADER;
+pub const OVERHEAD: usize = tunnel::OVERHEAD + vxlan::HEADER + slice_frame::ethernet::HEADER;
 
 /// Bytes of the largest datagram that carries one frame.
 pub const fn datagram(mtu: usize) -> usize {

@@ -13,7 +13,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::{checksum::Sum, ip};
+use slice_frame::checksum::Sum;
+
+use super::ip;
 
 /// Bytes of an ICMP echo header.
 const ICMP_HEADER: usize = 8;

@@ -27,8 +27,16 @@ reasons! {
     // ── from the slice ──
     /// No configuration has arrived.
     NotConfigured = "not_configured",
-    /// Shorter than an Ethernet header, or than its own headers say.
+    /// No frame at all.
     FrameTooShort = "frame_too_short",
+    /// Its headers cannot be read to the end, so that a receiver may see more in it than the gateway does.
+    Unreadable = "unreadable",
+    /// It has a VLAN tag, and the slice carries none.
+    Tagged = "tagged",
+    /// It is not IP, and the slice carries nothing else.
+    NotIp = "not_ip",
+    /// It says that its sender is a router, or where else packets should go.
+    Router = "router",
     /// Longer than the slice's MTU allows.
     FrameTooLong = "frame_too_long",
     /// Its source MAC is not one of the own cluster's.

@@ -12,12 +12,13 @@
 
 use std::ops::Range;
 
-use super::{
+use slice_frame::{
+    Content, Frame,
     checksum::Sum,
-    ethernet::{self, Header},
-    ip,
-    reason::Reason,
+    ip::{self, Fragment},
 };
+
+use super::reason::Reason;
 
 /// What is still to be done to a frame, as its `virtio_net_hdr` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,15 @@ pub struct Gso {
 pub enum Kind {
     Tcp,
     Udp,
+}
+
+impl Kind {
+    const fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => ip::TCP,
+            Self::Udp => ip::UDP,
+        }
+    }
 }
 
 /// Fills in the checksum of a whole frame.
@@ -98,35 +108,24 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Reads the headers of a super-frame whose transport header starts at `transport`.
-    pub fn new(frame: &[u8], transport: usize, gso: Gso) -> Result<Self, Reason> {
-        Self::parse(frame, transport, gso).ok_or(Reason::BadOffload)
+    /// Takes a super-frame, which is `read` and whose transport header starts at `transport`.
+    pub fn new(frame: &[u8], read: &Frame, transport: usize, gso: Gso) -> Result<Self, Reason> {
+        Self::parse(frame, read, transport, gso).ok_or(Reason::BadOffload)
     }
 
-    fn parse(frame: &[u8], transport: usize, Gso { kind, size }: Gso) -> Option<Self> {
-        let (header, mut payload) = Header::parse(frame)?;
-        let mut ethertype = header.ethertype;
-        if ethertype == ethernet::VLAN {
-            ethertype = u16::from_be_bytes([*payload.get(2)?, *payload.get(3)?]);
-            payload = payload.get(4..)?;
+    fn parse(frame: &[u8], read: &Frame, transport: usize, Gso { kind, size }: Gso) -> Option<Self> {
+        let network = read.network;
+        let packet = read.packet()?;
+        let v6 = read.content == Content::V6;
+        let whole = packet.protocol == kind.protocol()
+            && packet.fragment == Fragment::Whole
+            && packet.transport == transport
+            && packet.end == frame.len();
+        if !whole {
+            return None;
         }
-        let network = frame.len() - payload.len();
-        let protocol = if kind == Kind::Tcp { ip::TCP } else { ip::UDP };
-        let address = |range: Range<usize>| frame.get(network + range.start..network + range.end);
-        let (v6, addresses) = match ethertype {
-            ethernet::IPV4 => {
-                let first = *payload.first()?;
-                let fits = first >> 4 == 4
-                    && network + usize::from(first & 0x0f) * 4 == transport
-                    && first & 0x0f >= 5;
-                (false, address(12..20).filter(|_| fits)?)
-            }
-            ethernet::IPV6 => {
-                let fits = payload.first()? >> 4 == 6 && transport >= network + ip::V6_HEADER;
-                (true, address(8..40).filter(|_| fits)?)
-            }
-            _ => return None,
-        };
+        let addresses = if v6 { 8..40 } else { 12..20 };
+        let addresses = frame.get(network + addresses.start..network + addresses.end)?;
         let length = match kind {
             Kind::Tcp => {
                 transport
@@ -149,7 +148,7 @@ impl Segments {
         if !v6 {
             headers[network + 10..network + 12].fill(0);
         }
-        let pseudo = Sum::default().with(addresses).with_u16(protocol.into());
+        let pseudo = Sum::default().with(addresses).with_u16(kind.protocol().into());
         let total = frame.len();
         Some(Self {
             headers,
@@ -228,8 +227,12 @@ impl Segments {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
+    use slice_frame::{
+        Mac,
+        ethernet::{self, Header},
+    };
+
     use super::*;
-    use crate::proto::address::Mac;
 
     /// A frame with `payload` bytes 0, 1, 2, …, its checksums not made.
     pub(crate) fn super_frame(
@@ -282,9 +285,14 @@ pub(crate) mod tests {
         (frame, start)
     }
 
+    pub(crate) fn open(frame: &[u8], transport: usize, gso: Gso) -> Result<Segments, Reason> {
+        let read = Frame::read(frame).map_err(|_| Reason::Unreadable)?;
+        Segments::new(frame, &read, transport, gso)
+    }
+
     fn cut(frame: &[u8], transport: usize, gso: Gso) -> Vec<Vec<u8>> {
         let mut frame = frame.to_vec();
-        let mut segments = Segments::new(&frame, transport, gso).unwrap();
+        let mut segments = open(&frame, transport, gso).unwrap();
         let mut all = Vec::new();
         while let Some(range) = segments.next(&mut frame) {
             all.push(frame[range].to_vec());
@@ -294,27 +302,21 @@ pub(crate) mod tests {
 
     /// Whether both checksums are right, and the payload.
     pub(crate) fn verify(frame: &[u8], kind: Kind) -> &[u8] {
-        let tag = if frame[12..14] == [0x81, 0] { 4 } else { 0 };
-        let packet = &frame[14 + tag..];
-        let (transport, pseudo) = if packet[0] >> 4 == 4 {
-            let parsed = ip::V4::parse(packet).unwrap();
-            assert_eq!(
-                Sum::default().with(&packet[..20]).finish(),
-                [0, 0],
-                "IPv4 checksum"
-            );
-            let pseudo = Sum::default()
-                .with(&packet[12..20])
-                .with_u16(parsed.protocol.into());
-            (parsed.payload, pseudo.with_u16(parsed.payload.len() as u16))
-        } else {
-            let parsed = ip::V6::parse(packet).unwrap();
-            let length = parsed.payload.len();
-            (
-                parsed.payload,
-                ip::v6_pseudo_header(parsed.source, parsed.destination, parsed.protocol, length),
-            )
+        let read = Frame::read(frame).unwrap();
+        let packet = read.packet().unwrap();
+        let header = &frame[read.network..packet.transport];
+        let transport = &frame[packet.transport..packet.end];
+        let addresses = match read.content {
+            Content::V4 => {
+                assert_eq!(Sum::default().with(header).finish(), [0, 0], "IPv4 checksum");
+                &header[12..20]
+            }
+            _ => &header[8..40],
         };
+        let pseudo = Sum::default()
+            .with(addresses)
+            .with_u16(packet.protocol.into())
+            .with_u16(transport.len() as u16);
         assert_eq!(pseudo.with(transport).finish(), [0, 0], "transport checksum");
         if kind == Kind::Tcp {
             &transport[32..]
@@ -420,7 +422,7 @@ pub(crate) mod tests {
             kind: Kind::Tcp,
             size: 300,
         };
-        let refused = |frame: &[u8], start, gso| Segments::new(frame, start, gso).is_err();
+        let refused = |frame: &[u8], start, gso| open(frame, start, gso).is_err();
         assert!(!refused(&frame, start, gso));
         assert!(refused(&frame, start + 4, gso));
         assert!(refused(&frame, 60_000, gso));
@@ -441,7 +443,7 @@ pub(crate) mod tests {
             let keep = frame.len().min(15);
             frame[..keep].copy_from_slice(&good[..keep]);
             let kind = if tcp { Kind::Tcp } else { Kind::Udp };
-            if let Ok(mut segments) = Segments::new(&frame, start, Gso { kind, size }) {
+            if let Ok(mut segments) = open(&frame, start, Gso { kind, size }) {
                 let longest = segments.longest();
                 while let Some(range) = segments.next(&mut frame) {
                     prop_assert!(range.len() <= longest);

@@ -11,7 +11,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::{checksum::Sum, ip, reason::Reason};
+use slice_frame::checksum::Sum;
+
+use super::{ip, reason::Reason};
 
 /// Bytes before the Ethernet frame.
 pub const HEADER: usize = ip::V4_HEADER + 8 + 8;
@@ -150,7 +152,7 @@ mod tests {
         check(|packet| packet[34] = 8, Err(Reason::WrongVni));
         check(|packet| packet[28] = 0, Err(Reason::NotVxlan));
         check(|packet| packet[23] = 0, Err(Reason::NotVxlan));
-        check(|packet| packet[9] = ip::TCP, Err(Reason::NotVxlan));
+        check(|packet| packet[9] = 6, Err(Reason::NotVxlan));
         check(|packet| packet[6] = 0x20, Err(Reason::NotVxlan));
         check(|packet| packet[25] += 1, Err(Reason::NotVxlan));
         check(|packet| packet.truncate(HEADER - 1), Err(Reason::NotVxlan));

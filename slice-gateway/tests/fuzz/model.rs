@@ -1,6 +1,7 @@
 //! The whole sans-IO gateway against a model of who must receive which frame.
 //!
-//! The bytes are a script: frames of any source and destination, broadcast, time, weather, cuts, pauses, restarts with
+//! The bytes are a script: frames of any source and destination, packets and neighbour discovery in every disguise,
+//! broadcast, time, weather, cuts, pauses, restarts with
 //! a new key and another number of threads, keys renewed and revoked, configurations that lose something, datagrams
 //! that are replayed, spoilt or made up. The model knows for each frame which clusters may have it. Then, whatever
 //! happens:
@@ -15,7 +16,11 @@ use std::{
     net::SocketAddr,
 };
 
-use slice_gateway::proto::{Config, address::Mac};
+use slice_frame::{
+    Frame, Mac, ethernet,
+    ip::{ICMPV6, UDP},
+};
+use slice_gateway::proto::Config;
 
 use crate::world::{self, CALM, MS, MTU, ODD, STORM, Weather, World};
 
@@ -23,6 +28,8 @@ use crate::world::{self, CALM, MS, MTU, ODD, STORM, Weather, World};
 const MAX_STEPS: usize = 96;
 /// Gateways in each cluster, and the threads of each.
 const GATEWAYS: [(u32, u8); 3] = [(2, 1), (1, 2), (2, 3)];
+
+const DESTINATION_OPTIONS: u8 = 60;
 
 /// A frame on its way.
 struct Sent {
@@ -34,8 +41,8 @@ struct Sent {
     complete: bool,
 }
 
-/// Who sends to whom, through which gateway.
-type Flow = (String, u32, [u8; 6]);
+/// Who sends to whom, through which gateway, and by what protocol.
+type Flow = (String, u32, [u8; 6], u16);
 
 struct Model {
     world: World,
@@ -86,7 +93,9 @@ impl Model {
         let (what, detail) = (script.next(), script.next());
         let name = self.name(detail);
         match what % 16 {
-            0..=2 => self.inject(&name, script.next(), script.next(), script.next()),
+            0 => self.inject(&name, script.next(), script.next(), script.next()),
+            1 => self.inject_packet(&name, script.next(), script.next(), script.next()),
+            2 => self.inject_neighbour(&name, script.next(), script.next(), script.next()),
             3 | 4 => self.world.run(MS * u32::from(detail)),
             5 => self.world.run(MS * 40 * u32::from(detail)),
             6 => self.weather(detail),
@@ -139,23 +148,78 @@ impl Model {
         self.send(name, source.into(), destination, usize::from(size) * 6);
     }
 
+    /// An IPv4 or IPv6 packet, in which the bits of `how` hide what is not so: another's address, tags, options.
+    fn inject_packet(&mut self, name: &str, source: u8, to: u8, how: u8) {
+        self.count += 1;
+        let disguise = Disguise(how);
+        let honest = how & 2 == 0;
+        let address = u32::from(source) ^ u32::from(!honest);
+        let payload = [&[0x10, 0, 0x20, 0, 0, 12, 0, 0][..], &self.count.to_be_bytes()].concat();
+        let to = Mac::of_index(to.into());
+        let (ethertype, packet) = match how & 1 {
+            0 => (ethernet::IPV4, v4(address, &payload)),
+            _ => (
+                ethernet::IPV6,
+                v6(&slice_address(address), UDP, disguise.options(), &payload),
+            ),
+        };
+        let frame = disguise.frame(source.into(), to, ethertype, &packet);
+        let readable = how & 1 == 0 || disguise.options() <= 8;
+        let passes = honest && readable && !disguise.is_tagged();
+        self.offer(name, (source.into(), to, ethertype), frame, passes);
+    }
+
+    /// ARP or neighbour discovery, which crosses in no disguise.
+    fn inject_neighbour(&mut self, name: &str, source: u8, target: u8, how: u8) {
+        let disguise = Disguise(how);
+        let source = u32::from(source);
+        let target = slice_address(target.into());
+        let message = |kind: u8| {
+            let message = [&[kind, 0, 0, 0, 0, 0, 0, 0], &target[..]].concat();
+            v6(&slice_address(source), ICMPV6, disguise.options(), &message)
+        };
+        let (ethertype, payload) = match how & 7 {
+            0 | 1 => (ethernet::ARP, arp(source, how as u16 & 1, target[15])),
+            2 => (ethernet::IPV6, message(133)),
+            3 | 4 => (ethernet::IPV6, message(134)),
+            5 => (ethernet::IPV6, message(135)),
+            6 => (ethernet::IPV6, message(136)),
+            _ => (ethernet::IPV6, message(137)),
+        };
+        let frame = disguise.frame(source, Mac::BROADCAST, ethertype, &payload);
+        self.offer(name, (source, Mac::BROADCAST, ethertype), frame, false);
+    }
+
     fn send(&mut self, name: &str, source: u32, destination: Mac, size: usize) {
         self.count += 1;
         let mut payload = self.count.to_be_bytes().to_vec();
         payload.resize(size.max(4), 0x5a);
         let frame = world::frame(source, destination, ODD, &payload);
+        let fits = payload.len() <= usize::from(MTU) + 4;
+        self.offer(name, (source, destination, ODD), frame, fits);
+    }
+
+    /// Gives a frame to a gateway. `passes` says whether it may cross, if it is the cluster's to send.
+    fn offer(
+        &mut self,
+        name: &str,
+        (source, destination, ethertype): (u32, Mac, u16),
+        frame: Vec<u8>,
+        passes: bool,
+    ) {
         let own = name.split('/').next().expect("a cluster").to_owned();
         let cluster = |index: u32| {
             ["a", "b", "c"]
                 .get(index as usize / 64)
                 .map(|name| (*name).to_owned())
         };
-        let fits = payload.len() <= usize::from(MTU) + 4 && cluster(source).as_ref() == Some(&own);
+        let passes = passes && cluster(source).as_ref() == Some(&own);
         let receivers: Vec<String> = match destination.index() {
-            _ if !fits || destination.is_link_local_group() => vec![],
+            _ if !passes || destination.is_link_local_group() => vec![],
             Some(index) => cluster(index).into_iter().collect(),
             None => ["a", "b", "c"].map(str::to_owned).into(),
         };
+        let flow = (name.to_owned(), source, destination.0, ethertype);
         let sent = Sent {
             from: name.to_owned(),
             clusters: receivers
@@ -163,7 +227,7 @@ impl Model {
                 .filter(|other| *other != own)
                 .map(|other| (other, 0))
                 .collect(),
-            order: ((name.to_owned(), source, destination.0), self.count, self.spell),
+            order: (flow, self.count, self.spell),
             complete: false,
         };
         self.sent.insert(frame.clone(), sent);
@@ -255,6 +319,11 @@ impl Model {
     fn check(&mut self) {
         for (name, node) in &mut self.world.nodes {
             for frame in node.delivered.drain(..) {
+                let read = Frame::read(&frame[..]).expect("what is delivered can be read");
+                if read.is_neighbour_discovery() {
+                    assert_answer(&read, &node.cluster);
+                    continue;
+                }
                 let sent = self.sent.get_mut(&frame);
                 let Some(sent) = sent else {
                     panic!("{name} delivered what nobody sent: {frame:02x?}")
@@ -329,4 +398,96 @@ impl Model {
             );
         }
     }
+}
+
+/// ARP and neighbour discovery are delivered as answers only, in the name of an attachment elsewhere.
+fn assert_answer(frame: &Frame, cluster: &str) {
+    let index = frame.source.index().expect("an attachment's MAC");
+    assert_ne!(
+        ["a", "b", "c"].get(index as usize / 64),
+        Some(&cluster),
+        "{frame:?}"
+    );
+    let answers = match (frame.arp(), frame.packet()) {
+        (Some(arp), _) => arp.operation == 2 && arp.sender == frame.source,
+        (None, packet) => packet.is_some_and(|packet| packet.head[0] == 136),
+    };
+    assert!(answers && !frame.tagged, "{frame:?}");
+}
+
+/// How a frame is wrapped, as the upper bits say.
+struct Disguise(u8);
+
+impl Disguise {
+    const fn is_tagged(&self) -> bool {
+        self.0 & 0x18 != 0
+    }
+
+    /// Extension headers before the transport header.
+    const fn options(&self) -> usize {
+        (self.0 >> 5) as usize * 2
+    }
+
+    fn frame(&self, source: u32, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+        let tags: &[u16] = match self.0 & 0x18 {
+            0 => &[],
+            0x08 => &[ethernet::VLAN],
+            0x10 => &[ethernet::SERVICE_VLAN],
+            _ => &[ethernet::SERVICE_VLAN, ethernet::VLAN],
+        };
+        let mut kinds = tags.iter().copied().chain([ethertype]);
+        let mut frame = world::frame(source, to, kinds.next().expect("one"), &[]);
+        for kind in kinds {
+            frame.extend([0, 0]);
+            frame.extend(kind.to_be_bytes());
+        }
+        frame.extend(payload);
+        frame
+    }
+}
+
+fn slice_address(index: u32) -> [u8; 16] {
+    let mut address = [0xfd, 0x42, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    address[12..].copy_from_slice(&index.to_be_bytes());
+    address
+}
+
+fn v4(source: u32, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 20];
+    packet[0] = 0x45;
+    packet[3] = 20 + payload.len() as u8;
+    packet[8..10].copy_from_slice(&[64, UDP]);
+    packet[12..16].copy_from_slice(&[10, 80, (source >> 8) as u8, source as u8]);
+    packet[16..20].copy_from_slice(&[10, 80, 0, 1]);
+    packet.extend(payload);
+    packet
+}
+
+fn v6(source: &[u8; 16], protocol: u8, options: usize, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, (options * 8 + payload.len()) as u8];
+    packet.extend([
+        if options > 0 {
+            DESTINATION_OPTIONS
+        } else {
+            protocol
+        },
+        255,
+    ]);
+    packet.extend(source);
+    packet.extend(slice_address(1));
+    for left in (0..options).rev() {
+        let next = if left > 0 { DESTINATION_OPTIONS } else { protocol };
+        packet.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    packet.extend(payload);
+    packet
+}
+
+fn arp(sender: u32, request: u16, target: u8) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 2 - request as u8];
+    packet.extend(Mac::of_index(sender).0);
+    packet.extend([10, 80, (sender >> 8) as u8, sender as u8]);
+    packet.extend([0; 6]);
+    packet.extend([10, 80, 0, target]);
+    packet
 }

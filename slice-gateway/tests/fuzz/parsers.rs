@@ -2,6 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use slice_frame::{
+    Content, Frame, Mac,
+    checksum::Sum,
+    ethernet::{self, Header},
+    ip::TCP,
+};
 use slice_gateway::{
     io::{
         inspect::Kinds,
@@ -11,12 +17,10 @@ use slice_gateway::{
     },
     proto::{
         Config, Offload,
-        address::{Mac, Subnets},
         admit::{FRAME_OVERHEAD, Outbound, Owner, Segment},
-        checksum::Sum,
+        config::subnets,
         ecn,
-        ethernet::{self, Header},
-        flow, ip,
+        ip::{self, UDP},
         lane::Lane,
         probe::{self, Message},
         route::Table,
@@ -24,41 +28,51 @@ use slice_gateway::{
         vxlan::{self, Inner},
     },
 };
-use slice_runtime::handover::{self, Range};
+use slice_runtime::handover::{self, Frames, Range};
 
 const MTU: usize = 1370;
 
 /// Own 0+64; cluster 0 has 64+64, cluster 1 has 128+64.
-fn rules() -> Segment {
+fn rules(frames: Frames) -> Segment {
     let mut owners = Table::default();
     for (start, owner) in [(0, Owner::Own), (64, Owner::Peer(0)), (128, Owner::Peer(1))] {
         owners.insert(Range { start, size: 64 }, owner).expect("aligned");
     }
-    let subnets = ["10.80.0.0/16", "fd42:80::/64"].map(|net| net.parse().expect("a network"));
+    let networks = ["10.80.0.0/16", "fd42:80::/64"].map(|net| net.parse().expect("a network"));
     Segment {
         mtu: MTU,
-        subnets: Subnets::new(&subnets),
+        subnets: subnets(&networks),
+        frames,
         owners,
     }
 }
 
-/// A frame from the slice, and the same bytes out of a tunnel.
+/// A frame from the slice, and the same bytes out of a tunnel. The first byte says what the slice carries.
 pub(crate) fn frame(bytes: &[u8]) {
-    let rules = rules();
-    let inbound = [0, 1].map(|cluster| rules.inbound(bytes, cluster));
-    let Some((header, payload)) = Header::parse(bytes) else {
-        assert!(bytes.len() < ethernet::HEADER && inbound.iter().all(Result::is_err));
+    let Some((options, bytes)) = bytes.split_first() else {
         return;
     };
-    let source = header.source.index();
-    let outbound = rules.outbound(&header, payload);
+    let rules = rules(Frames {
+        non_ip: options & 1 != 0,
+        tagged: options & 2 != 0,
+    });
+    let inbound = [0, 1].map(|cluster| rules.inbound(bytes, cluster));
+    let Ok(frame) = Frame::read(bytes) else {
+        assert!(
+            inbound.iter().all(Result::is_err),
+            "nobody forwards what cannot be read"
+        );
+        return;
+    };
+    let source = frame.source.index();
+    let outbound = rules.outbound(bytes, &frame);
     if outbound.is_ok() {
         assert!(source.is_some_and(|index| index < 64), "only own sources leave");
         assert!(inbound.iter().all(Result::is_err), "nothing crosses twice");
     }
     match outbound {
         Ok(Outbound::Unicast(cluster)) => {
-            let to = header.destination.index().expect("unicast goes to an attachment");
+            let to = frame.destination.index().expect("unicast goes to an attachment");
             assert_eq!(to / 64, u32::from(cluster) + 1);
         }
         Ok(Outbound::Arp(_, mac) | Outbound::Nd(_, mac)) => {
@@ -68,8 +82,11 @@ pub(crate) fn frame(bytes: &[u8]) {
                 "only for addresses elsewhere is answered here"
             );
         }
-        Ok(Outbound::Group) => assert!(header.destination.is_group()),
+        Ok(Outbound::Group) => assert!(frame.destination.is_group()),
         Err(_) => {}
+    }
+    if matches!(outbound, Ok(Outbound::Unicast(_) | Outbound::Group)) {
+        carried(&rules, &frame);
     }
     for (cluster, result) in (0..).zip(inbound) {
         if result.is_ok() {
@@ -79,22 +96,37 @@ pub(crate) fn frame(bytes: &[u8]) {
                 Some(cluster + 1),
                 "a cluster speaks for itself"
             );
-            let own = header.destination.index().is_some_and(|index| index < 64);
+            let own = frame.destination.index().is_some_and(|index| index < 64);
             assert!(
-                own || header.destination.is_group(),
+                own || frame.destination.is_group(),
                 "what came over the WAN stays"
             );
+            carried(&rules, &frame);
         }
     }
-    assert_eq!(flow::hash(&header, payload), flow::hash(&header, payload));
     for outer in 0..4 {
         let mut marked = bytes.to_vec();
-        let _ = ecn::decapsulate(&mut marked, outer);
+        let _ = ecn::decapsulate(&mut marked, &frame, outer);
         let differs = |from: usize, to: usize| marked.get(from..to) != bytes.get(from..to);
         // Only the code point and the IPv4 checksum may change.
+        let network = frame.network;
         assert!(
-            !differs(0, 14) && !differs(26, bytes.len()),
+            !differs(0, network) && !differs(network + 12, bytes.len()),
             "a mark changed the frame"
+        );
+    }
+}
+
+/// What holds for every frame that crosses between clusters.
+fn carried(rules: &Segment, frame: &Frame) {
+    assert!(!frame.tagged || rules.frames.tagged);
+    assert!(frame.content != Content::Other || rules.frames.non_ip);
+    if frame.vlan().is_none() {
+        assert!(!frame.is_neighbour_discovery() && !frame.is_from_router());
+        let index = frame.source.index().expect("an attachment's");
+        assert!(
+            frame.is_from(index, &rules.subnets),
+            "an address of somebody else"
         );
     }
 }
@@ -127,7 +159,7 @@ pub(crate) fn packet(bytes: &[u8]) {
         }
         Err(_) => {}
     }
-    let _ = (ip::V4::parse(bytes), ip::V6::parse(bytes), probe::parse(bytes));
+    let _ = (ip::V4::parse(bytes), probe::parse(bytes));
 }
 
 /// What the TAP hands over: a `virtio_net_hdr` of 10 bytes and a frame.
@@ -145,7 +177,9 @@ pub(crate) fn superframe(bytes: &[u8]) {
             gso: Some(gso),
             checksum: Some(checksum),
         } => {
-            let Ok(mut segments) = Segments::new(&frame, checksum.start, gso) else {
+            let segments =
+                Frame::read(&frame[..]).map(|read| Segments::new(&frame, &read, checksum.start, gso));
+            let Ok(Ok(mut segments)) = segments else {
                 return;
             };
             let (longest, mut all) = (segments.longest(), Vec::new());
@@ -260,7 +294,7 @@ fn segment_of(flow: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame[14] = 0x45;
     frame[16..18].copy_from_slice(&total.to_be_bytes());
     frame[20] = 0x40;
-    frame[23] = if tcp { ip::TCP } else { ip::UDP };
+    frame[23] = if tcp { TCP } else { UDP };
     frame[26..34].copy_from_slice(&[10, 80, 0, 70, 10, 80, 0, 5]);
     frame[35] = flow;
     if tcp {
@@ -297,8 +331,9 @@ fn cut(meta: Meta, mut frame: Vec<u8>) -> Vec<Vec<u8>> {
         return vec![frame];
     };
     let size = usize::from(size);
-    let mut segments =
-        Segments::new(&frame, transport.into(), Gso { kind, size }).expect("what was joined can be cut");
+    let read = Frame::read(&frame[..]).expect("what was joined can be read");
+    let mut segments = Segments::new(&frame, &read, transport.into(), Gso { kind, size })
+        .expect("what was joined can be cut");
     let mut all = Vec::new();
     while let Some(range) = segments.next(&mut frame) {
         all.push(frame[range].to_vec());

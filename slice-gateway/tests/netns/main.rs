@@ -17,7 +17,7 @@ use std::{
 };
 
 use lab::{Lab, MTU, Underlay, eventually, index, packet_socket, v4, v6, within};
-use slice_gateway::proto::address::Mac;
+use slice_frame::Mac;
 use socket2::SockRef;
 use traffic::{Pinger, frame, receive_all};
 

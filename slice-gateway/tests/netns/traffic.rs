@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slice_gateway::proto::{
-    address::Mac,
+use slice_frame::{
+    Mac,
     ethernet::{self, Header},
 };
 use socket2::{Domain, Protocol, Socket, Type};

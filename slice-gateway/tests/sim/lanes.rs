@@ -6,7 +6,8 @@ use blake2::{
     Blake2s256, Blake2sMac, Digest,
     digest::{Mac as _, consts::U16},
 };
-use slice_gateway::proto::{Reason, address::Mac};
+use slice_frame::Mac;
+use slice_gateway::proto::Reason;
 
 use crate::world::{MS, ODD, World, frame, udp};
 

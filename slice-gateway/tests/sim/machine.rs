@@ -2,10 +2,9 @@
 
 use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
+use slice_frame::Frame;
 use slice_gateway::proto::{
     Config, Destination, Event, Gateway, HEADROOM, Key, Keys, Offload, Output, Path, Random, Socket, Stats,
-    ethernet::Header,
-    flow,
     lane::{Lane, Note},
 };
 
@@ -159,7 +158,7 @@ impl Machine {
     /// Takes a frame from the slice, in the lane of its flow.
     pub(crate) fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Yield {
         let mut all = Yield::default();
-        let flow = Header::parse(frame).map_or(0, |(header, payload)| flow::hash(&header, payload));
+        let flow = Frame::read(frame).map_or(0, |frame| frame.flow());
         let lane = flow as usize % self.lanes.len();
         let mut buffer = [&[0xaa; HEADROOM][..], frame].concat();
         self.act(lane, now, &mut all, |gateway, out| {

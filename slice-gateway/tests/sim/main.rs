@@ -11,7 +11,8 @@ mod world;
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use slice_gateway::proto::{Config, Event, Reason, address::Mac};
+use slice_frame::Mac;
+use slice_gateway::proto::{Config, Event, Reason};
 use world::{CALM, MS, MTU, ODD, STORM, World, frame, udp};
 
 fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
@@ -123,8 +124,9 @@ fn what_came_over_the_wan_stays() {
 fn a_cluster_cannot_speak_for_another() {
     let mut world = World::new(6, &[1, 1, 1]);
     world.settle();
-    // Gateway a is made to believe that c's range is its own.
+    // Gateway a is made to believe that c's range is its own, and that the slice has other addresses.
     let mut config = world.config_of("a/0");
+    config.subnets = vec!["10.81.0.0/16".parse().unwrap()];
     config.ranges.push(config.peers[1].ranges[0]);
     config.peers[1].ranges.clear();
     let (config, _) = Config::new(&config).unwrap();
@@ -132,8 +134,8 @@ fn a_cluster_cannot_speak_for_another() {
     world.node("a/0").gateway.reconfigure(now, &config);
     let spoofed = frame(130, Mac::of_index(70), ODD, b"I am c");
     let stolen_address = {
-        let mut frame = udp(5, 70, 9, b"I am 6");
-        frame[29] = 6;
+        let mut frame = udp(5, 70, 9, b"I am elsewhere");
+        frame[27] = 81;
         frame
     };
     world.inject("a/0", &spoofed);

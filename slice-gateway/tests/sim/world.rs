@@ -7,12 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slice_gateway::proto::{
-    Config, Event, Key, Random, Stats,
-    address::Mac,
-    config::encode_key,
+use slice_frame::{
+    Mac,
     ethernet::{self, Header},
 };
+use slice_gateway::proto::{Config, Event, Key, Random, Stats, config::encode_key};
 use slice_runtime::handover;
 
 use crate::machine::{Machine, Yield};
@@ -185,6 +184,7 @@ impl World {
             subnets: vec!["10.80.0.0/16".parse().unwrap(), "fd42:80::/64".parse().unwrap()],
             vtep: vtep(name),
             ranges: vec![range(own)],
+            frames: handover::Frames::default(),
             dscp: 0,
             rotation_secs: self.policy.rotation_secs,
             renewal: self.policy.renewal.clone(),

@@ -135,6 +135,7 @@ impl Lab {
             ],
             vtep: vtep(own, ordinal),
             ranges: vec![range(own)],
+            frames: handover::Frames::default(),
             dscp: 10,
             rotation_secs: None,
             renewal: Some(self.renewals.load(Ordering::Relaxed).to_string()),

@@ -29,7 +29,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
-use slice_gateway::proto::address::Mac;
+use slice_frame::Mac;
 use slice_runtime::{handover, tap};
 
 use agent::{Agent, serve};

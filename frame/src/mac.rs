@@ -1,14 +1,4 @@
-//! What follows from an attachment's index: its MAC and its addresses.
-//!
-//! The same arithmetic as the API types have; kept apart from them so that the process that faces the internet links
-//! no Kubernetes client.
-
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
-
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use core::{fmt, str::FromStr};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,36 +45,33 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// The subnets of a slice, one per family at most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Subnets {
-    v4: Option<Ipv4Net>,
-    v6: Option<Ipv6Net>,
+/// A text is not an Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacError;
+
+impl fmt::Display for MacError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an Ethernet address, such as 02:5c:00:00:00:46")
+    }
 }
 
-impl Subnets {
-    /// Keeps the first subnet of each family.
-    pub fn new(subnets: &[IpNet]) -> Self {
-        let mut this = Self::default();
-        for subnet in subnets {
-            match subnet {
-                IpNet::V4(net) => this.v4 = this.v4.or_else(|| Some(net.trunc())),
-                IpNet::V6(net) => this.v6 = this.v6.or_else(|| Some(net.trunc())),
-            }
+impl core::error::Error for MacError {}
+
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(MacError)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| MacError)?;
         }
-        this
-    }
-
-    /// The index whose address this is, or `None` where the address lies outside the subnet.
-    pub fn index_of_v4(&self, ip: Ipv4Addr) -> Option<u32> {
-        let net = self.v4.filter(|net| net.contains(&ip))?;
-        Some(ip.to_bits() - net.network().to_bits())
-    }
-
-    /// As [`Self::index_of_v4`].
-    pub fn index_of_v6(&self, ip: Ipv6Addr) -> Option<u32> {
-        let net = self.v6.filter(|net| net.contains(&ip))?;
-        u32::try_from(ip.to_bits() - net.network().to_bits()).ok()
+        if parts.next().is_some() {
+            Err(MacError)
+        } else {
+            Ok(Self(bytes))
+        }
     }
 }
 
@@ -95,13 +82,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_indices() {
-        let subnets = Subnets::new(&["10.80.0.0/16".parse().unwrap(), "fd42:80::/64".parse().unwrap()]);
-        assert_eq!(subnets.index_of_v4(Ipv4Addr::new(10, 80, 1, 2)), Some(258));
-        assert_eq!(subnets.index_of_v4(Ipv4Addr::new(10, 81, 1, 2)), None);
-        assert_eq!(subnets.index_of_v6("fd42:80::46".parse().unwrap()), Some(0x46));
-        assert_eq!(subnets.index_of_v6("fd42:80::1:0:0".parse().unwrap()), None);
-        assert_eq!(subnets.index_of_v6("fe80::46".parse().unwrap()), None);
+    fn other_texts_are_no_addresses() {
+        for text in [
+            "",
+            "02:5c",
+            "02:5c:00:00:00:46:00",
+            "02:5c:0:0:0:46",
+            "02-5c-00-00-00-46",
+        ] {
+            assert_eq!(text.parse::<Mac>(), Err(MacError), "{text}");
+        }
     }
 
     #[test]
@@ -116,6 +106,7 @@ mod tests {
         #[test]
         fn a_mac_gives_its_index_back(index: u32) {
             prop_assert_eq!(Mac::of_index(index).index(), Some(index));
+            prop_assert_eq!(Mac::of_index(index).to_string().parse(), Ok(Mac::of_index(index)));
         }
 
         #[test]
