@@ -14,7 +14,9 @@ LAB := target/lab/weft-lab
 CLUSTERS ?= a:2,b:2
 # lifecycle makes and kills a lab of its own: `test-lab`; upgrade wants two versions: `test-upgrade`.
 E2E_TESTS := $(filter-out lifecycle upgrade,$(patsubst e2e/tests/%.rs,%,$(wildcard e2e/tests/*.rs)))
-NETNS_TESTS := $(sort $(notdir $(basename $(patsubst %/main.rs,%.rs,$(filter-out e2e/%,$(wildcard */tests/*.rs */tests/*/main.rs))))))
+NETNS_TESTS := $(sort $(notdir $(basename $(patsubst %/main.rs,%.rs,$(filter-out e2e/%,$(wildcard */tests/*.rs */*/tests/*.rs */tests/*/main.rs))))))
+# What links the eBPF programs, for the compiler of rust-toolchain.toml; netop/build.rs looks for it there.
+BPF_LINKER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft/bpf-linker-0.10.0
 # T=lab runs the file e2e/tests/lab.rs; any other T runs the tests with that in their name.
 E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
 E2E_FILTER := $(if $(filter $(T),$(E2E_TESTS)),,$(T))
@@ -35,6 +37,10 @@ help: ## Name the targets
 tools:
 	@command -v cargo >/dev/null || { echo 'no cargo: install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml and Debian'"'"'s is too old'; exit 1; }
 	@command -v cc >/dev/null || { echo 'no C compiler: apt-get install gcc libc6-dev (Rust links with it)'; exit 1; }
+	@rustc --print sysroot | xargs -I{} test -f {}/lib/rustlib/src/rust/library/core/Cargo.toml || rustup component add rust-src \
+		|| { echo 'no rust-src: the eBPF programs bring their own core library; add it with rustup component add rust-src'; exit 1; }
+	@test -x $(BPF_LINKER)/bin/bpf-linker || { printf '\n==> bpf-linker, once per machine (2 min)\n'; \
+		cargo install --quiet --locked --root $(BPF_LINKER) --target-dir target/bpf-linker bpf-linker@0.10.0 && rm -rf target/bpf-linker; }
 
 # In one go: the lab's program alone would keep one core busy and the other waiting.
 .PHONY: build
@@ -77,6 +83,8 @@ crds: tools ## Write the CRDs' YAML
 check: tools ## Formatting and lints
 	$(call phase,fmt,cargo fmt --all --check)
 	$(call phase,clippy,cargo clippy --workspace --all-targets -- -D warnings)
+	$(call phase,eBPF programs,cd netop/ebpf && cargo fmt --check && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CURDIR)/target/ebpf \
+		cargo clippy --locked --release --target bpfel-unknown-none -Z build-std=core -- -D warnings)
 
 .PHONY: test-unit
 test-unit: tools ## Tests that need nothing but the compiler

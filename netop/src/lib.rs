@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod liveness;
 pub mod plan;
 pub mod pod_network;
+pub mod programs;
 pub mod status;
 pub mod world;
 

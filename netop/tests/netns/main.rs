@@ -20,5 +20,6 @@ mod cost;
 mod fastpath;
 mod filter;
 mod frames;
+mod programs;
 mod repair;
 mod steering;

@@ -1,0 +1,585 @@
+//! The eBPF programs in a real kernel: what passes, what does not, and that they judge as the host does.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
+
+use aya::{TestRun, programs::TestRunOptions};
+use slice_crds::{IndexRange, Mac};
+use slice_datapath::{
+    Action, Hop, Origin, Port, Reason, Role, Slice, SliceEntry, SliceRules, Tables, Verdict, judge,
+};
+use slice_frame::{Frame, Subnets, nd::Solicitation};
+use slice_netop::programs::{Limits, Program, Programs};
+
+use crate::support::{MARK, Space, Wire, arp_request, ethernet, marked, move_link, ping, udp4};
+
+const SLICE: u32 = 77;
+const RATE: u32 = 1000;
+const SETTLE: Duration = Duration::from_millis(200);
+
+fn subnets() -> Subnets {
+    Subnets::new(
+        Some((Ipv4Addr::new(10, 80, 0, 0), 16)),
+        Some(("fd42::".parse().unwrap(), 64)),
+    )
+}
+
+fn slice() -> SliceRules {
+    SliceRules {
+        subnets: subnets(),
+        non_ip: true,
+        tagged: false,
+        group_rate: RATE,
+    }
+}
+
+/// A node of the underlay: 64 indices from 64 times its number on.
+struct TestNode {
+    space: Space,
+    programs: Programs,
+    number: u32,
+    ports: Vec<u32>,
+}
+
+struct TestPod {
+    space: Space,
+    index: u32,
+}
+
+impl TestPod {
+    fn mac(&self) -> Mac {
+        Mac::of_index(self.index)
+    }
+
+    fn v4(&self) -> IpAddr {
+        Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + self.index).into()
+    }
+
+    fn v6(&self) -> IpAddr {
+        format!("fd42::{:x}", self.index)
+            .parse::<Ipv6Addr>()
+            .unwrap()
+            .into()
+    }
+
+    fn wire(&self) -> Wire {
+        Wire::open(&self.space, "eth0")
+    }
+}
+
+fn interface_number(space: &Space, name: &str) -> u32 {
+    let path = format!("/sys/class/net/{name}/ifindex");
+    let found = space.command("ip", &format!("-o link show {name}")).unwrap();
+    let number = found.split(':').next().unwrap_or_else(|| panic!("{path}"));
+    number.parse().unwrap()
+}
+
+fn address(number: u32) -> Ipv6Addr {
+    Ipv4Addr::new(192, 168, 7, number as u8 + 1).to_ipv6_mapped()
+}
+
+fn nodes(count: u32) -> (Space, Vec<TestNode>) {
+    let underlay = Space::new("underlay");
+    underlay.ip("link add br0 type bridge");
+    underlay.ip("link set br0 up");
+    let nodes = (0..count).map(|number| TestNode::new(&underlay, number, count));
+    let nodes = nodes.collect();
+    (underlay, nodes)
+}
+
+impl TestNode {
+    fn new(underlay: &Space, number: u32, count: u32) -> Self {
+        let space = Space::new(&format!("node {number}"));
+        space.ip("link add eth0 type veth peer name up0");
+        move_link(&space, "up0", underlay, &format!("n{number}"));
+        underlay.ip(&format!("link set n{number} master br0"));
+        underlay.ip(&format!("link set n{number} up"));
+        space.ip(&format!("addr add 192.168.7.{}/24 dev eth0", number + 1));
+        space.ip("link set eth0 up");
+        space.ip("link add wx0 type vxlan external gbp dstport 14789 nolearning");
+        space.ip("link set wx0 mtu 65000 up");
+        let mut programs = Programs::load(Limits {
+            ports: 64,
+            slices: 16,
+            routes: 1024,
+        })
+        .unwrap();
+        space.run(|| {
+            programs
+                .attach(Program::FromNode, "wx0")
+                .map_err(std::io::Error::other)
+        });
+        programs.set_tunnel(interface_number(&space, "wx0")).unwrap();
+        programs.set_slice(SLICE, &slice()).unwrap();
+        for other in 0..count {
+            let route = match other == number {
+                true => Hop::HERE,
+                false => Hop::node(address(other)),
+            };
+            programs
+                .set_route(SLICE, IndexRange::new(other * 64, 64), route)
+                .unwrap();
+            if other != number {
+                programs.set_node(SLICE, address(other), false).unwrap();
+            }
+        }
+        let mut this = Self {
+            space,
+            programs,
+            number,
+            ports: vec![],
+        };
+        this.set_members(count);
+        this
+    }
+
+    fn set_members(&mut self, count: u32) {
+        let others: Vec<Ipv6Addr> = (0..count)
+            .filter(|other| *other != self.number)
+            .map(address)
+            .collect();
+        self.programs.set_members(SLICE, &self.ports, &others).unwrap();
+    }
+
+    fn add_pod(&mut self, nth: u32, count: u32) -> TestPod {
+        let index = self.number * 64 + nth;
+        let space = Space::new(&format!("pod {index}"));
+        let port = format!("wp-{index}");
+        self.space
+            .ip(&format!("link add {port} type veth peer name tmp{index}"));
+        move_link(&self.space, &format!("tmp{index}"), &space, "eth0");
+        let pod = TestPod { space, index };
+        pod.space
+            .ip(&format!("link set eth0 address {} mtu 1370", pod.mac()));
+        pod.space.ip(&format!("addr add {}/16 dev eth0", pod.v4()));
+        pod.space.ip(&format!("addr add {}/64 dev eth0 nodad", pod.v6()));
+        pod.space.ip("link set eth0 up");
+        self.space.ip(&format!("link set {port} up"));
+        let interface = interface_number(&self.space, &port);
+        let port_entry = Port {
+            slice: SLICE,
+            role: Role::Pod,
+            index,
+        };
+        self.programs.set_port(interface, port_entry).unwrap();
+        self.programs
+            .set_route(SLICE, IndexRange::new(index, 1), Hop::port(interface))
+            .unwrap();
+        let programs = &mut self.programs;
+        self.space.run(|| {
+            programs
+                .attach(Program::FromPort, &port)
+                .map_err(std::io::Error::other)
+        });
+        self.ports.push(interface);
+        self.set_members(count);
+        pod
+    }
+
+    fn dropped(&mut self, reason: Reason) -> u64 {
+        self.programs.count(SLICE, Some(reason)).unwrap()
+    }
+}
+
+fn answers(from: &TestPod, to: IpAddr) -> bool {
+    ping(&from.space, to, 56, Duration::from_secs(1)).is_some()
+}
+
+/// Whether a frame that `from` sends arrives at `to`.
+fn passes(from: &TestPod, to: &Wire, frame: &[u8]) -> bool {
+    to.collect(Duration::from_millis(20));
+    from.wire().send(frame);
+    marked(&to.collect(SETTLE)) > 0
+}
+
+#[test]
+fn pods_reach_each_other_on_a_node_and_across() {
+    let (_underlay, mut nodes) = nodes(2);
+    let a = nodes[0].add_pod(5, 2);
+    let b = nodes[0].add_pod(6, 2);
+    let c = nodes[1].add_pod(7, 2);
+    for (from, to) in [(&a, &b), (&b, &a), (&a, &c), (&c, &a)] {
+        assert!(answers(from, to.v4()), "{} to {}", from.index, to.v4());
+        assert!(answers(from, to.v6()), "{} to {}", from.index, to.v6());
+    }
+    assert!(!answers(&a, "10.80.0.9".parse().unwrap()), "nobody has it");
+    let large = ping(&a.space, c.v4(), 1370 - 28, Duration::from_secs(1));
+    assert!(large.is_some(), "a full packet");
+}
+
+#[test]
+fn what_is_for_all_arrives_once_at_each() {
+    let (_underlay, mut nodes) = nodes(3);
+    let a = nodes[0].add_pod(5, 3);
+    let others = [
+        nodes[0].add_pod(6, 3),
+        nodes[1].add_pod(5, 3),
+        nodes[1].add_pod(6, 3),
+        nodes[2].add_pod(5, 3),
+    ];
+    let own = a.wire();
+    let wires: Vec<Wire> = others.iter().map(TestPod::wire).collect();
+    for wire in &wires {
+        wire.collect(Duration::from_millis(20));
+    }
+    own.send(&ethernet(Mac::BROADCAST, a.mac(), 0x88b5, MARK));
+    for (pod, wire) in others.iter().zip(&wires) {
+        assert_eq!(marked(&wire.collect(SETTLE)), 1, "at {}", pod.index);
+    }
+    assert_eq!(marked(&own.collect(SETTLE)), 0, "and not at its sender");
+}
+
+#[test]
+fn more_for_all_than_the_slice_allows_is_dropped() {
+    let (_underlay, mut nodes) = nodes(1);
+    let (a, b) = (nodes[0].add_pod(5, 1), nodes[0].add_pod(6, 1));
+    let slow = SliceRules {
+        group_rate: 50,
+        ..slice()
+    };
+    nodes[0].programs.set_slice(SLICE, &slow).unwrap();
+    let (from, to) = (a.wire(), b.wire());
+    to.collect(Duration::from_millis(50));
+    let before = nodes[0].dropped(Reason::Budget);
+    let start = std::time::Instant::now();
+    for _ in 0..500 {
+        from.send(&ethernet(Mac::BROADCAST, a.mac(), 0x88b5, MARK));
+    }
+    let arrived = marked(&to.collect(SETTLE));
+    let allowed = 51 + (start.elapsed().as_secs_f64() * 50.0) as usize;
+    assert!(
+        (40..=allowed).contains(&arrived),
+        "{arrived} of at most {allowed}"
+    );
+    let dropped = nodes[0].dropped(Reason::Budget) - before;
+    assert_eq!(dropped as usize, 500 - arrived);
+    assert!(answers(&a, b.v4()), "unicast and ARP have no budget");
+}
+
+/// ICMPv6 from `source`, to all nodes.
+fn router_advertisement(from: Mac) -> Vec<u8> {
+    let payload = [&[134, 0, 0, 0][..], &[0; 12], MARK].concat();
+    let length = u16::try_from(payload.len()).unwrap();
+    let source: Ipv6Addr = "fe80::1".parse().unwrap();
+    let all: Ipv6Addr = "ff02::1".parse().unwrap();
+    let header = [
+        &[0x60, 0, 0, 0][..],
+        &length.to_be_bytes(),
+        &[58, 255],
+        &source.octets(),
+        &all.octets(),
+    ];
+    ethernet(
+        Mac([0x33, 0x33, 0, 0, 0, 1]),
+        from,
+        0x86dd,
+        &[header.concat(), payload].concat(),
+    )
+}
+
+#[test]
+fn no_disguise_helps_a_hostile_pod() {
+    let (_underlay, mut nodes) = nodes(2);
+    let a = nodes[0].add_pod(5, 2);
+    let victims = [nodes[0].add_pod(6, 2), nodes[1].add_pod(5, 2)];
+    let foreign: IpAddr = "10.80.0.13".parse().unwrap();
+    let within = |tags: &[u16], frame: &[u8]| {
+        let tags = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
+        [&frame[..12], &tags.collect::<Vec<u8>>(), &frame[12..]].concat()
+    };
+    for victim in &victims {
+        let wire = victim.wire();
+        let own = udp4(victim.mac(), (a.mac(), a.v4()), victim.v4(), MARK);
+        assert!(passes(&a, &wire, &own), "control");
+        let attacks = [
+            udp4(victim.mac(), (a.mac(), foreign), victim.v4(), MARK),
+            udp4(victim.mac(), (Mac::of_index(13), a.v4()), victim.v4(), MARK),
+            udp4(Mac::BROADCAST, (a.mac(), foreign), victim.v4(), MARK),
+            ethernet(victim.mac(), Mac::of_index(13), 0x88b5, MARK),
+            [
+                arp_request(a.mac(), (a.mac(), foreign), victim.v4()),
+                MARK.to_vec(),
+            ]
+            .concat(),
+            router_advertisement(a.mac()),
+        ];
+        for attack in &attacks {
+            for tags in [
+                &[][..],
+                &[0x8100],
+                &[0x88a8],
+                &[0x88a8, 0x8100],
+                &[0x8100, 0x8100, 0x8100],
+            ] {
+                let frame = within(tags, attack);
+                assert!(!passes(&a, &wire, &frame), "{tags:04x?} {attack:02x?}");
+            }
+        }
+        assert!(
+            !passes(&a, &wire, &within(&[0x8100], &own)),
+            "a tag is not carried"
+        );
+    }
+    assert!(nodes[0].dropped(Reason::Spoofed) > 0 && nodes[0].dropped(Reason::Tagged) > 0);
+}
+
+/// A node that sends what is not its own to send.
+#[test]
+fn a_node_speaks_for_its_own_pods() {
+    let (_underlay, mut nodes) = nodes(3);
+    let a = nodes[0].add_pod(5, 3);
+    let liar = nodes[1].add_pod(6, 3);
+    // Node 1 believes that the pod has an index of node 2.
+    let stolen = 2 * 64 + 6;
+    let interface = nodes[1].ports[0];
+    let port = Port {
+        slice: SLICE,
+        role: Role::Pod,
+        index: stolen,
+    };
+    let wire = a.wire();
+    let honest = ethernet(a.mac(), liar.mac(), 0x88b5, MARK);
+    assert!(passes(&liar, &wire, &honest), "control");
+    nodes[1].programs.set_port(interface, port).unwrap();
+    let lie = ethernet(a.mac(), Mac::of_index(stolen), 0x88b5, MARK);
+    assert!(!passes(&liar, &wire, &lie));
+    assert_eq!(nodes[0].dropped(Reason::Spoofed), 1);
+}
+
+/// What the maps of the kernel are told, for the host.
+struct Host(SliceEntry);
+
+impl Tables for Host {
+    fn slice(&self, number: u32) -> Option<Slice<'_>> {
+        (number == SLICE).then_some(Slice(&self.0))
+    }
+
+    fn route(&self, _: u32, index: u32) -> Hop {
+        match index {
+            5 => Hop::port(1),
+            0..64 => Hop::HERE,
+            64..128 => Hop::node(address(1)),
+            128..192 => Hop::cluster(9),
+            _ => Hop::NOWHERE,
+        }
+    }
+
+    fn exit(&self, _: u32, cluster: u32) -> Hop {
+        if cluster == 9 { Hop::port(1) } else { Hop::NOWHERE }
+    }
+
+    fn has_gateway(&self, _: u32, _: Ipv6Addr) -> bool {
+        false
+    }
+
+    fn gateway(&self, _: u32, _: u32) -> u32 {
+        0
+    }
+}
+
+/// The fuzzer's corpus of frames and random ones, through the program in the kernel and the same code on the host.
+#[test]
+fn the_kernel_judges_as_the_host_does() {
+    let mut programs = Programs::load(Limits {
+        ports: 16,
+        slices: 16,
+        routes: 64,
+    })
+    .unwrap();
+    programs.set_slice(SLICE, &slice()).unwrap();
+    for (start, size, route) in [
+        (0, 64, Hop::HERE),
+        (5, 1, Hop::port(1)),
+        (64, 64, Hop::node(address(1))),
+        (128, 64, Hop::cluster(9)),
+    ] {
+        programs
+            .set_route(SLICE, IndexRange::new(start, size), route)
+            .unwrap();
+    }
+    programs.set_exit(SLICE, Some(9), Hop::port(1)).unwrap();
+    programs.set_members(SLICE, &[], &[]).unwrap();
+    programs.set_tunnel(1).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../slice-gateway/fuzz/corpus/frame");
+    let mut frames: Vec<Vec<u8>> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        // The first byte is the fuzz target's.
+        .map(|bytes| bytes.get(1..).unwrap_or_default().to_vec())
+        .collect();
+    assert!(frames.len() > 50);
+    frames.extend((0..2000).map(generated));
+    // What test runs see: the interface that all packets of a test come by.
+    let interface = 1;
+    let host = Host(slice().entry());
+    let roles = [
+        (Role::Pod, 70),
+        (Role::Pod, 5),
+        (Role::Router, 70),
+        (Role::Gateway, 0),
+    ];
+    let mut seen = std::collections::BTreeMap::<String, u32>::new();
+    for (role, index) in roles {
+        let port = Port {
+            slice: SLICE,
+            role,
+            index,
+        };
+        programs.set_port(interface, port).unwrap();
+        for frame in frames.iter().filter(|frame| is_runnable(frame)) {
+            let expected = match Frame::read(&frame[..]) {
+                Ok(read) => judge(&frame[..], &read, &Origin::port(port), &host),
+                Err(_) => Verdict::drop(Reason::Unreadable),
+            };
+            let reasons: Vec<u64> = counts(&mut programs);
+            let mut out = vec![0; frame.len().max(128)];
+            let result = programs
+                .program(Program::FromPort)
+                .test_run(TestRunOptions {
+                    data_in: Some(frame),
+                    data_out: Some(&mut out),
+                    ..TestRunOptions::default()
+                })
+                .unwrap();
+            let after = counts(&mut programs);
+            let counted: Vec<usize> = (0..after.len()).filter(|n| after[*n] > reasons[*n]).collect();
+            let context = format!("{port:?} {expected:?} {frame:02x?}");
+            let number = expected.number;
+            let what = match expected.action {
+                Action::Drop => {
+                    assert_eq!(result.return_value, 2, "{context}");
+                    assert_eq!(counted, [number as usize], "{context}");
+                    Reason::ALL[number as usize].label()
+                }
+                Action::CopyToAll | Action::CopyToCluster | Action::CopyToPods => {
+                    // The budget of a second is soon used up.
+                    assert_eq!(result.return_value, 2, "{context}");
+                    "group"
+                }
+                Action::Answer => {
+                    assert_eq!(result.return_value, 7, "{context}");
+                    assert_answers(frame, &out, number)
+                }
+                Action::Pod | Action::Gateway | Action::Node | Action::NodeGateway => {
+                    assert_eq!(result.return_value, 7, "{context}");
+                    assert_eq!(counted, [Reason::ALL.len()], "{context}");
+                    "passed"
+                }
+            };
+            *seen.entry(what.to_owned()).or_default() += 1;
+        }
+    }
+    for what in [
+        "passed",
+        "group",
+        "arp",
+        "nd",
+        "spoofed",
+        "tagged",
+        "unreadable",
+        "router",
+        "neighbour",
+    ] {
+        assert!(seen.get(what).is_some_and(|count| *count > 3), "{what}: {seen:?}");
+    }
+}
+
+/// The kernel runs programs on whole headers with something behind them only.
+fn is_runnable(frame: &[u8]) -> bool {
+    let least = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        _ => 15,
+    };
+    frame.len() >= least
+}
+
+/// Whether `out` is what is to be answered to the question `frame` for this index, and by which protocol.
+fn assert_answers(frame: &[u8], out: &[u8], index: u32) -> &'static str {
+    let read = Frame::read(frame).unwrap();
+    if let Some(arp) = read.arp() {
+        let mut reply = [0; slice_frame::arp::REPLY];
+        arp.answer(Mac::of_index(index), &mut reply);
+        assert_eq!(out[..reply.len()], reply, "{frame:02x?}");
+        return "arp";
+    }
+    let mut reply = [0; slice_frame::nd::REPLY];
+    let solicitation = Solicitation::read(frame, &read).unwrap();
+    solicitation.answer(Mac::of_index(index), &mut reply);
+    assert_eq!(out[..reply.len()], reply, "{frame:02x?}");
+    "nd"
+}
+
+fn counts(programs: &mut Programs) -> Vec<u64> {
+    let reasons = Reason::ALL.map(Some).into_iter().chain([None]);
+    reasons
+        .map(|reason| programs.count(SLICE, reason).unwrap())
+        .collect()
+}
+
+/// A frame that is nearly right: of a pod or a peer cluster, to somebody, with one thing or two changed.
+fn generated(seed: u32) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let source = [70, 5, 130, 71][next(4) as usize];
+    let target = [5, 66, 130, 9, 400][next(5) as usize];
+    let to = match next(4) {
+        0 => Mac::BROADCAST,
+        _ => Mac::of_index(target),
+    };
+    let (own, asked): (Ipv4Addr, Ipv4Addr) = (
+        Ipv4Addr::new(10, 80, 0, source as u8),
+        Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + target),
+    );
+    let from = Mac::of_index(source);
+    let mut v6 = |kind: u8| {
+        let message = [
+            &[kind, 0, 0, 0, 0, 0, 0, 0][..],
+            &format!("fd42::{target:x}").parse::<Ipv6Addr>().unwrap().octets(),
+        ]
+        .concat();
+        let options = [0, 0, 0, 0, 0, 1, 2, 7, 8, 9][next(10) as usize];
+        let chain: Vec<u8> = (0..options)
+            .flat_map(|n| [if n + 1 < options { 60 } else { 58 }, 0, 1, 4, 0, 0, 0, 0])
+            .collect();
+        let mut packet = vec![0x60, 0, 0, 0, 0, (chain.len() + message.len()) as u8];
+        packet.extend([if options > 0 { 60 } else { 58 }, 255]);
+        packet.extend(format!("fd42::{source:x}").parse::<Ipv6Addr>().unwrap().octets());
+        packet.extend("ff02::1".parse::<Ipv6Addr>().unwrap().octets());
+        packet.extend(chain);
+        packet.extend(message);
+        ethernet(to, from, 0x86dd, &packet)
+    };
+    let mut frame = match seed % 6 {
+        0 => udp4(to, (from, own.into()), asked.into(), MARK),
+        1 => arp_request(from, (from, own.into()), asked.into()),
+        2 => v6(135),
+        3 => v6(134),
+        4 => v6(128),
+        _ => ethernet(to, from, 0x88b5, MARK),
+    };
+    if seed.is_multiple_of(5) {
+        let kind: [u8; 2] = if seed.is_multiple_of(2) {
+            [0x81, 0]
+        } else {
+            [0x88, 0xa8]
+        };
+        frame.splice(12..12, [kind[0], kind[1], 0, (seed % 3) as u8]);
+    }
+    if seed.is_multiple_of(7) {
+        let at = 12 + (u64::from(seed) * 31 % (frame.len() as u64 - 12)) as usize;
+        frame[at] ^= 1 << (seed % 8);
+    }
+    if seed.is_multiple_of(11) {
+        frame.truncate(14 + (seed as usize * 13) % (frame.len() - 14));
+    }
+    frame
+}
