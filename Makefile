@@ -157,6 +157,10 @@ bench-scale: setup lab-down ## Measure both operators at scale; 15 min, in labs 
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
 
+.PHONY: bench-node
+bench-node: tools ## Measure a frame on a node by the number of slices, beside a bare bridge and VXLAN (root, 5 min)
+	$(call phase,cost of a frame on a node,cargo bench --profile lab -p slice-netop --bench node)
+
 .PHONY: bench-filter
 bench-filter: tools ## Measure what the nodes' filters cost a frame, by the number of slices on a node
 	$(call phase,cost of the filters,cargo test -p slice-netop --test netns -- --ignored --nocapture cost::)

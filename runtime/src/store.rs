@@ -98,7 +98,7 @@ impl Watches {
         tokio::spawn(async move {
             let stream = watcher(guarded(api), config).backoff(back_off());
             let mut stream = std::pin::pin!(stream.take_until(stop.cancelled_owned()));
-            let mut failing = false;
+            let mut health = WatchHealth::new(kind);
             while let Some(event) = stream.next().await {
                 match event {
                     Ok(event) => {
@@ -106,21 +106,42 @@ impl Watches {
                         let whole = !matches!(event, Event::Init | Event::InitApply(_));
                         sieve.take(event);
                         if whole {
-                            if std::mem::take(&mut failing) {
-                                tracing::info!(kind, "watch works again");
-                            }
+                            health.works();
                             bell.notify_one();
                         }
                     }
-                    Err(error) if !failing => {
-                        failing = true;
-                        tracing::warn!(kind, error = error.to_string(), "watch broken, trying again");
-                    }
-                    Err(error) => tracing::debug!(kind, error = error.to_string(), "watch still broken"),
+                    Err(error) => health.breaks(&error),
                 }
             }
         });
         reader
+    }
+}
+
+/// Whether the watch of a kind works: logged when that changes.
+pub struct WatchHealth {
+    kind: String,
+    broken: bool,
+}
+
+impl WatchHealth {
+    pub const fn new(kind: String) -> Self {
+        Self { kind, broken: false }
+    }
+
+    pub fn works(&mut self) {
+        if std::mem::take(&mut self.broken) {
+            tracing::info!(kind = self.kind, "watch works again");
+        }
+    }
+
+    pub fn breaks(&mut self, error: &watcher::Error) {
+        let (kind, error) = (&self.kind, error.to_string());
+        if std::mem::replace(&mut self.broken, true) {
+            tracing::debug!(kind, error, "watch still broken");
+        } else {
+            tracing::warn!(kind, error, "watch broken, trying again");
+        }
     }
 }
 

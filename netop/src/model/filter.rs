@@ -469,6 +469,8 @@ fn host_chains() -> Vec<Chain> {
             name: "underlay",
             hook: "",
             rules: vec![
+                // A pod of the node may write any address on what it sends; a node is believed only by the way there.
+                format!("fib saddr . iif oif missing {drop}"),
                 "ip saddr @nodes4 return".into(),
                 "ip6 saddr @nodes6 return".into(),
                 drop,

@@ -5,7 +5,9 @@ use std::{net::IpAddr, time::Duration};
 use slice_crds::Mac;
 use slice_netop::model::{Segment, filter::Family};
 
-use crate::support::{Cluster, MARK, Pod, Space, Wire, arp_request, ethernet, marked, ping, slice, udp4};
+use crate::support::{
+    Cluster, MARK, Pod, Space, Wire, arp_request, ethernet, marked, ping, slice, udp4, udp4_between,
+};
 
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -360,6 +362,56 @@ async fn vxlan_from_elsewhere_than_a_node_is_dropped() {
         !seen(&to.collect(SETTLE), MARK),
         "from a pod that its node masquerades"
     );
+}
+
+/// A pod outside every slice that may send raw packets, in the name of another node: to its own node, and to another.
+#[tokio::test(flavor = "multi_thread")]
+async fn vxlan_in_the_name_of_a_node_is_dropped() {
+    let mut cluster = Cluster::new(3);
+    cluster.add_slice("shop", slice(77));
+    let pods = [0, 1, 2].map(|node| cluster.add_pod("shop", node, 0));
+    cluster.sync().await;
+    let node = &cluster.nodes[0].space;
+    node.ip("link add out type veth peer name in0");
+    let attacker = Space::new("attacker");
+    crate::support::move_link(node, "in0", &attacker, "eth0");
+    node.ip("link set out address 02:00:00:00:00:01 up");
+    node.ip("addr add 10.244.0.1/24 dev out");
+    attacker.ip("link set eth0 up");
+    for switch in ["ip_forward", "conf/out/accept_local"] {
+        let path = format!("/proc/sys/net/ipv4/{switch}");
+        node.run(|| std::fs::write(&path, "1"));
+    }
+    let wire = Wire::open(&attacker, "eth0");
+    for (own, victim, name) in [(0, 0, 1), (0, 1, 2), (0, 1, 0)] {
+        let to = Wire::open(&pods[victim].space, &pods[victim].interface());
+        to.collect(Duration::from_millis(20));
+        let inner = ethernet(pods[victim].mac(), pods[name].mac(), 0x88b5, MARK);
+        let packet = [&[8, 0, 0, 0, 0, 0, 77, 0][..], &inner].concat();
+        let (source, target) = (cluster.nodes[name].address, cluster.nodes[victim].address);
+        // The same from the node itself arrives.
+        let sent = cluster.nodes[name]
+            .space
+            .run(|| std::net::UdpSocket::bind("0.0.0.0:0")?.send_to(&packet, (target, 14789)));
+        assert!(sent > 0);
+        assert!(
+            victim == name || seen(&to.collect(SETTLE), MARK),
+            "control: from node {name}"
+        );
+        let gateway = Mac([2, 0, 0, 0, 0, 1]);
+        let spoofed = udp4_between(
+            gateway,
+            (Mac([2, 0, 0, 0, 0, 2]), source),
+            target,
+            (14789, 14789),
+            &packet,
+        );
+        wire.send(&spoofed);
+        assert!(
+            !seen(&to.collect(SETTLE), MARK),
+            "from a pod of node {own} to node {victim} as node {name}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

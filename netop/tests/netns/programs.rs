@@ -11,185 +11,28 @@ use slice_crds::{IndexRange, Mac};
 use slice_datapath::{
     Action, Hop, Origin, Port, Reason, Role, Slice, SliceEntry, SliceRules, Tables, Verdict, judge,
 };
-use slice_frame::{Frame, Subnets, nd::Solicitation};
+use slice_frame::{Frame, nd::Solicitation};
 use slice_netop::programs::{Limits, Program, Programs};
 
-use crate::support::{MARK, Space, Wire, arp_request, ethernet, marked, move_link, ping, udp4};
+use crate::support::{
+    MARK, Wire, arp_request,
+    bed::{Bed, BedNode, BedPod, SLICE, address, rules},
+    ethernet, marked, ping, udp4,
+};
 
-const SLICE: u32 = 77;
 const RATE: u32 = 1000;
 const SETTLE: Duration = Duration::from_millis(200);
 
-fn subnets() -> Subnets {
-    Subnets::new(
-        Some((Ipv4Addr::new(10, 80, 0, 0), 16)),
-        Some(("fd42::".parse().unwrap(), 64)),
-    )
+fn dropped(node: &mut BedNode, reason: Reason) -> u64 {
+    node.programs().count(SLICE, Some(reason)).unwrap()
 }
 
-fn slice() -> SliceRules {
-    SliceRules {
-        subnets: subnets(),
-        non_ip: true,
-        tagged: false,
-        group_rate: RATE,
-    }
-}
-
-/// A node of the underlay: 64 indices from 64 times its number on.
-struct TestNode {
-    space: Space,
-    programs: Programs,
-    number: u32,
-    ports: Vec<u32>,
-}
-
-struct TestPod {
-    space: Space,
-    index: u32,
-}
-
-impl TestPod {
-    fn mac(&self) -> Mac {
-        Mac::of_index(self.index)
-    }
-
-    fn v4(&self) -> IpAddr {
-        Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + self.index).into()
-    }
-
-    fn v6(&self) -> IpAddr {
-        format!("fd42::{:x}", self.index)
-            .parse::<Ipv6Addr>()
-            .unwrap()
-            .into()
-    }
-
-    fn wire(&self) -> Wire {
-        Wire::open(&self.space, "eth0")
-    }
-}
-
-fn interface_number(space: &Space, name: &str) -> u32 {
-    let path = format!("/sys/class/net/{name}/ifindex");
-    let found = space.command("ip", &format!("-o link show {name}")).unwrap();
-    let number = found.split(':').next().unwrap_or_else(|| panic!("{path}"));
-    number.parse().unwrap()
-}
-
-fn address(number: u32) -> Ipv6Addr {
-    Ipv4Addr::new(192, 168, 7, number as u8 + 1).to_ipv6_mapped()
-}
-
-fn nodes(count: u32) -> (Space, Vec<TestNode>) {
-    let underlay = Space::new("underlay");
-    underlay.ip("link add br0 type bridge");
-    underlay.ip("link set br0 up");
-    let nodes = (0..count).map(|number| TestNode::new(&underlay, number, count));
-    let nodes = nodes.collect();
-    (underlay, nodes)
-}
-
-impl TestNode {
-    fn new(underlay: &Space, number: u32, count: u32) -> Self {
-        let space = Space::new(&format!("node {number}"));
-        space.ip("link add eth0 type veth peer name up0");
-        move_link(&space, "up0", underlay, &format!("n{number}"));
-        underlay.ip(&format!("link set n{number} master br0"));
-        underlay.ip(&format!("link set n{number} up"));
-        space.ip(&format!("addr add 192.168.7.{}/24 dev eth0", number + 1));
-        space.ip("link set eth0 up");
-        space.ip("link add wx0 type vxlan external gbp dstport 14789 nolearning");
-        space.ip("link set wx0 mtu 65000 up");
-        let mut programs = Programs::load(Limits {
-            ports: 64,
-            slices: 16,
-            routes: 1024,
-        })
-        .unwrap();
-        space.run(|| {
-            programs
-                .attach(Program::FromNode, "wx0")
-                .map_err(std::io::Error::other)
-        });
-        programs.set_tunnel(interface_number(&space, "wx0")).unwrap();
-        programs.set_slice(SLICE, &slice()).unwrap();
-        for other in 0..count {
-            let route = match other == number {
-                true => Hop::HERE,
-                false => Hop::node(address(other)),
-            };
-            programs
-                .set_route(SLICE, IndexRange::new(other * 64, 64), route)
-                .unwrap();
-            if other != number {
-                programs.set_node(SLICE, address(other), false).unwrap();
-            }
-        }
-        let mut this = Self {
-            space,
-            programs,
-            number,
-            ports: vec![],
-        };
-        this.set_members(count);
-        this
-    }
-
-    fn set_members(&mut self, count: u32) {
-        let others: Vec<Ipv6Addr> = (0..count)
-            .filter(|other| *other != self.number)
-            .map(address)
-            .collect();
-        self.programs.set_members(SLICE, &self.ports, &others).unwrap();
-    }
-
-    fn add_pod(&mut self, nth: u32, count: u32) -> TestPod {
-        let index = self.number * 64 + nth;
-        let space = Space::new(&format!("pod {index}"));
-        let port = format!("wp-{index}");
-        self.space
-            .ip(&format!("link add {port} type veth peer name tmp{index}"));
-        move_link(&self.space, &format!("tmp{index}"), &space, "eth0");
-        let pod = TestPod { space, index };
-        pod.space
-            .ip(&format!("link set eth0 address {} mtu 1370", pod.mac()));
-        pod.space.ip(&format!("addr add {}/16 dev eth0", pod.v4()));
-        pod.space.ip(&format!("addr add {}/64 dev eth0 nodad", pod.v6()));
-        pod.space.ip("link set eth0 up");
-        self.space.ip(&format!("link set {port} up"));
-        let interface = interface_number(&self.space, &port);
-        let port_entry = Port {
-            slice: SLICE,
-            role: Role::Pod,
-            index,
-        };
-        self.programs.set_port(interface, port_entry).unwrap();
-        self.programs
-            .set_route(SLICE, IndexRange::new(index, 1), Hop::port(interface))
-            .unwrap();
-        let programs = &mut self.programs;
-        self.space.run(|| {
-            programs
-                .attach(Program::FromPort, &port)
-                .map_err(std::io::Error::other)
-        });
-        self.ports.push(interface);
-        self.set_members(count);
-        pod
-    }
-
-    fn dropped(&mut self, reason: Reason) -> u64 {
-        self.programs.count(SLICE, Some(reason)).unwrap()
-    }
-}
-
-fn answers(from: &TestPod, to: IpAddr) -> bool {
+fn answers(from: &BedPod, to: IpAddr) -> bool {
     ping(&from.space, to, 56, Duration::from_secs(1)).is_some()
 }
 
 /// Whether a frame that `from` sends arrives at `to`.
-fn passes(from: &TestPod, to: &Wire, frame: &[u8]) -> bool {
+fn passes(from: &BedPod, to: &Wire, frame: &[u8]) -> bool {
     to.collect(Duration::from_millis(20));
     from.wire().send(frame);
     marked(&to.collect(SETTLE)) > 0
@@ -197,10 +40,10 @@ fn passes(from: &TestPod, to: &Wire, frame: &[u8]) -> bool {
 
 #[test]
 fn pods_reach_each_other_on_a_node_and_across() {
-    let (_underlay, mut nodes) = nodes(2);
-    let a = nodes[0].add_pod(5, 2);
-    let b = nodes[0].add_pod(6, 2);
-    let c = nodes[1].add_pod(7, 2);
+    let mut bed = Bed::with_programs(2, RATE);
+    let a = bed.add_pod(0, 5);
+    let b = bed.add_pod(0, 6);
+    let c = bed.add_pod(1, 7);
     for (from, to) in [(&a, &b), (&b, &a), (&a, &c), (&c, &a)] {
         assert!(answers(from, to.v4()), "{} to {}", from.index, to.v4());
         assert!(answers(from, to.v6()), "{} to {}", from.index, to.v6());
@@ -212,16 +55,16 @@ fn pods_reach_each_other_on_a_node_and_across() {
 
 #[test]
 fn what_is_for_all_arrives_once_at_each() {
-    let (_underlay, mut nodes) = nodes(3);
-    let a = nodes[0].add_pod(5, 3);
+    let mut bed = Bed::with_programs(3, RATE);
+    let a = bed.add_pod(0, 5);
     let others = [
-        nodes[0].add_pod(6, 3),
-        nodes[1].add_pod(5, 3),
-        nodes[1].add_pod(6, 3),
-        nodes[2].add_pod(5, 3),
+        bed.add_pod(0, 6),
+        bed.add_pod(1, 5),
+        bed.add_pod(1, 6),
+        bed.add_pod(2, 5),
     ];
     let own = a.wire();
-    let wires: Vec<Wire> = others.iter().map(TestPod::wire).collect();
+    let wires: Vec<Wire> = others.iter().map(BedPod::wire).collect();
     for wire in &wires {
         wire.collect(Duration::from_millis(20));
     }
@@ -234,16 +77,16 @@ fn what_is_for_all_arrives_once_at_each() {
 
 #[test]
 fn more_for_all_than_the_slice_allows_is_dropped() {
-    let (_underlay, mut nodes) = nodes(1);
-    let (a, b) = (nodes[0].add_pod(5, 1), nodes[0].add_pod(6, 1));
+    let mut bed = Bed::with_programs(1, RATE);
+    let (a, b) = (bed.add_pod(0, 5), bed.add_pod(0, 6));
     let slow = SliceRules {
         group_rate: 50,
-        ..slice()
+        ..rules(RATE)
     };
-    nodes[0].programs.set_slice(SLICE, &slow).unwrap();
+    bed.nodes[0].programs().set_slice(SLICE, &slow).unwrap();
     let (from, to) = (a.wire(), b.wire());
     to.collect(Duration::from_millis(50));
-    let before = nodes[0].dropped(Reason::Budget);
+    let before = dropped(&mut bed.nodes[0], Reason::Budget);
     let start = std::time::Instant::now();
     for _ in 0..500 {
         from.send(&ethernet(Mac::BROADCAST, a.mac(), 0x88b5, MARK));
@@ -254,7 +97,7 @@ fn more_for_all_than_the_slice_allows_is_dropped() {
         (40..=allowed).contains(&arrived),
         "{arrived} of at most {allowed}"
     );
-    let dropped = nodes[0].dropped(Reason::Budget) - before;
+    let dropped = dropped(&mut bed.nodes[0], Reason::Budget) - before;
     assert_eq!(dropped as usize, 500 - arrived);
     assert!(answers(&a, b.v4()), "unicast and ARP have no budget");
 }
@@ -282,9 +125,9 @@ fn router_advertisement(from: Mac) -> Vec<u8> {
 
 #[test]
 fn no_disguise_helps_a_hostile_pod() {
-    let (_underlay, mut nodes) = nodes(2);
-    let a = nodes[0].add_pod(5, 2);
-    let victims = [nodes[0].add_pod(6, 2), nodes[1].add_pod(5, 2)];
+    let mut bed = Bed::with_programs(2, RATE);
+    let a = bed.add_pod(0, 5);
+    let victims = [bed.add_pod(0, 6), bed.add_pod(1, 5)];
     let foreign: IpAddr = "10.80.0.13".parse().unwrap();
     let within = |tags: &[u16], frame: &[u8]| {
         let tags = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
@@ -323,18 +166,20 @@ fn no_disguise_helps_a_hostile_pod() {
             "a tag is not carried"
         );
     }
-    assert!(nodes[0].dropped(Reason::Spoofed) > 0 && nodes[0].dropped(Reason::Tagged) > 0);
+    assert!(
+        dropped(&mut bed.nodes[0], Reason::Spoofed) > 0 && dropped(&mut bed.nodes[0], Reason::Tagged) > 0
+    );
 }
 
 /// A node that sends what is not its own to send.
 #[test]
 fn a_node_speaks_for_its_own_pods() {
-    let (_underlay, mut nodes) = nodes(3);
-    let a = nodes[0].add_pod(5, 3);
-    let liar = nodes[1].add_pod(6, 3);
+    let mut bed = Bed::with_programs(3, RATE);
+    let a = bed.add_pod(0, 5);
+    let liar = bed.add_pod(1, 6);
     // Node 1 believes that the pod has an index of node 2.
     let stolen = 2 * 64 + 6;
-    let interface = nodes[1].ports[0];
+    let interface = bed.nodes[1].ports()[0];
     let port = Port {
         slice: SLICE,
         role: Role::Pod,
@@ -343,10 +188,10 @@ fn a_node_speaks_for_its_own_pods() {
     let wire = a.wire();
     let honest = ethernet(a.mac(), liar.mac(), 0x88b5, MARK);
     assert!(passes(&liar, &wire, &honest), "control");
-    nodes[1].programs.set_port(interface, port).unwrap();
+    bed.nodes[1].programs().set_port(interface, port).unwrap();
     let lie = ethernet(a.mac(), Mac::of_index(stolen), 0x88b5, MARK);
     assert!(!passes(&liar, &wire, &lie));
-    assert_eq!(nodes[0].dropped(Reason::Spoofed), 1);
+    assert_eq!(dropped(&mut bed.nodes[0], Reason::Spoofed), 1);
 }
 
 /// What the maps of the kernel are told, for the host.
@@ -389,7 +234,7 @@ fn the_kernel_judges_as_the_host_does() {
         routes: 64,
     })
     .unwrap();
-    programs.set_slice(SLICE, &slice()).unwrap();
+    programs.set_slice(SLICE, &rules(RATE)).unwrap();
     for (start, size, route) in [
         (0, 64, Hop::HERE),
         (5, 1, Hop::port(1)),
@@ -414,7 +259,7 @@ fn the_kernel_judges_as_the_host_does() {
     frames.extend((0..2000).map(generated));
     // What test runs see: the interface that all packets of a test come by.
     let interface = 1;
-    let host = Host(slice().entry());
+    let host = Host(rules(RATE).entry());
     let roles = [
         (Role::Pod, 70),
         (Role::Pod, 5),

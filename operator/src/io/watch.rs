@@ -14,7 +14,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use slice_runtime::store::back_off;
+use slice_runtime::store::{WatchHealth, back_off};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -131,7 +131,7 @@ async fn run<K, E>(
     let stream = watcher(api, config).backoff(back_off());
     let mut stream = std::pin::pin!(stream.take_until(stop.cancelled_owned()));
     let mut there = BTreeSet::new();
-    let mut failing = false;
+    let mut health = WatchHealth::new(kind);
     while let Some(news) = stream.next().await {
         let signal = match news {
             Ok(watcher::Event::Init) => {
@@ -148,15 +148,11 @@ async fn run<K, E>(
             Ok(watcher::Event::Apply(object)) => Signal::Seen(raw(object)),
             Ok(watcher::Event::Delete(object)) => Signal::Gone(Meta::of(&raw(object))),
             Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(kind, error = error.to_string(), "watch broken, trying again");
-                }
+                health.breaks(&error);
                 continue;
             }
         };
-        if std::mem::take(&mut failing) {
-            tracing::info!(kind, "watch works again");
-        }
+        health.works();
         if to.send(event(signal)).await.is_err() {
             break;
         }

@@ -1,5 +1,6 @@
 //! Namespaces, clusters of them, and what is sent between them.
 
+pub mod bed;
 mod cluster;
 mod space;
 mod wire;
