@@ -1,6 +1,8 @@
 #![no_main]
 #![allow(dead_code, clippy::unwrap_used, reason = "shared with the simulation")]
 
+#[path = "../../tests/sim/machine.rs"]
+mod machine;
 #[path = "../../tests/fuzz/model.rs"]
 mod model;
 #[path = "../../tests/sim/world.rs"]
