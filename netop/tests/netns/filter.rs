@@ -6,7 +6,8 @@ use slice_crds::Mac;
 use slice_netop::model::{Segment, filter::Family};
 
 use crate::support::{
-    Cluster, MARK, Pod, Space, Wire, arp_request, ethernet, marked, ping, slice, udp4, udp4_between,
+    Cluster, MARK, Pod, Space, Wire, arp_request, ethernet, icmp6, marked, ping, slice, tagged, udp4,
+    udp4_between,
 };
 
 const SETTLE: Duration = Duration::from_millis(200);
@@ -96,30 +97,6 @@ async fn a_pod_cannot_say_in_arp_what_is_not_so() {
     assert_eq!(dropped(&mut cluster, 0, "spoofed").await, 3);
 }
 
-/// ICMPv6 from `source` with a body, to all nodes.
-fn icmp6(from: Mac, source: IpAddr, kind: u8, body: &[u8]) -> Vec<u8> {
-    let IpAddr::V6(source) = source else {
-        panic!("IPv6")
-    };
-    let all_nodes = std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    let payload = [&[kind, 0, 0, 0][..], body, MARK].concat();
-    let length = u16::try_from(payload.len()).unwrap();
-    let ip = [
-        &[0x60, 0, 0, 0][..],
-        &length.to_be_bytes(),
-        &[58, 255],
-        &source.octets(),
-        &all_nodes.octets(),
-    ]
-    .concat();
-    ethernet(
-        Mac([0x33, 0x33, 0, 0, 0, 1]),
-        from,
-        0x86dd,
-        &[ip, payload].concat(),
-    )
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_cannot_claim_an_ipv6_address_or_be_a_router() {
     let mut cluster = Cluster::new(1);
@@ -182,10 +159,6 @@ async fn a_tag_hides_nothing() {
     );
     cluster.sync().await;
     let (own, foreign): (_, IpAddr) = (a.mac(), "10.80.0.13".parse().unwrap());
-    let within = |tags: &[u16], frame: Vec<u8>| {
-        let tags = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
-        [&frame[..12], &tags.collect::<Vec<u8>>(), &frame[12..]].concat()
-    };
     let mut sent = 0;
     for to in [&b, &c] {
         let wire = Wire::open(&to.space, &to.interface());
@@ -204,10 +177,7 @@ async fn a_tag_hides_nothing() {
             &[0x8100, 0x8100, 0x8100],
         ] {
             for frame in [&spoofed, &broadcast, &router] {
-                assert!(
-                    !passes(&a, &wire, &within(tags, frame.clone()), MARK),
-                    "{tags:04x?}"
-                );
+                assert!(!passes(&a, &wire, &tagged(tags, frame), MARK), "{tags:04x?}");
                 sent += 1;
             }
         }

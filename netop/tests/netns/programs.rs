@@ -17,7 +17,7 @@ use slice_netop::programs::{Limits, Program, Programs};
 use crate::support::{
     MARK, Wire, arp_request,
     bed::{Bed, BedNode, BedPod, SLICE, address, rules},
-    ethernet, marked, ping, udp4,
+    ethernet, icmp6, marked, ping, tagged, udp4,
 };
 
 const RATE: u32 = 1000;
@@ -102,37 +102,12 @@ fn more_for_all_than_the_slice_allows_is_dropped() {
     assert!(answers(&a, b.v4()), "unicast and ARP have no budget");
 }
 
-/// ICMPv6 from `source`, to all nodes.
-fn router_advertisement(from: Mac) -> Vec<u8> {
-    let payload = [&[134, 0, 0, 0][..], &[0; 12], MARK].concat();
-    let length = u16::try_from(payload.len()).unwrap();
-    let source: Ipv6Addr = "fe80::1".parse().unwrap();
-    let all: Ipv6Addr = "ff02::1".parse().unwrap();
-    let header = [
-        &[0x60, 0, 0, 0][..],
-        &length.to_be_bytes(),
-        &[58, 255],
-        &source.octets(),
-        &all.octets(),
-    ];
-    ethernet(
-        Mac([0x33, 0x33, 0, 0, 0, 1]),
-        from,
-        0x86dd,
-        &[header.concat(), payload].concat(),
-    )
-}
-
 #[test]
 fn no_disguise_helps_a_hostile_pod() {
     let mut bed = Bed::with_programs(2, RATE);
     let a = bed.add_pod(0, 5);
     let victims = [bed.add_pod(0, 6), bed.add_pod(1, 5)];
     let foreign: IpAddr = "10.80.0.13".parse().unwrap();
-    let within = |tags: &[u16], frame: &[u8]| {
-        let tags = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
-        [&frame[..12], &tags.collect::<Vec<u8>>(), &frame[12..]].concat()
-    };
     for victim in &victims {
         let wire = victim.wire();
         let own = udp4(victim.mac(), (a.mac(), a.v4()), victim.v4(), MARK);
@@ -147,7 +122,7 @@ fn no_disguise_helps_a_hostile_pod() {
                 MARK.to_vec(),
             ]
             .concat(),
-            router_advertisement(a.mac()),
+            icmp6(a.mac(), "fe80::1".parse().unwrap(), 134, &[0; 12]),
         ];
         for attack in &attacks {
             for tags in [
@@ -157,12 +132,12 @@ fn no_disguise_helps_a_hostile_pod() {
                 &[0x88a8, 0x8100],
                 &[0x8100, 0x8100, 0x8100],
             ] {
-                let frame = within(tags, attack);
+                let frame = tagged(tags, attack);
                 assert!(!passes(&a, &wire, &frame), "{tags:04x?} {attack:02x?}");
             }
         }
         assert!(
-            !passes(&a, &wire, &within(&[0x8100], &own)),
+            !passes(&a, &wire, &tagged(&[0x8100], &own)),
             "a tag is not carried"
         );
     }

@@ -7,4 +7,6 @@ mod wire;
 
 pub use cluster::{Cluster, Pod, move_link, slice};
 pub use space::Space;
-pub use wire::{MARK, Pings, Tap, Wire, arp_request, ethernet, marked, ping, udp4, udp4_between};
+pub use wire::{
+    MARK, Pings, Tap, Wire, arp_request, ethernet, icmp6, marked, ping, tagged, udp4, udp4_between,
+};

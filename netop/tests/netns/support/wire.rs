@@ -106,6 +106,38 @@ pub fn ethernet(to: Mac, from: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &ethertype.to_be_bytes(), payload].concat()
 }
 
+/// A frame within VLAN tags of these kinds that name no VLAN.
+pub fn tagged(kinds: &[u16], frame: &[u8]) -> Vec<u8> {
+    let tags = kinds
+        .iter()
+        .flat_map(|kind| [kind.to_be_bytes(), [0, 0]].concat());
+    [&frame[..12], &tags.collect::<Vec<u8>>(), &frame[12..]].concat()
+}
+
+/// ICMPv6 from `source` with a body and the marker, to all nodes.
+pub fn icmp6(from: Mac, source: IpAddr, kind: u8, body: &[u8]) -> Vec<u8> {
+    let IpAddr::V6(source) = source else {
+        panic!("IPv6")
+    };
+    let all_nodes = std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let payload = [&[kind, 0, 0, 0][..], body, MARK].concat();
+    let length = u16::try_from(payload.len()).unwrap();
+    let ip = [
+        &[0x60, 0, 0, 0][..],
+        &length.to_be_bytes(),
+        &[58, 255],
+        &source.octets(),
+        &all_nodes.octets(),
+    ]
+    .concat();
+    ethernet(
+        Mac([0x33, 0x33, 0, 0, 0, 1]),
+        from,
+        0x86dd,
+        &[ip, payload].concat(),
+    )
+}
+
 /// An ARP request.
 pub fn arp_request(frame_from: Mac, sender: (Mac, IpAddr), target: IpAddr) -> Vec<u8> {
     let octets = |ip: IpAddr| match ip {
