@@ -36,6 +36,8 @@ help: ## Name the targets
 .PHONY: tools
 tools:
 	@command -v cargo >/dev/null || { echo 'no cargo: install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml and Debian'"'"'s is too old'; exit 1; }
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); [ "$$free" -ge 20 ] || \
+		echo "$$free GB are free here: build, clusters and tests take 20 together (cargo clean frees those of earlier builds)"
 	@command -v cc >/dev/null || { echo 'no C compiler: apt-get install gcc libc6-dev (Rust links with it)'; exit 1; }
 	@rustc --print sysroot | xargs -I{} test -f {}/lib/rustlib/src/rust/library/core/Cargo.toml || rustup component add rust-src \
 		|| { echo 'no rust-src: the eBPF programs bring their own core library; add it with rustup component add rust-src'; exit 1; }
@@ -126,7 +128,7 @@ demo: ## Two clusters, one slice, and who can talk to whom
 	$(call phase,demo,$(LAB) demo)
 
 .PHONY: measure
-measure: lab-up load ## Measure Weft with real pods on the lab (P=creation, attach, path or idle: only that)
+measure: lab-up load ## Measure Weft with real pods on the lab (P=creation, attach, deployment, path or idle: only that)
 	$(call phase,measure,$(LAB) measure $(P))
 
 .PHONY: deny
@@ -143,6 +145,13 @@ bench: tools ## Measure the data path beside other carriers, as root, in 10 min 
 bench-failover: lab-up load ## Strike gateways under traffic, ROUNDS of each kind; 2.5 h for 100 (FAILOVER=--docs writes docs/ too)
 	$(call phase,fail-over,$(LAB) failover --rounds $(or $(ROUNDS),100) $(FAILOVER))
 
+# One node a cluster: the slices' gateways share it.
+.PHONY: bench-qos
+bench-qos: setup lab-down ## Measure what three slices get of one uplink, in a lab of its own; 8 min (QOS=--docs writes docs/ too)
+	@$(MAKE) --no-print-directory lab-up load CLUSTERS=a:1,b:1
+	$(call phase,three slices on one uplink,$(LAB) qos $(QOS))
+	@$(MAKE) --no-print-directory lab-down
+
 # One cluster with one node: all that runs beside the hub is its API server and the simulator of the members.
 .PHONY: bench-scale
 bench-scale: setup lab-down ## Measure both operators at scale; 15 min, in labs of their own (SCALE=--docs writes docs/ too)
@@ -157,13 +166,13 @@ bench-scale: setup lab-down ## Measure both operators at scale; 15 min, in labs 
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
 
+.PHONY: bench-agent
+bench-agent: tools ## Measure the agent with 100 slices and 200 nodes: simulated objects, a real kernel (root, 1 min)
+	$(call phase,an agent in a large cluster,cargo bench --profile lab -p slice-netop --bench agent)
+
 .PHONY: bench-node
 bench-node: tools ## Measure a frame on a node by the number of slices, beside a bare bridge and VXLAN (root, 5 min)
 	$(call phase,cost of a frame on a node,cargo bench --profile lab -p slice-netop --bench node)
-
-.PHONY: bench-filter
-bench-filter: tools ## Measure what the nodes' filters cost a frame, by the number of slices on a node
-	$(call phase,cost of the filters,cargo test -p slice-netop --test netns -- --ignored --nocapture cost::)
 
 # Seconds that each fuzz target runs. What is found stays in slice-gateway/fuzz/artifacts.
 FUZZ_SECONDS ?= 60

@@ -71,6 +71,8 @@ pub enum Command {
     /// Show how Weft is here, on a hub and in a member, and what to do where something is wrong. Exits with 1 where
     /// something is.
     Status(Status),
+    /// Show what a node holds: ports, where frames go, what was carried and dropped.
+    Node(Node),
     /// Try a slice between every two of the named clusters: ping, TCP, UDP, DNS, packet size.
     Verify(Verify),
     /// Print a completion script for a shell.
@@ -288,12 +290,34 @@ pub struct CreateSlice {
     /// Age at which a gateway makes itself a new key, at least 1m.
     #[arg(long, default_value = "24h", value_name = "DURATION")]
     pub rotation: kube::core::Duration,
+    #[command(flatten)]
+    pub qos: Qos,
     /// Print the object and change nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// How long to wait until it is ready; 0 does not wait.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub timeout: Duration,
+}
+
+/// What a slice is given between clusters.
+#[derive(Debug, Default, clap::Args)]
+pub struct Qos {
+    /// A QoSProfile that says what the slice is given between clusters.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["guaranteed_mbps", "ceiling_mbps", "priority", "dscp"])]
+    pub qos_profile: Option<String>,
+    /// Mbit/s that it has whatever other slices do, in each cluster and direction.
+    #[arg(long, value_name = "MBPS")]
+    pub guaranteed_mbps: Option<u32>,
+    /// Mbit/s that it never has more than.
+    #[arg(long, value_name = "MBPS")]
+    pub ceiling_mbps: Option<u32>,
+    /// Who goes first to what no slice is guaranteed: 7 before 6, and 0 last.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=7))]
+    pub priority: Option<u8>,
+    /// Code point of the datagrams between gateways (RFC 2474).
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=63))]
+    pub dscp: Option<u8>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -407,6 +431,17 @@ pub enum Format {
 pub struct Status {
     /// Only this slice, and its clusters.
     pub slice: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Node {
+    /// Name of the Node object, in this member cluster.
+    pub node: String,
+    /// Only this slice.
+    #[arg(long)]
+    pub slice: Option<String>,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
 }
 
 #[derive(Debug, clap::Args)]

@@ -15,6 +15,7 @@ mod age;
 pub mod args;
 mod commands;
 mod connect;
+mod exec;
 mod objects;
 mod output;
 pub mod peer;
@@ -80,6 +81,7 @@ async fn run(name: &'static str, args: Args) -> anyhow::Result<Outcome> {
         Command::Revoke(args::Keys::Keys(what)) => commands::keys::revoke(&target, what).await,
         Command::Get(what) => commands::get::run(&target, what).await,
         Command::Status(what) => commands::status::run(&target, what).await,
+        Command::Node(what) => commands::node::run(&target, what).await,
         Command::Verify(what) => commands::verify::run(&target, what).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), name, &mut std::io::stdout());

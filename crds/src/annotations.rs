@@ -1,5 +1,10 @@
 //! Annotations by which people, `slicectl` and the controllers understand each other.
 
+use crate::{
+    labels,
+    rate::{NoRate, Rate},
+};
+
 /// On a SliceConfig, Cluster or SliceAllocation that is deleted: [`NOW`] does not wait for the pods that use it, and
 /// [`GONE`] means of a Cluster that it is no more.
 pub const DELETE: &str = "weft.dev/delete";
@@ -22,6 +27,46 @@ pub const LEAVE: &str = "weft.dev/leave";
 /// On a SliceService of another cluster: identity of the hub that it came from.
 pub const FROM_HUB: &str = "weft.dev/from-hub";
 
+/// On a Node: what it has to other clusters, a [`crate::rate`].
+pub const UPLINK: &str = "weft.dev/uplink";
+/// On a pod: the most that each of its attachments sends, and again receives; see [`bandwidth`].
+pub const BANDWIDTH: &str = "weft.dev/bandwidth";
+
+/// Why a value of [`BANDWIDTH`] is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoBandwidth {
+    #[error("annotation weft.dev/bandwidth: {0}")]
+    Rate(#[from] NoRate),
+    #[error(
+        "annotation weft.dev/bandwidth has the part \"{0}\", whose slice is not a slice name: write a rate for all slices, \
+         such as 50M, or slices with theirs, such as shop=50M,bank=1G"
+    )]
+    Slice(String),
+}
+
+/// The limit of a pod in a slice by the value of its annotation [`BANDWIDTH`]: rates with a slice each
+/// (`shop=50M,bank=1G`), and one without for all others.
+///
+/// # Errors
+/// Where any part of it is none.
+pub fn bandwidth(text: &str, slice: &str) -> Result<Option<Rate>, NoBandwidth> {
+    let (mut own, mut others) = (None, None);
+    for part in text.split(',').map(str::trim) {
+        let Some((of, rate)) = part.split_once('=') else {
+            others = Some(part.parse()?);
+            continue;
+        };
+        if !labels::is_name(of) {
+            return Err(NoBandwidth::Slice(part.to_owned()));
+        }
+        let rate = rate.parse()?;
+        if of == slice {
+            own = Some(rate);
+        }
+    }
+    Ok(own.or(others))
+}
+
 /// Keys of the Secret that holds a member's credential for its hub.
 pub mod credential {
     pub const SERVER: &str = "server";
@@ -36,4 +81,28 @@ pub mod credential {
     pub const JOIN: &str = "join";
     /// The join token that the cluster has joined with.
     pub const JOINED: &str = "joined";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_for_all_slices_or_for_one() {
+        let limit = |text, slice| bandwidth(text, slice).unwrap().map(|rate| rate.to_string());
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(limit("50M", "shop"), some("50M"));
+        assert_eq!(limit("shop=1G, bank=2M", "bank"), some("2M"));
+        assert_eq!(limit("shop=1G", "bank"), None);
+        assert_eq!(limit("shop=1G,5M", "bank"), some("5M"));
+        for (text, says) in [
+            ("fast", "\"fast\" is no rate"),
+            ("shop=1G,", "\"\" is no rate"),
+            ("Shop=1G", "part \"Shop=1G\""),
+            ("bank=1", "\"1\" is no rate"),
+        ] {
+            let error = bandwidth(text, "shop").unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 }

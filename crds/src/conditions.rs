@@ -68,6 +68,9 @@ pub mod reason {
     pub const LEFT: &str = "Left";
     pub const LEAVING: &str = "Leaving";
     pub const REGISTERED: &str = "Registered";
+    pub const GUARANTEED: &str = "Guaranteed";
+    pub const OVERCOMMITTED: &str = "Overcommitted";
+    pub const UPLINK_UNKNOWN: &str = "UplinkUnknown";
     pub const MIRROR_REFUSED: &str = "MirrorRefused";
 }
 

@@ -31,6 +31,7 @@ pub mod mcs;
 pub mod membership;
 pub mod names;
 pub mod pattern;
+pub mod rate;
 pub mod read;
 pub mod schema;
 #[allow(
@@ -46,6 +47,7 @@ pub mod wire;
 
 pub use cidr::Cidr;
 pub use index::{IndexRange, Subnets};
+pub use rate::Rate;
 pub use read::read;
 pub use slice_frame::Mac;
 

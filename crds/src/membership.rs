@@ -37,6 +37,8 @@ pub struct Rules {
     pub slice: String,
     pub attach: AttachMode,
     rules: Vec<Rule>,
+    /// Pods that may say that they are routers, if they are in.
+    routers: Vec<Rule>,
     join: Join,
 }
 
@@ -100,11 +102,9 @@ impl Rules {
     /// # Errors
     /// Where a selector has an unknown operator or lacks its values.
     pub fn parse(slice: &str, spec: &SliceSpec) -> Result<Self, ParseExpressionError> {
-        let rules = spec
-            .namespaces
-            .iter()
-            .map(Rule::parse)
-            .collect::<Result<_, _>>()?;
+        let parse = |rules: &[NamespaceRule]| rules.iter().map(Rule::parse).collect::<Result<_, _>>();
+        let rules = parse(&spec.namespaces)?;
+        let routers = parse(&spec.carried().routers)?;
         let SliceJoin {
             namespace_selector,
             namespace_labels,
@@ -114,6 +114,7 @@ impl Rules {
             slice: slice.to_owned(),
             attach: spec.attach,
             rules,
+            routers,
             join: Join {
                 namespaces: namespace_selector.unwrap_or_default().try_into()?,
                 namespace_labels,
@@ -143,13 +144,22 @@ impl Rules {
     }
 
     fn include(&self, pod: &PodFacts, namespace_labels: &Labels) -> bool {
-        self.rules.iter().any(|rule| {
-            rule.namespace.matches(&pod.namespace, namespace_labels) && rule.pods.matches(&pod.labels)
-        })
+        self.rules.iter().any(|rule| rule.matches(pod, namespace_labels))
+    }
+
+    /// Whether a pod of the slice may say that it is a router.
+    pub fn lets_route(&self, pod: &PodFacts, namespace_labels: &Labels) -> bool {
+        self.routers
+            .iter()
+            .any(|rule| rule.matches(pod, namespace_labels))
     }
 }
 
 impl Rule {
+    fn matches(&self, pod: &PodFacts, namespace_labels: &Labels) -> bool {
+        self.namespace.matches(&pod.namespace, namespace_labels) && self.pods.matches(&pod.labels)
+    }
+
     fn parse(rule: &NamespaceRule) -> Result<Self, ParseExpressionError> {
         let namespace = match (&rule.name, &rule.selector) {
             (Some(name), _) => NamespaceMatch::Name(name.clone()),
@@ -262,7 +272,11 @@ mod tests {
     }
 
     fn joined(slice: &str, namespaces: Vec<NamespaceRule>, join: SliceJoin) -> Rules {
-        let spec = SliceSpec {
+        Rules::parse(slice, &spec(namespaces, join)).unwrap()
+    }
+
+    fn spec(namespaces: Vec<NamespaceRule>, join: SliceJoin) -> SliceSpec {
+        SliceSpec {
             vni: 1,
             subnets: vec![],
             mtu: 1370,
@@ -276,11 +290,12 @@ mod tests {
             join: Some(join),
             attach: AttachMode::Required,
             gateway: Default::default(),
+            frames: None,
             broadcast: Default::default(),
             dscp: 0,
+            shaping: None,
             source: None,
-        };
-        Rules::parse(slice, &spec).unwrap()
+        }
     }
 
     #[track_caller]
@@ -323,6 +338,33 @@ mod tests {
         let namespace = labels(namespace);
         let membership = of_pod(&pod, &namespace, &known);
         assert_eq!(membership.slices.into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn pods_that_a_rule_names_may_route() {
+        let mut spec = spec(vec![], SliceJoin::default());
+        let tier = LabelSelector {
+            match_labels: Some(labels(&[("tier", "edge")])),
+            ..LabelSelector::default()
+        };
+        let router = NamespaceRule {
+            name: Some("net".into()),
+            pod_selector: Some(tier),
+            ..NamespaceRule::default()
+        };
+        spec.frames = Some(crate::v1alpha1::Frames {
+            routers: vec![router],
+            ..Default::default()
+        });
+        let rules = Rules::parse("shop", &spec).unwrap();
+        let pod = |namespace: &str, tier: &str| PodFacts {
+            namespace: namespace.into(),
+            labels: labels(&[("tier", tier)]),
+            host_network: false,
+        };
+        assert!(rules.lets_route(&pod("net", "edge"), &labels(&[])));
+        assert!(!rules.lets_route(&pod("net", "web"), &labels(&[])));
+        assert!(!rules.lets_route(&pod("cart", "edge"), &labels(&[])));
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub const MEMBER_LEASE: &str = "weft-member";
 pub const HUB: &str = "hub";
 /// Secret in a member cluster with its credential for the hub, where the chart names no other.
 pub const HUB_CREDENTIAL: &str = "weft-hub-credential";
+/// Taint that a node may be registered with, so that no pod starts there without the interface that it should have. It is
+/// taken off when the node's agent is ready.
+pub const AGENT_NOT_READY: &str = "weft.dev/agent-not-ready";
 /// The zone that `slice-dns` answers for.
 pub const SLICE_ZONE: &str = "slice.local";
 /// UID and GID of the processes that run without privilege.
@@ -59,21 +62,6 @@ pub fn slice_of_namespace(namespace: &str) -> Option<&str> {
     namespace.strip_prefix("weft-slice-")
 }
 
-/// The slice's bridge on a node.
-pub fn bridge(slice: &str) -> String {
-    format!("wb-{}", hash(&[slice], 8))
-}
-
-/// VXLAN device towards the other nodes of the cluster.
-pub fn vxlan(slice: &str) -> String {
-    format!("wx-{}", hash(&[slice], 8))
-}
-
-/// VXLAN device towards the gateway that this node uses, when it is on another node.
-pub fn uplink(slice: &str) -> String {
-    format!("wu-{}", hash(&[slice], 8))
-}
-
 /// TAP device of a gateway on its node.
 pub fn tap(slice: &str, ordinal: u32) -> String {
     format!("wt-{}{ordinal}", hash(&[slice], 8))
@@ -82,11 +70,6 @@ pub fn tap(slice: &str, ordinal: u32) -> String {
 /// WireGuard device of a host that is a peer of the slice without an agent.
 pub fn host_tunnel(slice: &str) -> String {
     format!("wg-{}", hash(&[slice], 8))
-}
-
-/// nftables table (bridge family) of a slice on a node.
-pub fn filter_table(slice: &str) -> String {
-    format!("weft_{}", hash(&[slice], 8))
 }
 
 /// Host end of an attachment's veth pair.
@@ -192,9 +175,6 @@ mod tests {
         let slice = "a-slice-with-a-name-of-39-characters-xx";
         let uid = "0a1b2c3d-0000-4000-8000-0123456789ab";
         for name in [
-            bridge(slice),
-            vxlan(slice),
-            uplink(slice),
             host_tunnel(slice),
             tap(slice, crate::index::MAX_ORDINAL),
             pod_port(slice, uid),
@@ -213,7 +193,7 @@ mod tests {
 
     #[test]
     fn names_are_stable_across_versions() {
-        assert_eq!(bridge("shop"), "wb-rwiaduzm");
+        assert_eq!(tap("shop", 0), "wt-rwiaduzm0");
         assert_eq!(hash(&[""], 8), "4oymiquy", "base 32 of the SHA-256 of nothing");
     }
 

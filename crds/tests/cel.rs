@@ -3,7 +3,7 @@
 
 use kube::core::cel::{validate_cel, validate_cel_schema, validate_cel_update};
 use serde_json::{Value, json};
-use slice_crds::v1alpha1::{Cluster, SliceConfig};
+use slice_crds::v1alpha1::{Cluster, QosProfile, SliceConfig};
 
 fn slice(name: &str, spec: Value) -> SliceConfig {
     let object = json!({
@@ -86,6 +86,24 @@ fn exclusive_fields_exclude_each_other() {
         subnets_and(json!({"qos": {"profile": "gold", "dscp": 1}})),
         "a profile or inline values",
     );
+}
+
+#[test]
+fn a_guarantee_is_within_the_ceiling() {
+    let spec = |qos: Value| json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "qos": qos});
+    accepts(spec(
+        json!({"guaranteedMbps": 50, "ceilingMbps": 50, "priority": 7, "dscp": 46}),
+    ));
+    accepts(spec(json!({"ceilingMbps": 50})));
+    rejects(spec(json!({})), "a profile or inline values");
+    let text = "guaranteedMbps is at most ceilingMbps";
+    rejects(spec(json!({"guaranteedMbps": 51, "ceilingMbps": 50})), text);
+    let profile = |spec: Value| {
+        let object = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "QoSProfile", "metadata": {"name": "gold"}, "spec": spec});
+        errors(validate_cel_schema::<QosProfile>(&object, None))
+    };
+    assert_eq!(profile(json!({"guaranteedMbps": 10, "ceilingMbps": 20})), "");
+    assert!(profile(json!({"guaranteedMbps": 30, "ceilingMbps": 20})).contains(text));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use slice_crds::{labels, names};
 use slice_e2e::harness::{
-    Environment, PodSpec,
+    Environment, PodSpec, poll,
     weft::{Member, attachment, seen_as},
 };
 use slice_e2e::progress::say;
@@ -54,6 +54,16 @@ async fn a_label_attaches_running_pods_at_once_and_its_removal_detaches_them() -
         ensure!(took < LIVE, "{}: attached after {took:?}", cluster.name);
         let links = cluster.shell(namespace, "before", "ls /sys/class/net").await?;
         ensure!(links.lines().any(|link| link == interface), "{links}");
+        // What is shown is what the agent saw when it last looked.
+        poll(READY, "the node shows the pod's port", async || {
+            let shown = environment.slicectl(&cluster.name, &["node", &node, "--slice", slice])?;
+            let whose = format!("slice {slice} index ");
+            Ok(["wp-", &whose, "route ", "from_pod"]
+                .iter()
+                .all(|part| shown.contains(part))
+                .then_some(()))
+        })
+        .await?;
         let restarts = cluster
             .pods(namespace)
             .get("before")

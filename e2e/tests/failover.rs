@@ -9,8 +9,8 @@ use slice_e2e::{
 
 /// Half a second is the aim, which `weft-lab failover` measures; this machine does the work of two clusters meanwhile.
 const OUTAGE_MS: f64 = 1000.0;
-/// Datagrams that the machine may lose by itself, of some 7,000; a gateway that leaves without a word costs 50 and more.
-const STRAY: f64 = 5.0;
+/// Datagrams that the machine may lose by itself, of some 7,000; 36 planned faults on a busy lab lost none.
+const STRAY: f64 = 2.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_goes_is_routed_round_and_one_that_is_told_to_loses_nothing() -> Result<()> {

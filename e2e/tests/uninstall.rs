@@ -48,10 +48,11 @@ async fn traces(cluster: &Cluster) -> Result<Traces> {
     })
 }
 
-/// Interfaces, filter tables, nexthops and CNI files of Weft on a node of the lab.
+/// Interfaces, filter tables, programs and CNI files of Weft on a node of the lab.
 fn on_node(environment: &Environment, node: &str) -> Result<String> {
-    let look = "ip -o link | grep -oE ' w[bxutp]-[^:@]+' ; nft list tables | grep weft ; ip nexthop ; \
-                grep -l slice-cni /etc/cni/net.d/* ; ls /opt/cni/bin | grep slice ; ls -A /run/weft 2>/dev/null; true";
+    let look = "ip -o link | grep -oE ' w[xutp]-[^:@]+' ; nft list tables | grep weft ; tc filter show | grep weft ; \
+                grep -l slice-cni /etc/cni/net.d/* ; ls /opt/cni/bin | grep slice ; ls -A /run/weft /var/lib/weft 2>/dev/null \
+                | grep -v '^/' ; true";
     let output = environment
         .lab()?
         .command(node, "sh")?
@@ -74,7 +75,7 @@ async fn nothing_is_left_behind() -> Result<()> {
     for member in &members {
         let there = on_node(&environment, member.node())?;
         ensure!(
-            there.contains(&names::bridge(slice)) && there.contains("slice-cni"),
+            there.contains(" wp-") && there.contains(" wx-pods") && there.contains("slice-cni"),
             "before: {there}"
         );
     }

@@ -75,6 +75,20 @@ impl Packet {
         head: [0; 4],
     };
 
+    /// Reads the packet of either family at `network`, wherever in a frame that is.
+    ///
+    /// # Errors
+    /// Where it could be more than this reader sees.
+    pub fn read<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Self, Unreadable> {
+        let mut packet = Self::NONE;
+        match bytes.load(network).map(|[first]| first >> 4) {
+            Some(4) => packet.read_v4(bytes, network)?,
+            Some(6) => packet.read_v6(bytes, network)?,
+            _ => return Err(Unreadable::Ip),
+        }
+        Ok(packet)
+    }
+
     /// Source and destination port, of a protocol that has them there.
     pub fn ports(&self) -> Option<(u16, u16)> {
         let has =

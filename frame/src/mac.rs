@@ -1,4 +1,4 @@
-use core::{fmt, str::FromStr};
+use core::{fmt, net::Ipv6Addr, str::FromStr};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +18,19 @@ impl Mac {
         match self.0 {
             [0x02, 0x5c, a, b, c, d] => Some(u32::from_be_bytes([a, b, c, d])),
             _ => None,
+        }
+    }
+
+    /// The index of the attachment whose MAC address a link-local address was made from (RFC 4291, appendix A).
+    #[inline(always)]
+    pub const fn index_of_link_local(ip: Ipv6Addr) -> Option<u32> {
+        let bits = ip.to_bits();
+        let (high, low) = ((bits >> 64) as u64, bits as u64);
+        let is_ours = high == 0xfe80 << 48 && low >> 48 == 0x005c && (low >> 24) as u16 == 0xfffe;
+        if is_ours {
+            Some(((low >> 40) as u32) << 24 | low as u32 & 0x00ff_ffff)
+        } else {
+            None
         }
     }
 
@@ -107,6 +120,17 @@ mod tests {
         fn a_mac_gives_its_index_back(index: u32) {
             prop_assert_eq!(Mac::of_index(index).index(), Some(index));
             prop_assert_eq!(Mac::of_index(index).to_string().parse(), Ok(Mac::of_index(index)));
+        }
+
+        #[test]
+        fn a_link_local_address_gives_its_index_back(index: u32, other: u128) {
+            let [a, b, c, d, e, f] = Mac::of_index(index).0;
+            let low = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+            let ip = Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(low));
+            prop_assert_eq!(Mac::index_of_link_local(ip), Some(index));
+            prop_assert_eq!(Mac::index_of_link_local(Ipv6Addr::from_bits(other)), None);
+            let prefix = Ipv6Addr::from_bits(ip.to_bits() ^ 1 << 64);
+            prop_assert_eq!(Mac::index_of_link_local(prefix), None);
         }
 
         #[test]

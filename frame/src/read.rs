@@ -197,7 +197,8 @@ impl Frame {
     }
 
     /// Whether every address that the frame gives as its sender's is of the attachment `index`, or none at all: the MAC,
-    /// and in the slice's own network also those of ARP and IP.
+    /// and in the slice's own network also those of ARP and IP. A link-local address may be any that is not made from another
+    /// attachment's MAC address.
     #[must_use]
     #[inline(always)]
     pub fn is_from<A: Addressing + ?Sized>(&self, index: u32, subnets: &A) -> bool {
@@ -219,9 +220,11 @@ impl Frame {
             }
             Content::V6 => {
                 let address = self.packet.source;
+                let made_from = Mac::index_of_link_local(address);
                 address.is_unspecified()
-                    || address.is_unicast_link_local()
                     || subnets.index_of_v6(address) == Some(index)
+                    || made_from == Some(index)
+                    || made_from.is_none() && address.is_unicast_link_local()
             }
             Content::Other => true,
         }

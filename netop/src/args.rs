@@ -20,12 +20,18 @@ pub struct Args {
     /// address of the node's blocks.
     #[arg(long, env = "NODE_ADDRESS")]
     pub node_address: Option<IpAddr>,
+    /// Print what the agent that runs on this node last saw there, as JSON, and do nothing else.
+    #[arg(long)]
+    pub show: bool,
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "WEFT_ADMIN", default_value = "0.0.0.0:9401")]
     pub admin: SocketAddr,
     /// Sockets and records, at the same path on the host.
     #[arg(long, env = "WEFT_RUN_DIR", default_value = "/run/weft")]
     pub run_dir: PathBuf,
+    /// What outlives a start of the node, at the same path on the host.
+    #[arg(long, env = "WEFT_STATE_DIR", default_value = "/var/lib/weft")]
+    pub state_dir: PathBuf,
     /// The host's named network namespaces; their mounts must propagate from the host.
     #[arg(long, env = "WEFT_NETNS_DIR", default_value = "/run/netns")]
     pub netns_dir: PathBuf,

@@ -40,6 +40,11 @@ struct FileGrant {
 struct FileRest {
     since: Timestamp,
     uid: String,
+    /// Absent before they were kept.
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    name: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,12 +73,16 @@ pub fn save(path: &Path, ledger: &Ledger) -> anyhow::Result<()> {
             })
             .collect(),
         resting: (page.resting.iter())
-            .map(|(index, Rest { since, uid })| {
+            .map(|(index, Rest { since, holder })| {
+                let Holder { uid, namespace, name } = holder.clone();
+                let since = *since;
                 (
                     *index,
                     FileRest {
-                        since: *since,
-                        uid: uid.clone(),
+                        since,
+                        uid,
+                        namespace,
+                        name,
                     },
                 )
             })
@@ -115,7 +124,16 @@ pub fn load(path: &Path) -> anyhow::Result<Option<Ledger>> {
             .map(|(index, FileHolder { uid, namespace, name })| (index, Holder { uid, namespace, name }))
             .collect(),
         resting: (page.resting.into_iter())
-            .map(|(index, FileRest { since, uid })| (index, Rest { since, uid }))
+            .map(|(index, rest)| {
+                let FileRest {
+                    since,
+                    uid,
+                    namespace,
+                    name,
+                } = rest;
+                let holder = Holder { uid, namespace, name };
+                (index, Rest { since, holder })
+            })
             .collect(),
     };
     Ok(Some(Ledger {
@@ -154,7 +172,11 @@ mod tests {
                 9,
                 Rest {
                     since: Timestamp::from_second(100).unwrap(),
-                    uid: "v".into(),
+                    holder: Holder {
+                        uid: "v".into(),
+                        namespace: "cart".into(),
+                        name: "web-0".into(),
+                    },
                 },
             )]),
             last: 9,

@@ -2,39 +2,48 @@
 //! is refused earlier, in [`crate::intent`].
 //!
 //! ```text
-//!  pods ── wp-… ─┐                                   ┌─ wx-… VXLAN ═ other nodes' wx    own cluster
-//!  pods ── wp-… ─┼─ wb-… bridge, static entries only ┼─ wu-… VXLAN ═ wu of the node whose gateway this one uses
-//!                │                                   └─ wt-… TAP ─ gateway on this node ═ WAN
+//!  pods ── wp-… ─┐            ┌─ wx-pods ═══════ other nodes' pods, for all slices
+//!  pods ── wp-… ─┼─ programs ─┼─ wu-gateways ═══ other nodes' gateways, for all slices
+//!                │      ▲     └─ wt-… TAP ─ gateway on this node ═ WAN
+//!                │      └─ wq-shaper: what has a class waits there for its turn
 //! ```
-//! An address of another cluster is unknown to the bridge; unknown goes to `wu` or to the one `wt` in use, as the
-//! filter's `ways` say. Broadcast goes to all pods, all other nodes and that one gateway. What comes in by `wx` goes
-//! to pods only, by `wu` to one gateway only (`ways` again), by `wt` anywhere but back. Where the kernel can, most
-//! unicast from pods and gateways takes the same way without the bridge ([`fastpath`](crate::model::fastpath)).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
+    sync::Arc,
 };
 
-use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
-
-use crate::model::{
-    Element, Exit, Fdb, Kind, Link, MESH_PORT, Name, Neighbour, Netns, PodLink, Port, Queues, Rules, Segment,
-    State, Table, UPLINK_PORT, Via, Vxlan,
-    fastpath::Side,
-    filter::{Family, HOST_TABLE, PASSAGE_TABLE},
-    table::ANY,
+use slice_crds::{
+    IndexRange, Mac, Rate, Subnets, names,
+    v1alpha1::{Frames, Shaping},
 };
+
+use crate::{
+    classes::{Numbers, Owner, Wish, classes},
+    model::{
+        Alias, Clusters, Entry, Flow, Guard, Hop, Kind, Link, Members, Name, Netns, PodLink, Port, Queues,
+        Segment, State, TO_GATEWAYS_PORT, TO_PODS_PORT, Tunnel, segment::SliceRules,
+    },
+    shares::Part,
+};
+
+/// Of the VXLAN devices: larger than any slice's, since each frame has its slice's size already.
+const TUNNEL_MTU: u32 = 65_000;
 
 /// What this node is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeIntent {
     /// By slice.
-    pub segments: BTreeMap<String, SegmentIntent>,
+    pub segments: BTreeMap<String, Arc<SegmentIntent>>,
+    /// This node's address: source of what goes to other nodes. Without one, nothing does.
+    pub local: Option<IpAddr>,
     /// Addresses of this cluster's nodes, this one's included: who may send VXLAN.
     pub nodes: BTreeSet<IpAddr>,
-    /// Whether this kernel hands known unicast straight from port to port.
-    pub fast_path: bool,
+    /// What the node has to other clusters; `None` where nobody knows.
+    pub uplink: Option<Rate>,
+    /// Which part of what a slice is given falls to this node, by slice; all of it where absent.
+    pub parts: BTreeMap<String, Part>,
 }
 
 /// One slice on this node.
@@ -43,41 +52,57 @@ pub struct SegmentIntent {
     pub vni: u32,
     pub mtu: u32,
     pub subnets: Subnets,
-    pub broadcast: Broadcast,
-    /// This node's address.
-    pub local: IpAddr,
-    /// The other nodes' blocks, by the node's address.
-    pub remotes: BTreeMap<IpAddr, BTreeSet<IndexRange>>,
+    pub carried: Carried,
+    /// What it is given in this cluster.
+    pub shaping: Option<Shaping>,
+    /// The other nodes of the slice, by address.
+    pub remotes: BTreeMap<IpAddr, Remote>,
+    /// Ranges of the other clusters, by number.
+    pub clusters: BTreeMap<u32, BTreeSet<IndexRange>>,
     /// TAP devices of gateways on this node, by ordinal.
     pub taps: BTreeMap<u32, Queues>,
-    pub uplink: Uplink,
-    /// The gateway on this node that carries for nodes that have none, or use this one.
-    pub relay: Option<u32>,
+    /// How pods' frames leave. What is not here goes nowhere.
+    pub exits: BTreeMap<Clusters, Exit>,
+    /// The gateway here, by ordinal, that carries what other nodes send.
+    pub relays: BTreeMap<Clusters, u32>,
     /// By the host end's name.
     pub attachments: BTreeMap<Name, AttachmentIntent>,
 }
 
-impl SegmentIntent {
-    /// The indices of a block that attachments may have.
-    fn usable(&self, block: IndexRange) -> impl DoubleEndedIterator<Item = u32> {
-        block.indices().filter(|index| self.subnets.usable(*index))
-    }
+/// What a slice carries beside unicast IP; see [`slice_crds::v1alpha1::Frames`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    pub broadcast_per_second: u32,
+    pub non_ip: bool,
+    pub tagged: bool,
+    /// Of some of its pods.
+    pub routers: bool,
+}
 
-    /// The port and the exit by which this node's frames go to other clusters.
-    fn way_out(&self, segment: &Segment) -> Option<(Name, Exit)> {
-        match self.uplink {
-            Uplink::None => None,
-            Uplink::Local(ordinal) => Some((segment.tap(ordinal), Exit::tap(ordinal))),
-            Uplink::Remote(_) => Some((segment.uplink(), Exit::UPLINK)),
+impl From<&Frames> for Carried {
+    fn from(frames: &Frames) -> Self {
+        Self {
+            broadcast_per_second: frames.broadcast_per_second,
+            non_ip: frames.non_ip,
+            tagged: frames.tagged,
+            routers: !frames.routers.is_empty(),
         }
     }
 }
 
+/// Another node of a slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    pub blocks: BTreeSet<IndexRange>,
+    /// It may have a gateway of the slice.
+    pub has_gateway: bool,
+    /// It has, or may have, pods or a gateway: it gets what is for all.
+    pub is_member: bool,
+}
+
 /// The gateway that this node sends other clusters' frames to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Uplink {
-    /// There is none.
-    None,
+pub enum Exit {
     /// On this node, with this ordinal.
     Local(u32),
     /// On the node with this address.
@@ -88,279 +113,217 @@ pub enum Uplink {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachmentIntent {
     pub index: u32,
+    /// It may say that it is a router.
+    pub router: bool,
+    /// The most that it sends, and again gets.
+    pub limit: Option<Rate>,
     pub netns: Netns,
 }
 
-/// What the kernel should hold.
-pub fn desired(intent: &NodeIntent) -> State {
-    let mut state = State::default();
-    for (slice, segment) in &intent.segments {
-        let names = Segment::of_slice(slice);
-        segment_state(&mut state, slice, &names, segment);
-        if intent.fast_path {
-            let table = fast_path(&names, segment);
-            state.tables.insert(names.fast_path(), table);
+/// What was made before: segments by slice, with what of, and the classes of the shaper.
+#[derive(Debug, Default)]
+pub struct Made {
+    segments: BTreeMap<String, MadeSegment>,
+    numbers: Numbers,
+}
+
+#[derive(Debug)]
+struct MadeSegment {
+    from: Arc<SegmentIntent>,
+    /// Of the slice and of its attachments.
+    numbers: Numbers,
+    segment: Arc<Segment>,
+}
+
+impl Made {
+    /// Who has which class.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    fn segment(&mut self, slice: &str, intent: &Arc<SegmentIntent>) -> Arc<Segment> {
+        let numbers = self.numbers.of_slice(slice);
+        if let Some(made) = self.segments.get(slice)
+            && Arc::ptr_eq(&made.from, intent)
+            && made.numbers == numbers
+        {
+            return Arc::clone(&made.segment);
         }
+        let segment = Arc::new(entries(slice, intent, &numbers));
+        let made = MadeSegment {
+            from: Arc::clone(intent),
+            numbers,
+            segment: Arc::clone(&segment),
+        };
+        self.segments.insert(slice.to_owned(), made);
+        segment
     }
-    if !intent.segments.is_empty() {
-        let elements = intent.nodes.iter().copied().map(Element::Node).collect();
-        state.tables.insert(
-            Name::new(HOST_TABLE),
-            Table {
-                rules: Rules::Host,
-                elements,
-            },
-        );
-        state.tables.insert(
-            Name::new(PASSAGE_TABLE),
-            Table {
-                rules: Rules::Passage,
-                elements: BTreeSet::new(),
-            },
-        );
+}
+
+/// What the kernel should hold. Of a slice that has neither a pod nor a gateway here that is nothing.
+pub fn desired(intent: &NodeIntent, made: &mut Made) -> State {
+    let mut state = State::default();
+    if intent.segments.is_empty() {
+        return state;
     }
+    state.guard = Some(Guard {
+        nodes: intent.nodes.clone(),
+    });
+    if let Some(local) = intent.local {
+        let devices = [
+            (Name::to_pods(), TO_PODS_PORT),
+            (Name::to_gateways(), TO_GATEWAYS_PORT),
+        ];
+        for (name, port) in devices {
+            state
+                .links
+                .insert(name, link(Kind::Vxlan(port), TUNNEL_MTU, None));
+        }
+        state.tunnel = Some(Tunnel {
+            to_pods: Name::to_pods(),
+            to_gateways: Name::to_gateways(),
+            local,
+        });
+    }
+    let here = |(_, segment): &(&String, &Arc<SegmentIntent>)| {
+        !segment.taps.is_empty() || !segment.attachments.is_empty()
+    };
+    let here: Vec<_> = intent.segments.iter().filter(here).collect();
+    if !here.is_empty() {
+        state
+            .links
+            .insert(Name::shaper(), link(Kind::Shaper, TUNNEL_MTU, None));
+        state.shaper = Some(Name::shaper());
+        state.classes = classes(&wish(intent), &mut made.numbers);
+    }
+    for (slice, segment) in here {
+        for (ordinal, queues) in &segment.taps {
+            let alias = Alias::gateway(slice, *ordinal);
+            let tap = link(Kind::Tap(*queues), segment.mtu, Some(alias));
+            state.links.insert(Name::tap(slice, *ordinal), tap);
+        }
+        for (name, attachment) in &segment.attachments {
+            let alias = Alias::index(slice, attachment.index);
+            let port = link(Kind::Veth, segment.mtu, Some(alias));
+            state.links.insert(name.clone(), port);
+            state
+                .pods
+                .insert(name.clone(), pod_link(slice, segment, attachment));
+        }
+        state.segments.insert(slice.clone(), made.segment(slice, segment));
+    }
+    made.segments
+        .retain(|slice, _| state.segments.contains_key(slice));
     state
 }
 
-fn segment_state(state: &mut State, slice: &str, segment: &Segment, intent: &SegmentIntent) {
-    let port = Port {
-        bridge: segment.bridge(),
-        unknown: false,
-        group: true,
-        suppress: true,
-        isolated: false,
-        learning: false,
-    };
-    let mut link = |name: Name, kind: Kind, port: Option<Port>| {
-        let link = Link {
-            kind,
-            mtu: intent.mtu,
-            up: true,
-            autoconf: false,
-            port,
-        };
-        state.links.insert(name, link);
-    };
-    let vxlan = |port, remote| {
-        Kind::Vxlan(Vxlan {
-            vni: intent.vni,
-            port,
-            local: intent.local,
-            remote,
-        })
-    };
-    let remote = match intent.uplink {
-        Uplink::Remote(node) => Some(node),
-        Uplink::None | Uplink::Local(_) => None,
-    };
-    link(segment.bridge(), Kind::Bridge { snooping: false }, None);
-    link(
-        segment.mesh(),
-        vxlan(MESH_PORT, None),
-        Some(Port {
-            isolated: true,
-            ..port.clone()
-        }),
-    );
-    link(
-        segment.uplink(),
-        vxlan(UPLINK_PORT, remote),
-        Some(Port {
-            unknown: true,
-            isolated: true,
-            ..port.clone()
-        }),
-    );
-    for (ordinal, queues) in &intent.taps {
-        let port = Port {
-            unknown: true,
-            ..port.clone()
-        };
-        link(segment.tap(*ordinal), Kind::Tap(*queues), Some(port));
-    }
-    for name in intent.attachments.keys() {
-        link(
-            name.clone(),
-            Kind::Veth,
-            Some(Port {
-                suppress: false,
-                ..port.clone()
-            }),
-        );
-    }
-    remote_entries(state, segment, intent);
-    for (name, attachment) in &intent.attachments {
-        attachment_state(state, slice, segment, intent, name, attachment);
-    }
-    let rules = Rules::Segment {
-        frames_per_second: intent.broadcast.frames_per_second,
-        non_ip: intent.broadcast.non_ip,
-    };
-    let pods = intent
-        .attachments
-        .iter()
-        .flat_map(|(name, attachment)| pod_elements(intent, name, attachment.index));
-    let taps = intent.taps.keys().flat_map(|ordinal| {
-        let name = segment.tap(*ordinal);
-        [
-            Element::Tap(name.clone()),
-            Element::Exit(name, Exit::tap(*ordinal)),
-        ]
+/// What is asked of the shaper.
+pub fn wish(intent: &NodeIntent) -> Wish<'_> {
+    let segments = intent.segments.iter();
+    let with_gateway = segments.clone().filter(|(_, segment)| !segment.taps.is_empty());
+    let slices = with_gateway.map(|(slice, segment)| {
+        let part = intent.parts.get(slice).copied().unwrap_or_default();
+        (slice.as_str(), (segment.shaping, part))
     });
-    let way = intent.way_out(segment).map(|(_, exit)| Element::Way(exit));
-    let relay = intent.relay.map(Exit::tap).map(Element::Relay);
-    let elements = pods
-        .chain(taps)
-        .chain([Element::Exit(segment.uplink(), Exit::UPLINK)])
-        .chain(way)
-        .chain(relay)
-        .collect();
-    state.tables.insert(segment.table(), Table { rules, elements });
-}
-
-/// What goes past the bridge: the same ways that the entries of bridge and filters give it.
-fn fast_path(segment: &Segment, intent: &SegmentIntent) -> Table {
-    let mut elements = BTreeSet::new();
-    for ordinal in intent.taps.keys() {
-        elements.insert(Element::Hook(segment.tap(*ordinal), Side::Gateway));
-    }
-    for (port, attachment) in &intent.attachments {
-        let mac = Mac::of_index(attachment.index);
-        let addresses = intent.subnets.addresses(attachment.index);
-        let own = addresses.map(|address| Element::Sender(port.clone(), mac, address.addr()));
-        elements.extend(own);
-        elements.insert(Element::Hook(port.clone(), Side::Pod));
-        elements.insert(Element::Place(mac, port.clone()));
-    }
-    for block in intent.remotes.values().flatten() {
-        // What cannot be used is at the ends of a subnet, so what can be is in one piece.
-        let ends = (intent.usable(*block).next(), intent.usable(*block).next_back());
-        if let (Some(first), Some(last)) = ends {
-            elements.insert(Element::Block(
-                Mac::of_index(first),
-                Mac::of_index(last),
-                segment.mesh(),
-            ));
-        }
-    }
-    if let Some((port, _)) = intent.way_out(segment) {
-        elements.extend(Family::ALL.map(|family| Element::Others(family, port.clone())));
-    }
-    Table {
-        rules: Rules::FastPath,
-        elements,
+    let limits = segments.flat_map(|(slice, segment)| {
+        let limited = segment.attachments.iter();
+        limited.filter_map(|(port, attachment)| Some(((slice.as_str(), port), attachment.limit?)))
+    });
+    Wish {
+        uplink: intent.uplink,
+        slices: slices.collect(),
+        limits: limits.collect(),
     }
 }
 
-/// Where the other nodes' blocks are, and what is answered for them.
-fn remote_entries(state: &mut State, segment: &Segment, intent: &SegmentIntent) {
-    let (bridge, mesh) = (segment.bridge(), segment.mesh());
-    for (node, blocks) in &intent.remotes {
-        state.fdb.insert(Fdb {
-            link: mesh.clone(),
-            mac: ANY,
-            via: Via::Remote(*node),
-        });
-        for index in blocks.iter().flat_map(|block| intent.usable(*block)) {
-            let mac = Mac::of_index(index);
-            state.fdb.insert(Fdb {
-                link: mesh.clone(),
-                mac,
-                via: Via::Remote(*node),
-            });
-            state.fdb.insert(Fdb {
-                link: mesh.clone(),
-                mac,
-                via: Via::Bridge,
-            });
-            for address in intent.subnets.addresses(index) {
-                state.neighbours.insert(Neighbour {
-                    bridge: bridge.clone(),
-                    ip: address.addr(),
-                    mac,
-                });
-            }
-        }
+fn link(kind: Kind, mtu: u32, alias: Option<Alias>) -> Link {
+    Link {
+        kind,
+        mtu,
+        up: true,
+        autoconf: false,
+        alias,
+        attached: true,
     }
 }
 
-fn attachment_state(
-    state: &mut State,
-    slice: &str,
-    segment: &Segment,
-    intent: &SegmentIntent,
-    port: &Name,
-    attachment: &AttachmentIntent,
-) {
-    let mac = Mac::of_index(attachment.index);
+fn pod_link(slice: &str, intent: &SegmentIntent, attachment: &AttachmentIntent) -> PodLink {
     let addresses: BTreeSet<_> = intent.subnets.addresses(attachment.index).collect();
-    for address in &addresses {
-        // The pod answers for itself; that the bridge knows the answer keeps the question off the other ports.
-        state.neighbours.insert(Neighbour {
-            bridge: segment.bridge(),
-            ip: address.addr(),
-            mac,
-        });
-    }
-    state.fdb.insert(Fdb {
-        link: port.clone(),
-        mac,
-        via: Via::Bridge,
-    });
-    let pod = PodLink {
+    PodLink {
         netns: attachment.netns.clone(),
         name: names::pod_interface(slice),
-        mac,
+        mac: Mac::of_index(attachment.index),
         mtu: intent.mtu,
         up: true,
         routes: addresses.iter().map(ipnet::IpNet::trunc).collect(),
         addresses,
-    };
-    state.pods.insert(port.clone(), pod);
+    }
 }
 
-/// What a pod's port may send from.
-fn pod_elements(intent: &SegmentIntent, port: &Name, index: u32) -> Vec<Element> {
-    let mac = Mac::of_index(index);
-    let mut elements = vec![Element::Pod(port.clone()), Element::Mac(port.clone(), mac)];
-    let mut v6 = vec![link_local(mac)];
-    for address in intent.subnets.addresses(index) {
-        match address.addr() {
-            IpAddr::V4(ip) => elements.push(Element::Source(port.clone(), ip.into())),
-            IpAddr::V6(ip) => v6.push(ip),
+/// The nodes that get what is for all.
+fn members(remotes: &BTreeMap<IpAddr, Remote>) -> impl Iterator<Item = IpAddr> {
+    let members = remotes.iter().filter(|(_, remote)| remote.is_member);
+    members.map(|(node, _)| *node)
+}
+
+/// What the programs are to know of a slice.
+fn entries(slice: &str, intent: &SegmentIntent, numbers: &Numbers) -> Segment {
+    let of_slice = |flow| numbers.get(&Owner::Slice(slice.to_owned()), flow);
+    let of_port = |port: &Name, flow| {
+        let owner = Owner::Attachment(slice.to_owned(), port.clone());
+        numbers.get(&owner, flow)
+    };
+    let mut segment = Segment::new(intent.vni);
+    let v4 = intent.subnets.v4.map(|net| (net.network(), net.prefix_len()));
+    let v6 = intent.subnets.v6.map(|net| (net.network(), net.prefix_len()));
+    segment.insert(Entry::Rules(SliceRules {
+        subnets: slice_frame::Subnets::new(v4, v6),
+        non_ip: intent.carried.non_ip,
+        tagged: intent.carried.tagged,
+        routers: intent.carried.routers,
+        group_rate: intent.carried.broadcast_per_second,
+    }));
+    for (node, remote) in &intent.remotes {
+        segment.insert(Entry::Node(*node, remote.has_gateway));
+        for block in &remote.blocks {
+            segment.insert(Entry::Route(*block, Hop::Node(*node)));
         }
     }
-    for ip in v6 {
-        elements.push(Element::Source(port.clone(), ip.into()));
-        elements.push(Element::Target(port.clone(), ip));
+    for (cluster, ranges) in &intent.clusters {
+        for range in ranges {
+            segment.insert(Entry::Route(*range, Hop::Cluster(*cluster)));
+        }
     }
-    // Multicast listener reports and duplicate address detection come from nowhere (RFC 4291 §2.5.2).
-    elements.push(Element::Source(port.clone(), Ipv6Addr::UNSPECIFIED.into()));
-    elements
-}
-
-/// The link-local address that the kernel makes from an Ethernet address (RFC 4291, appendix A).
-fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0;
-    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        word(a ^ 2, b),
-        word(c, 0xff),
-        word(0xfe, d),
-        word(e, f),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_link_local_address_is_the_kernels() {
-        assert_eq!(link_local(Mac::of_index(0x46)).to_string(), "fe80::5c:ff:fe00:46");
+    for ordinal in intent.taps.keys() {
+        let class = of_slice(Flow::Ingress);
+        segment.insert(Entry::Port(Name::tap(slice, *ordinal), Port::Gateway, class));
     }
+    for (name, AttachmentIntent { index, router, .. }) in &intent.attachments {
+        let port = match router {
+            true => Port::Router(*index),
+            false => Port::Pod(*index),
+        };
+        let class = |flow| of_port(name, flow);
+        segment.insert(Entry::Port(name.clone(), port, class(Flow::Egress)));
+        let hop = Hop::Port(name.clone(), class(Flow::Ingress));
+        segment.insert(Entry::Route(IndexRange::new(*index, 1), hop));
+    }
+    let egress = of_slice(Flow::Egress);
+    for (clusters, exit) in &intent.exits {
+        let hop = match exit {
+            Exit::Local(ordinal) => Hop::Port(Name::tap(slice, *ordinal), egress),
+            Exit::Remote(node) => Hop::Node(*node),
+        };
+        segment.insert(Entry::Exit(*clusters, hop));
+    }
+    for (clusters, ordinal) in &intent.relays {
+        segment.insert(Entry::Relay(*clusters, Name::tap(slice, *ordinal), egress));
+    }
+    segment.insert(Entry::Members(Members {
+        ports: (intent.attachments.keys())
+            .map(|name| (name.clone(), of_port(name, Flow::Ingress)))
+            .collect(),
+        nodes: members(&intent.remotes).collect(),
+    }));
+    segment
 }

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use futures::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client, ResourceExt};
@@ -10,6 +11,7 @@ use slice_crds::names::UNPRIVILEGED_UID;
 use slice_runtime::{admin, store::Watches};
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,14 +24,14 @@ use crate::{
         install::{Installer, PLUGIN},
         server,
     },
-    files::RunDirectory,
+    files::Directories,
     gateways::Server,
     heartbeat,
-    kernel::{self, Linux},
+    kernel::Linux,
     liveness,
     metrics::Metrics,
     pods::NetnsDirectory,
-    report,
+    report, show,
     status::Reports,
     watch as objects,
     world::PodView,
@@ -43,6 +45,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(200);
 /// How often those that wait are looked after.
 const WAKE: Duration = Duration::from_millis(250);
+/// How often what the shaper carries is read, while it has anything to do.
+const MEASURE: Duration = Duration::from_millis(500);
+/// How long a loop may take for one turn before the process counts as dead: everything is looked at every 5 s, and a plan
+/// for a thousand nodes takes some seconds.
+const STALLED: Duration = Duration::from_secs(60);
 /// Questions, announcements and the like that may wait for the agent.
 const BACKLOG: usize = 256;
 /// How long the API server may take to answer about one pod.
@@ -59,26 +66,49 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     watches.undecodable().register(&registry, "netop");
     let readiness = admin::Readiness::default();
     let mut first = Some(readiness.wait_for("first settlement"));
+    let pulse = readiness.pulse("agent loop", STALLED);
+    let cni_pulse = readiness.pulse("CNI socket", STALLED);
     let admin = tokio::spawn(admin::serve(args.admin, registry, readiness, stop.clone()));
 
-    let run = RunDirectory(args.run_dir.clone());
+    allow_descriptors();
+    let directories = Directories {
+        run: args.run_dir.clone(),
+        state: args.state_dir.clone(),
+    };
     let kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
     let mut world = objects::start(&client, &args.node, &watches, &stop);
     let mut sandboxes = chain::sandboxes(args.cni_results_dir.clone(), stop.clone());
 
+    let mut tasks = JoinSet::new();
     let (chain_state, chain_seen) = watch::channel(Chain::default());
-    let keeper = tokio::spawn(chain::keep(
-        installer(&args, &run)?,
+    let keeper = chain::keep(
+        installer(&args, &directories)?,
         world.clone(),
         chain_state,
         stop.clone(),
-    ));
+    );
+    tasks.spawn(keeper.map(|()| ("the CNI chain", Ok(()))));
     let (calls, mut called) = mpsc::channel(BACKLOG);
-    let socket = run.cni_socket();
-    let questions = tokio::spawn({
+    let socket = directories.cni_socket();
+    tasks.spawn({
         let stop = stop.clone();
-        async move { server::serve(&socket, calls, stop).await }
+        async move {
+            (
+                "the CNI socket",
+                server::serve(&socket, calls, cni_pulse, stop).await,
+            )
+        }
+    });
+    let (shown, seen) = watch::channel(Arc::default());
+    tasks.spawn({
+        let (socket, stop) = (directories.show_socket(), stop.clone());
+        async move {
+            (
+                "the socket that shows the state",
+                show::serve(&socket, seen, stop).await,
+            )
+        }
     });
     let (gateway_events, mut gateways) = mpsc::channel(BACKLOG);
     let (fetches, wanted) = mpsc::channel(BACKLOG);
@@ -88,7 +118,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let (turns, turned) = watch::channel(Instant::now());
     let pace = heartbeat::Pace::default();
     let heartbeat = heartbeat::run(client.clone(), args.node.clone(), turned, pace, stop.clone());
-    let heartbeat = tokio::spawn(heartbeat);
+    tasks.spawn(heartbeat.map(|()| ("the heartbeat", Ok(()))));
     let writer = report::run(
         client,
         args.node.clone(),
@@ -97,27 +127,30 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         announced,
         stop.clone(),
     );
-    let writer = tokio::spawn(writer);
+    tasks.spawn(writer.map(|()| ("the writer of statuses", Ok(()))));
 
     let (liveness, local) = watch::channel(liveness::Local::default());
     let (view, mut observed) = watch::channel(liveness::View::default());
-    let prober = tokio::spawn(liveness::task::run(local, view, stop.clone()));
+    let prober = liveness::task::run(local, view, stop.clone());
+    tasks.spawn(prober.map(|()| ("the prober of gateways", Ok(()))));
 
     let mut chain_changes = chain_seen.clone();
+    let features = kernel.features().await;
     let mut agent = Agent::new(
         kernel,
         Setup {
             node: args.node,
             node_address: args.node_address,
-            server: Server::new(run.clone(), UNPRIVILEGED_UID, gateway_events),
-            run: run.clone(),
+            server: Server::new(directories.clone(), UNPRIVILEGED_UID, gateway_events),
+            directories: directories.clone(),
             netns: NetnsDirectory(args.netns_dir),
-            features: kernel::features(None).await,
+            features,
             metrics,
             fetches,
             announcements,
             reports,
             chain: chain_seen,
+            shown,
             liveness,
         },
     );
@@ -127,13 +160,28 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     }
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut measure = tokio::time::interval(MEASURE);
+    measure.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut look_at, mut looked): (Option<Instant>, Instant) = (None, Instant::now());
     loop {
         turns.send_replace(Instant::now());
+        pulse.beat();
         let wake = agent.is_waiting();
         let event = tokio::select! {
             () = stop.cancelled() => break,
+            Some(ended) = tasks.join_next() => {
+                let (name, outcome) = ended.context("a task of the agent panicked")?;
+                outcome.context(name)?;
+                if stop.is_cancelled() {
+                    break;
+                }
+                // Another agent does better than one without a part.
+                bail!("{name} has ended");
+            }
             changed = world.changed() => {
+                if changed.is_err() && stop.is_cancelled() {
+                    break;
+                }
                 changed.context("the watches have ended")?;
                 let Some(world) = world.borrow_and_update().clone() else { continue };
                 Event::World(world)
@@ -154,6 +202,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
                 Event::KernelChanged
             }
             _ = tick.tick() => Event::Tick,
+            _ = measure.tick(), if agent.is_shaping() => Event::Measure,
             () = tokio::time::sleep(WAKE), if wake => Event::Wake,
         };
         agent.handle(event, Timestamp::now());
@@ -167,19 +216,31 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     }
     let removed = agent.is_removed();
     drop(agent);
-    for task in [keeper, writer, heartbeat, prober] {
-        task.await.context("a task panicked")?;
+    while let Some(ended) = tasks.join_next().await {
+        let (name, outcome) = ended.context("a task of the agent panicked")?;
+        outcome.context(name)?;
     }
-    questions.await.context("the CNI plugin's socket")??;
     admin.await.context("the admin listener")??;
     if removed {
         // The directory is a mount: what is in it goes.
-        let _ = crate::files::remove(&run.cni_socket());
+        for socket in [directories.cni_socket(), directories.show_socket()] {
+            let _ = crate::files::remove(&socket);
+        }
         for directory in ["gateway", "pods", "cni"] {
-            let _ = std::fs::remove_dir_all(run.0.join(directory));
+            let _ = std::fs::remove_dir_all(directories.run.join(directory));
         }
     }
     Ok(())
+}
+
+/// Descriptors come with gateways, pods' namespaces and questions: as many as this process may have.
+fn allow_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(error = %error, "limit of open files stays as it is");
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -189,7 +250,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn installer(args: &Args, run: &RunDirectory) -> anyhow::Result<Installer> {
+fn installer(args: &Args, directories: &Directories) -> anyhow::Result<Installer> {
     let binary = match &args.cni_plugin {
         Some(path) => path.clone(),
         None => std::env::current_exe()
@@ -200,8 +261,8 @@ fn installer(args: &Args, run: &RunDirectory) -> anyhow::Result<Installer> {
         conf_dir: args.cni_conf_dir.clone(),
         bin_dir: args.cni_bin_dir.clone(),
         binary,
-        socket: run.cni_socket(),
-        members: run.members(),
+        socket: directories.cni_socket(),
+        members: directories.members(),
     })
 }
 

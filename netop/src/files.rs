@@ -7,31 +7,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The name of the socket below the run directory where the agent shows what it sees.
+pub const SHOW_SOCKET: &str = "agent.sock";
+
 /// Where the agent keeps what it must find again, and what other processes on the node find it by.
 #[derive(Clone, Debug)]
-pub struct RunDirectory(pub PathBuf);
+pub struct Directories {
+    /// Sockets, and what is true until the node starts again.
+    pub run: PathBuf,
+    /// What outlives that: pods come back with their addresses, and those that must wait do.
+    pub state: PathBuf,
+}
 
-impl RunDirectory {
+impl Directories {
     pub fn cni_socket(&self) -> PathBuf {
-        self.0.join("cni.sock")
+        self.run.join("cni.sock")
+    }
+
+    /// Where `slice-netop --show` asks.
+    pub fn show_socket(&self) -> PathBuf {
+        self.run.join(SHOW_SOCKET)
     }
 
     /// Namespaces with pods that wait for their interface, for the CNI plugin while the agent is away.
     pub fn members(&self) -> PathBuf {
-        self.0.join("cni/members.json")
+        self.state.join("members.json")
     }
 
     pub fn checkpoint(&self) -> PathBuf {
-        self.0.join("attachments.json")
+        self.state.join("attachments.json")
+    }
+
+    /// Where releases before 0.3 had it, which did not outlive the node's start.
+    pub fn former_checkpoint(&self) -> PathBuf {
+        self.run.join("attachments.json")
     }
 
     pub fn records(&self) -> PathBuf {
-        self.0.join("pods")
+        self.run.join("pods")
     }
 
     /// The directory that is mounted into a slice's gateways; see [`slice_crds::names::gateway_directory`].
     pub fn gateway(&self, slice: &str) -> PathBuf {
-        self.0.join("gateway").join(slice)
+        self.run.join("gateway").join(slice)
     }
 }
 

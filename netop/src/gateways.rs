@@ -29,14 +29,16 @@ use slice_runtime::handover::{self, FromGateway, Hello, Report, ToGateway};
 use tokio::{net::UnixListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::files::RunDirectory;
+use crate::files::Directories;
 
 /// Messages that wait for a gateway to read them. One that falls behind further is let go and connects again.
 const BACKLOG: usize = 16;
-/// How long a gateway may take to read one message.
+/// How long a gateway may take to read one message, and to say which one it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections to one slice's socket at a time: a node has few gateways of one slice.
 const MAX_CONNECTIONS: usize = 32;
+/// Between two messages that are taken of one gateway, which sends one a second and one at each change.
+const PACE: Duration = Duration::from_millis(10);
 
 /// What gateways say.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Drop for Connection {
 
 /// The listeners of a node.
 pub struct Server {
-    run: RunDirectory,
+    directories: Directories,
     /// The user that gateways run as; nobody else is listened to.
     uid: u32,
     events: mpsc::Sender<GatewayEvent>,
@@ -86,9 +88,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(run: RunDirectory, uid: u32, events: mpsc::Sender<GatewayEvent>) -> Self {
+    pub fn new(directories: Directories, uid: u32, events: mpsc::Sender<GatewayEvent>) -> Self {
         Self {
-            run,
+            directories,
             uid,
             events,
             listeners: BTreeMap::new(),
@@ -101,12 +103,12 @@ impl Server {
     /// The first socket that cannot be made, after the others were.
     pub fn listen<'a>(&mut self, slices: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
         let wanted: std::collections::BTreeSet<&str> = slices.collect();
-        let run = &self.run;
+        let directories = &self.directories;
         self.listeners.retain(|slice, stop| {
             let stays = wanted.contains(slice.as_str());
             if !stays {
                 stop.cancel();
-                let directory = run.gateway(slice);
+                let directory = directories.gateway(slice);
                 let _ = crate::files::remove(&directory.join("netop.sock"));
                 // Where something else is in it, it stays.
                 let _ = fs::remove_dir(&directory);
@@ -127,7 +129,7 @@ impl Server {
     }
 
     fn open(&self, slice: &str) -> anyhow::Result<CancellationToken> {
-        let directory = self.run.gateway(slice);
+        let directory = self.directories.gateway(slice);
         let path = directory.join("netop.sock");
         let listener = bind(&directory, &path).with_context(|| format!("listen on {}", path.display()))?;
         let stop = CancellationToken::new();
@@ -206,6 +208,7 @@ fn converse(
     let stream = stream.into_std().context("take the socket over")?;
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let stream = Arc::new(stream);
     let (sender, receiver) = sync_channel::<(ToGateway, Vec<OwnedFd>)>(BACKLOG);
     let near = Arc::clone(&stream);
@@ -247,6 +250,10 @@ fn read(stream: &UnixStream, slice: &str, connection: Connection, events: &mpsc:
                 if let Err(error) = sockets.iter().try_for_each(handover::widen) {
                     tracing::warn!(slice, error = %error, "gateway keeps its small socket buffers");
                 }
+                // From now on it speaks when it has something to say.
+                if stream.set_read_timeout(None).is_err() {
+                    return;
+                }
                 GatewayEvent::Hello {
                     slice: slice.to_owned(),
                     hello,
@@ -270,5 +277,7 @@ fn read(stream: &UnixStream, slice: &str, connection: Connection, events: &mpsc:
         if events.blocking_send(event).is_err() {
             return;
         }
+        // One that sends without a pause waits for its turn: each message has the agent look at the node anew.
+        std::thread::sleep(PACE);
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An index that is given back rests for [`REST`], so that nobody who still sends to the old pod reaches the new one;
-//! the same pod gets it back at once. Where no index has rested for so long, the one that has rested longest is taken,
+//! the same pod gets it back at once, and so does one of its name: a StatefulSet's comes back with its address. Where no index has rested for so long, the one that has rested longest is taken,
 //! after [`MIN_REST`]. Next-fit: the search goes on where it last ended, which spares the resting ones.
 
 use std::{collections::BTreeMap, fmt};
@@ -32,6 +32,13 @@ pub struct Holder {
     pub uid: String,
     pub namespace: String,
     pub name: String,
+}
+
+impl Holder {
+    /// Whether the other is a pod of the same name, which there is one of at a time.
+    fn is_namesake(&self, other: &Self) -> bool {
+        !self.name.is_empty() && (&self.namespace, &self.name) == (&other.namespace, &other.name)
+    }
 }
 
 /// What one slice's indices are doing.
@@ -61,8 +68,8 @@ pub struct Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rest {
     pub since: Timestamp,
-    /// UID of the pod that had it.
-    pub uid: String,
+    /// The pod that had it.
+    pub holder: Holder,
 }
 
 /// All slices of a node.
@@ -181,13 +188,14 @@ impl Page {
     }
 
     /// An index for a pod that has none.
-    fn find(&self, uid: &str, subnets: Subnets, now: Timestamp) -> Option<u32> {
+    fn find(&self, holder: &Holder, subnets: Subnets, now: Timestamp) -> Option<u32> {
         let grant = self.grant.as_ref()?;
         let resting = || {
             let resting = self.resting.iter();
             resting.filter(|(index, _)| grant.offers(**index, subnets) && !self.held.contains_key(index))
         };
-        let own = resting().find(|(_, rest)| rest.uid == uid);
+        let had = |same: fn(&Holder, &Holder) -> bool| resting().find(|(_, rest)| same(&rest.holder, holder));
+        let own = had(|a, b| a.uid == b.uid).or_else(|| had(Holder::is_namesake));
         let free = |index: &u32| !self.held.contains_key(index) && self.has_rested(*index, now);
         let next = || {
             grant
@@ -206,10 +214,10 @@ impl Page {
     }
 
     fn give_back(&mut self, uid: &str, now: Timestamp) {
-        if let Some(index) = self.index_of(uid) {
-            self.held.remove(&index);
-            let uid = uid.to_owned();
-            self.resting.insert(index, Rest { since: now, uid });
+        if let Some(index) = self.index_of(uid)
+            && let Some(holder) = self.held.remove(&index)
+        {
+            self.resting.insert(index, Rest { since: now, holder });
         }
     }
 }
@@ -266,7 +274,7 @@ impl Ledger {
         if let Some(index) = page.index_of(&holder.uid) {
             return Ok(index);
         }
-        let Some(index) = page.find(&holder.uid, subnets, now) else {
+        let Some(index) = page.find(&holder, subnets, now) else {
             let grant = page.grant.as_ref();
             let resting = page.resting.iter();
             let next = resting

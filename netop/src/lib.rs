@@ -1,7 +1,7 @@
 //! The node agent: it makes slices on its node, attaches the node's pods to them, and hands gateways their TAP.
 //!
 //! ```text
-//!  watch ─► world ─┐                                             ┌─► kernel   links, filters, entries, pods' ends
+//!  watch ─► world ─┐                                             ┌─► kernel   links, programs, maps, pods' ends
 //!  cni, pods ──────┼─► agent: intent ─► desired ─► plan ─────────┤
 //!  gateways ───────┘     ledger: who has which index             └─► status ─► report   to the API server
 //!                                                                              heartbeat
@@ -14,10 +14,12 @@
 //!
 //! Deliberately not here: who is in a slice ([`slice_crds::membership`] says), which node has which block (the cluster
 //! operator decides), anything between clusters (gateways), any key. `model`, `desired`, `plan`, `world`, `ledger`,
-//! `intent`, `pod_network` and `status` name no netlink, client, socket, file or clock.
+//! `intent`, `classes`, `shares`, `pod_network` and `status` name no netlink, client, socket, file or clock.
 
 pub mod model;
 
+pub mod blocks;
+pub mod classes;
 pub mod desired;
 pub mod intent;
 pub mod ledger;
@@ -25,6 +27,7 @@ pub mod liveness;
 pub mod plan;
 pub mod pod_network;
 pub mod programs;
+pub mod shares;
 pub mod status;
 pub mod world;
 
@@ -41,4 +44,5 @@ pub mod kernel;
 pub mod metrics;
 pub mod pods;
 pub mod report;
+pub mod show;
 pub mod watch;

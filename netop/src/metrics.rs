@@ -12,7 +12,12 @@ pub struct Metrics {
     pub reconcile_errors: IntCounter,
     pub drift_repaired: IntCounter,
     pub steps: IntCounterVec,
+    pub passed_frames: IntCounterVec,
     pub dropped_frames: IntCounterVec,
+    pub class_bytes: IntCounterVec,
+    pub class_dropped: IntCounterVec,
+    pub class_backlog: IntGaugeVec,
+    pub guarantee_met: IntGaugeVec,
     pub indices: IntGaugeVec,
     pub attachments: IntGaugeVec,
     pub gateways: IntGaugeVec,
@@ -48,11 +53,37 @@ impl Metrics {
                 "Changes made to the kernel",
                 &["result"],
             ),
+            passed_frames: counters(
+                "weft_netop_frames_total",
+                "Frames that were carried, copies not counted",
+                &["slice", "direction"],
+            ),
             dropped_frames: counters(
                 "weft_netop_dropped_frames_total",
-                "Frames that a filter dropped: spoofed, budget, nonip, host; and, without a slice, underlay, and firewall: \
-                 by the node's own IP filters",
-                &["slice", "reason"],
+                "Frames that were not carried, by from where they came and why; and, without a slice, those of no slice, and \
+                 underlay: packets to the ports between nodes from elsewhere",
+                &["slice", "direction", "reason"],
+            ),
+            class_bytes: counters(
+                "weft_netop_class_bytes_total",
+                "Bytes of frames that the shaper has sent, by direction and by whose limit: the slice's between clusters, or those \
+                 of its attachments together",
+                &["slice", "direction", "of"],
+            ),
+            class_dropped: counters(
+                "weft_netop_class_dropped_frames_total",
+                "Frames that found the queue full; an increase means that more is sent than the limit lets through",
+                &["slice", "direction", "of"],
+            ),
+            class_backlog: gauges(
+                "weft_netop_class_backlog_bytes",
+                "Bytes of frames that wait in the shaper",
+                &["slice", "direction", "of"],
+            ),
+            guarantee_met: gauges(
+                "weft_netop_guarantee_met",
+                "Whether the slice had in the last half second what it is guaranteed on this node, or did not need it: 1, or 0",
+                &["slice", "direction"],
             ),
             indices: gauges(
                 "weft_netop_indices",
@@ -84,13 +115,18 @@ impl Metrics {
                 "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 18] = [
             Box::new(this.attach_seconds.clone()),
             Box::new(this.reconcile_seconds.clone()),
             Box::new(this.reconcile_errors.clone()),
             Box::new(this.drift_repaired.clone()),
             Box::new(this.steps.clone()),
+            Box::new(this.passed_frames.clone()),
             Box::new(this.dropped_frames.clone()),
+            Box::new(this.class_bytes.clone()),
+            Box::new(this.class_dropped.clone()),
+            Box::new(this.class_backlog.clone()),
+            Box::new(this.guarantee_met.clone()),
             Box::new(this.indices.clone()),
             Box::new(this.attachments.clone()),
             Box::new(this.gateways.clone()),

@@ -1,31 +1,31 @@
 //! From what should be and what is to the ordered list of changes. Pure.
 //!
-//! The order is one in which no frame can take a way that it may not take:
+//! The order is one in which no frame can go where it must not, and none is lost that could arrive:
 //!
 //! ```text
-//!  0  the fast path closes where it changes        until it is open again, its frames take the bridge
-//!  1  forwarding and neighbour entries go          bridge's before VXLAN's
-//!  2  links go                                     ports before bridges
-//!  3  filters come and change, those of gone links go
-//!  4  links come, all of them down                 bridges before ports
-//!  5  ports change                                 less traffic before more: rather a gap than a duplicate
-//!  6  forwarding and neighbour entries come        VXLAN's before bridge's
-//!  7  pods' addresses come, then everything goes up
-//!  8  the way to other clusters changes            at one moment, when both are open: neither gap nor duplicate
-//!  9  the way that is left closes
-//! 10  the fast path opens
+//!  0  entries go that lead to what goes, or say who a port is that becomes another
+//!  1  links go
+//!  2  the guard comes, or changes
+//!  3  links come, all of them down, and change
+//!     classes come and change                       with what waits in them
+//!  4  entries come and change                       each at one moment: neither gap nor duplicate
+//!     classes go that nothing waits in              which no entry names any more
+//!  5  programs are attached                         with all they need to know
+//!  6  pods' addresses come, then everything goes up
+//!  7  bridges and tables of earlier releases go     whose part the programs have taken over
 //! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use slice_crds::Mac;
 
 use crate::model::{
-    Element, Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, Rules, Segment, State, Table, Via, Vxlan,
+    Alias, Class, ClassId, Entry, Guard, Key, Kind, Link, Name, Netns, PodLink, Segment, State, Tunnel,
 };
 
 /// One change, and what it belongs to.
@@ -35,34 +35,45 @@ pub struct Step {
     pub action: Action,
 }
 
-/// What a failure stops: the rest of the same port; or, where it was not about one port, the rest of the segment.
+/// Where a failure belongs, and what it stops: the rest of the same port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scope {
-    pub segment: Option<Segment>,
+    pub slice: Option<String>,
     pub port: Option<Name>,
+}
+
+/// A segment by its slice and number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentId {
+    pub slice: String,
+    pub vni: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Makes an interface, on its bridge, down; of a pair both ends.
+    /// Makes an interface, down; of a pair both ends.
     AddLink(Name, Link, Option<PodLink>),
     DelLink(Name),
     SetMtu(Name, u32),
-    SetPort(Name, Port),
-    /// Changes a VXLAN interface's default destination, at one moment.
-    SetRemote(Name, Vxlan),
+    SetAlias(Name, Alias),
     NoAutoconf(Name),
-    NoSnooping(Name),
+    /// Makes this agent's program the first to see what the interface receives, in the place of an earlier agent's.
+    Attach(Name),
     Up(Name),
-    /// Makes a table without elements in place of any of that name.
-    AddTable(Name, Rules),
-    DelTable(Name),
-    AddElement(Name, Element),
-    DelElement(Name, Element),
-    AddFdb(Fdb),
-    DelFdb(Fdb),
-    AddNeighbour(Neighbour),
-    DelNeighbour(Neighbour),
+    SetTunnel(Tunnel),
+    /// Says to the programs which device is the shaper.
+    SetShaper(Name),
+    /// Makes a class of the shaper, or changes it with what waits in it.
+    SetClass(ClassId, Class),
+    DelClass(ClassId),
+    /// Makes an entry, in the place of any with its key.
+    SetEntry(SegmentId, Entry),
+    DelEntry(SegmentId, Key),
+    /// Makes the table, in the place of any of its name.
+    SetGuard(Guard),
+    DelGuard,
+    /// Removes a table of an earlier release.
+    DelTable(String),
     Pod(Name, PodEnd, PodAction),
 }
 
@@ -95,18 +106,19 @@ pub fn diff(desired: &State, observed: &State) -> Plan {
         now: observed.clone(),
         plan: Plan::default(),
     };
-    planner.close_fast_paths();
     planner.remove_entries();
-    planner.remove_links();
-    planner.change_tables();
+    planner.remove_links(|name| !is_former_bridge(name));
+    planner.change_guard();
     planner.add_links();
     planner.change_links();
+    planner.shape();
     planner.add_entries();
+    planner.remove_classes();
+    planner.attach(|_| true);
     planner.configure_pods();
     planner.raise();
-    planner.switch();
-    planner.close();
-    planner.open_fast_paths();
+    planner.remove_links(is_former_bridge);
+    planner.remove_former_tables();
     planner.plan
 }
 
@@ -125,218 +137,179 @@ impl Planner<'_> {
         self.plan.0.push(Step { scope, action });
     }
 
+    fn push_all(&mut self, actions: Vec<Action>) {
+        actions.into_iter().for_each(|action| self.push(action));
+    }
+
     fn scope(&self, action: &Action) -> Scope {
         let of_link = |name: &Name| {
             let link = self.desired.links.get(name).or_else(|| self.now.links.get(name));
-            let bridge = link
-                .and_then(|link| link.port.as_ref())
-                .map_or(name, |port| &port.bridge);
-            let port = name.as_str().starts_with("wp-").then(|| name.clone());
             Scope {
-                segment: Segment::of_name(bridge.as_str()),
-                port,
+                slice: link.and_then(|link| Some(link.alias.as_ref()?.slice.clone())),
+                port: Some(name.clone()),
             }
+        };
+        let of_slice = |id: &SegmentId, port: Option<&Name>| Scope {
+            slice: Some(id.slice.clone()),
+            port: port.cloned(),
         };
         match action {
             Action::AddLink(name, ..)
             | Action::DelLink(name)
             | Action::SetMtu(name, _)
-            | Action::SetPort(name, _)
-            | Action::SetRemote(name, _)
+            | Action::SetAlias(name, _)
             | Action::NoAutoconf(name)
-            | Action::NoSnooping(name)
+            | Action::Attach(name)
             | Action::Up(name)
             | Action::Pod(name, ..) => of_link(name),
-            Action::AddFdb(fdb) | Action::DelFdb(fdb) => of_link(&fdb.link),
-            Action::AddNeighbour(neighbour) | Action::DelNeighbour(neighbour) => of_link(&neighbour.bridge),
-            Action::AddTable(table, _) | Action::DelTable(table) => Scope {
-                segment: Segment::of_name(table.as_str()),
-                port: None,
-            },
-            Action::AddElement(table, element) | Action::DelElement(table, element) => Scope {
-                segment: Segment::of_name(table.as_str()),
-                port: element.port().cloned(),
-            },
+            Action::SetEntry(id, entry) => of_slice(id, entry.port()),
+            Action::DelEntry(id, _) => of_slice(id, None),
+            Action::SetTunnel(_)
+            | Action::SetShaper(_)
+            | Action::SetClass(..)
+            | Action::DelClass(_)
+            | Action::SetGuard(_)
+            | Action::DelGuard
+            | Action::DelTable(_) => Scope::default(),
         }
     }
 
-    /// What is not wanted of the fast paths, and what leads to or from a link that goes or has gone.
-    fn close_fast_paths(&mut self) {
-        let tables = self.now.tables.iter().filter(|(name, _)| name.is_fast_path());
-        let mut actions = vec![];
-        for (name, seen) in tables {
-            let Some(wanted) = (self.desired.tables.get(name)).filter(|wanted| wanted.rules == seen.rules)
-            else {
-                actions.push(Action::DelTable(name.clone()));
-                continue;
-            };
-            let stays = |link: &Name| self.now.links.contains_key(link) && !self.doomed.contains(link);
-            let gone = seen
-                .elements
-                .iter()
-                .filter(|element| !wanted.elements.contains(element) || !element.link().is_none_or(stays));
-            actions.extend(gone.map(|element| Action::DelElement(name.clone(), element.clone())));
-        }
-        actions.into_iter().for_each(|action| self.push(action));
-    }
-
-    fn open_fast_paths(&mut self) {
-        for (name, wanted) in &self.desired.tables {
-            if !name.is_fast_path() {
-                continue;
-            }
-            if !self.now.tables.contains_key(name) {
-                self.push(Action::AddTable(name.clone(), wanted.rules));
-            }
-            let seen = self.now.tables[name].elements.clone();
-            for element in wanted.elements.difference(&seen) {
-                self.push(Action::AddElement(name.clone(), element.clone()));
-            }
-        }
-    }
-
-    /// Entries of links that stay. Those of links that go, go with them.
+    /// What is not wanted, and what a port is that becomes another. Entries that lead elsewhere are replaced later.
     fn remove_entries(&mut self) {
-        let stays = |link: &Name, bridge: bool| {
-            let on = self
-                .now
-                .links
-                .get(link)
-                .and_then(|link| link.port.as_ref())
-                .map(|port| &port.bridge);
-            !(self.doomed.contains(link) || bridge && on.is_some_and(|on| self.doomed.contains(on)))
-        };
-        let mut gone: Vec<Fdb> = (self.now.fdb.difference(&self.desired.fdb))
-            .filter(|fdb| stays(&fdb.link, fdb.via == Via::Bridge))
-            .cloned()
-            .collect();
-        gone.sort_by_key(|fdb| std::cmp::Reverse(fdb.via == Via::Bridge));
-        let neighbours: Vec<Neighbour> = (self.now.neighbours.difference(&self.desired.neighbours))
-            .filter(|neighbour| stays(&neighbour.bridge, false))
-            .cloned()
-            .collect();
-        gone.into_iter().for_each(|fdb| self.push(Action::DelFdb(fdb)));
-        neighbours
-            .into_iter()
-            .for_each(|neighbour| self.push(Action::DelNeighbour(neighbour)));
-    }
-
-    fn remove_links(&mut self) {
-        let mut doomed: Vec<Name> = self.doomed.iter().cloned().collect();
-        doomed.sort_by_key(|name| std::cmp::Reverse(rank(name)));
-        doomed
-            .into_iter()
-            .for_each(|name| self.push(Action::DelLink(name)));
-    }
-
-    fn change_tables(&mut self) {
-        let filters = |(name, _): &(&Name, &Table)| !name.is_fast_path();
-        for (name, wanted) in self.desired.tables.iter().filter(filters) {
-            let anew = (self.now.tables.get(name)).is_none_or(|seen| seen.rules != wanted.rules);
-            if anew {
-                self.push(Action::AddTable(name.clone(), wanted.rules));
+        let mut actions = vec![];
+        for (slice, seen) in &self.now.segments {
+            let wanted = self.desired.segments.get(slice);
+            let wanted = wanted.filter(|wanted| wanted.vni == seen.vni);
+            if wanted.is_some_and(|wanted| wanted == seen) {
+                continue;
             }
-            let seen = self
-                .now
-                .tables
-                .get(name)
-                .map(|seen| seen.elements.clone())
-                .unwrap_or_default();
-            // Which way frames take changes last, but a table that is made anew has it from the first moment.
-            let now = |element: &&Element| anew || !element.is_switch();
-            for element in wanted.elements.difference(&seen).filter(now) {
-                self.push(Action::AddElement(name.clone(), element.clone()));
-            }
-            for element in seen.difference(&wanted.elements).filter(now) {
-                self.push(Action::DelElement(name.clone(), element.clone()));
-            }
+            let id = id(slice, seen);
+            let is_over = |entry: &&Entry| match (entry, wanted.and_then(|wanted| wanted.get(&entry.key()))) {
+                (_, None) => true,
+                (Entry::Port(_, seen, _), Some(Entry::Port(_, wanted, _))) => seen != wanted,
+                (_, Some(_)) => false,
+            };
+            let mut gone: Vec<Key> = seen.entries().filter(is_over).map(Entry::key).collect();
+            // First what leads here, last what says that there is such a slice.
+            gone.reverse();
+            actions.extend(gone.into_iter().map(|key| Action::DelEntry(id.clone(), key)));
         }
-        let gone: Vec<Name> = self
-            .now
-            .tables
-            .keys()
-            .filter(|name| !self.desired.tables.contains_key(*name))
-            .cloned()
-            .collect();
-        gone.into_iter()
-            .for_each(|name| self.push(Action::DelTable(name)));
+        self.push_all(actions);
+    }
+
+    fn remove_links(&mut self, which: impl Fn(&Name) -> bool) {
+        let doomed: Vec<Name> = self.doomed.iter().filter(|name| which(name)).cloned().collect();
+        self.push_all(doomed.into_iter().map(Action::DelLink).collect());
+    }
+
+    fn change_guard(&mut self) {
+        match &self.desired.guard {
+            Some(guard) if self.now.guard.as_ref() != Some(guard) => {
+                self.push(Action::SetGuard(guard.clone()))
+            }
+            None if self.now.guard.is_some() => self.push(Action::DelGuard),
+            _ => {}
+        }
     }
 
     fn add_links(&mut self) {
-        let mut missing: Vec<(&Name, &Link)> = self
-            .desired
-            .links
-            .iter()
-            .filter(|(name, _)| !self.now.links.contains_key(*name))
-            .collect();
-        missing.sort_by_key(|(name, _)| rank(name));
-        for (name, link) in missing {
-            let link = Link {
-                up: false,
-                ..link.clone()
-            };
-            self.push(Action::AddLink(
-                name.clone(),
-                link,
-                self.desired.pods.get(name).cloned(),
-            ));
-        }
+        let missing = self.desired.links.iter();
+        let missing = missing.filter(|(name, _)| !self.now.links.contains_key(*name));
+        let bare = |link: &Link| Link {
+            up: false,
+            attached: false,
+            ..link.clone()
+        };
+        let actions = missing.map(|(name, link)| {
+            let pod = self.desired.pods.get(name).cloned();
+            Action::AddLink(name.clone(), bare(link), pod)
+        });
+        self.push_all(actions.collect());
     }
 
     fn change_links(&mut self) {
-        let (mut narrower, mut wider) = (vec![], vec![]);
+        let mut actions = vec![];
         for (name, wanted) in &self.desired.links {
-            let Some(seen) = self.now.links.get(name).cloned() else {
+            let Some(seen) = self.now.links.get(name) else {
                 continue;
             };
             if seen.mtu != wanted.mtu {
-                self.push(Action::SetMtu(name.clone(), wanted.mtu));
+                actions.push(Action::SetMtu(name.clone(), wanted.mtu));
+            }
+            if let Some(alias) = wanted.alias.as_ref().filter(|_| wanted.alias != seen.alias) {
+                actions.push(Action::SetAlias(name.clone(), alias.clone()));
             }
             if seen.autoconf && !wanted.autoconf {
-                self.push(Action::NoAutoconf(name.clone()));
-            }
-            if let (Some(wanted), Some(seen)) = (wanted.kind.vxlan(), seen.kind.vxlan())
-                && wanted.remote.is_some()
-                && wanted.remote != seen.remote
-            {
-                self.push(Action::SetRemote(name.clone(), wanted));
-            }
-            if seen.kind == (Kind::Bridge { snooping: true }) {
-                self.push(Action::NoSnooping(name.clone()));
-            }
-            if let Some(port) = wanted
-                .port
-                .as_ref()
-                .filter(|port| seen.port.as_ref() != Some(port))
-            {
-                let adds = seen.port.is_none_or(|seen| {
-                    (port.unknown && !seen.unknown)
-                        || (port.group && !seen.group)
-                        || port.bridge != seen.bridge
-                });
-                let order = if adds { &mut wider } else { &mut narrower };
-                order.push(Action::SetPort(name.clone(), port.clone()));
+                actions.push(Action::NoAutoconf(name.clone()));
             }
         }
-        narrower
-            .into_iter()
-            .chain(wider)
-            .for_each(|action| self.push(action));
+        self.push_all(actions);
+    }
+
+    /// What entries may name is ready before they do: the shaper works, and has its classes.
+    fn shape(&mut self) {
+        for (id, class) in &self.desired.classes {
+            match self.now.classes.get(id) {
+                Some(seen) if seen == class => continue,
+                // Nobody but somebody else has put it there, and there it cannot be changed.
+                Some(seen) if seen.parent != class.parent => self.push(Action::DelClass(*id)),
+                _ => {}
+            }
+            self.push(Action::SetClass(*id, *class));
+        }
+        let Some(shaper) = &self.desired.shaper else {
+            return;
+        };
+        // One that works already goes on as it is until its program's successor knows everything.
+        if self.now.links.get(shaper).is_some_and(|seen| !seen.up) {
+            self.attach(|name| name == shaper);
+            self.raise_links(|name| name == shaper);
+        }
+        if self.now.shaper.as_ref() != Some(shaper) {
+            self.push(Action::SetShaper(shaper.clone()));
+        }
+    }
+
+    /// Frames that still wait go first; the next look finds the class empty.
+    fn remove_classes(&mut self) {
+        let over = self.now.classes.keys();
+        let over =
+            over.filter(|id| !self.desired.classes.contains_key(*id) && !self.now.queued.contains(*id));
+        // A parent after its children.
+        self.push_all(over.rev().copied().map(Action::DelClass).collect());
     }
 
     fn add_entries(&mut self) {
-        let mut new: Vec<&Fdb> = self.desired.fdb.difference(&self.now.fdb).collect();
-        new.sort_by_key(|fdb| fdb.via == Via::Bridge);
-        let new: Vec<Fdb> = new.into_iter().cloned().collect();
-        new.into_iter().for_each(|fdb| self.push(Action::AddFdb(fdb)));
-        let new: Vec<Neighbour> = self
+        if let Some(tunnel) = self
             .desired
-            .neighbours
-            .difference(&self.now.neighbours)
-            .cloned()
-            .collect();
-        new.into_iter()
-            .for_each(|neighbour| self.push(Action::AddNeighbour(neighbour)));
+            .tunnel
+            .as_ref()
+            .filter(|_| self.now.tunnel != self.desired.tunnel)
+        {
+            self.push(Action::SetTunnel(tunnel.clone()));
+        }
+        let mut actions = vec![];
+        for (slice, wanted) in &self.desired.segments {
+            let seen = self.now.segments.get(slice);
+            if seen.is_some_and(|seen| seen == wanted) {
+                continue;
+            }
+            let id = id(slice, wanted);
+            let new = wanted
+                .entries()
+                .filter(|entry| seen.and_then(|seen| seen.get(&entry.key())) != Some(*entry));
+            actions.extend(new.map(|entry| Action::SetEntry(id.clone(), entry.clone())));
+        }
+        self.push_all(actions);
+    }
+
+    fn attach(&mut self, which: impl Fn(&Name) -> bool) {
+        let bare = self.desired.links.iter().filter(|(name, wanted)| {
+            let seen = self.now.links.get(*name);
+            wanted.attached && seen.is_some_and(|seen| !seen.attached) && which(name)
+        });
+        let actions = bare.map(|(name, _)| Action::Attach(name.clone())).collect();
+        self.push_all(actions);
     }
 
     fn configure_pods(&mut self) {
@@ -366,15 +339,17 @@ impl Planner<'_> {
         }
     }
 
+    fn raise_links(&mut self, which: impl Fn(&Name) -> bool) {
+        let down = self.desired.links.iter().filter(|(name, wanted)| {
+            let seen = self.now.links.get(*name);
+            wanted.up && seen.is_some_and(|seen| !seen.up) && which(name)
+        });
+        let actions = down.map(|(name, _)| Action::Up(name.clone())).collect();
+        self.push_all(actions);
+    }
+
     fn raise(&mut self) {
-        let mut down: Vec<&Name> = (self.desired.links.iter())
-            .filter(|(name, wanted)| wanted.up && self.now.links.get(*name).is_some_and(|seen| !seen.up))
-            .map(|(name, _)| name)
-            .collect();
-        down.sort_by_key(|name| rank(name));
-        for name in down {
-            self.push(Action::Up(name.clone()));
-        }
+        self.raise_links(|_| true);
         for (port, wanted) in &self.desired.pods {
             let Some(seen) = self.now.pods.get(port).cloned() else {
                 continue;
@@ -388,33 +363,9 @@ impl Planner<'_> {
         }
     }
 
-    fn switch(&mut self) {
-        for (name, wanted) in &self.desired.tables {
-            let Some(seen) = self.now.tables.get(name).map(|table| table.elements.clone()) else {
-                continue;
-            };
-            let (gone, new) = (
-                seen.difference(&wanted.elements),
-                wanted.elements.difference(&seen),
-            );
-            for element in gone.filter(|element| element.is_switch()) {
-                self.push(Action::DelElement(name.clone(), element.clone()));
-            }
-            for element in new.filter(|element| element.is_switch()) {
-                self.push(Action::AddElement(name.clone(), element.clone()));
-            }
-        }
-    }
-
-    fn close(&mut self) {
-        for (name, wanted) in &self.desired.links {
-            let seen = self.now.links.get(name).and_then(|link| link.kind.vxlan());
-            if let (Some(wanted), Some(seen)) = (wanted.kind.vxlan(), seen)
-                && wanted.remote != seen.remote
-            {
-                self.push(Action::SetRemote(name.clone(), wanted));
-            }
-        }
+    fn remove_former_tables(&mut self) {
+        let tables = self.now.former_tables.difference(&self.desired.former_tables);
+        self.push_all(tables.cloned().map(Action::DelTable).collect());
     }
 
     fn push_pod(&mut self, port: &Name, action: PodAction) {
@@ -433,26 +384,25 @@ impl PodLink {
     }
 }
 
+fn id(slice: &str, segment: &Segment) -> SegmentId {
+    SegmentId {
+        slice: slice.to_owned(),
+        vni: segment.vni,
+    }
+}
+
+fn is_former_bridge(name: &Name) -> bool {
+    name.as_str().starts_with(Name::FORMER_BRIDGE)
+}
+
 /// Links that are not wanted, or not in this form.
 fn doomed(desired: &State, observed: &State) -> BTreeSet<Name> {
     let wrong = |(name, seen): &(&Name, &Link)| {
         let Some(wanted) = desired.links.get(*name) else {
             return true;
         };
-        let same_kind = match (&wanted.kind, &seen.kind) {
-            (Kind::Bridge { .. }, Kind::Bridge { .. }) => true,
-            (Kind::Tap(wanted), Kind::Tap(seen)) => wanted == seen,
-            (Kind::Vxlan(wanted), Kind::Vxlan(seen)) => wanted.fixed() == seen.fixed(),
-            (Kind::Veth, Kind::Veth) => {
-                let end = |state: &State| state.pods.get(*name).map(PodLink::end);
-                end(desired) == end(observed)
-            }
-            (
-                Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
-                Kind::Bridge { .. } | Kind::Tap(_) | Kind::Vxlan(_) | Kind::Veth | Kind::Foreign,
-            ) => false,
-        };
-        !same_kind
+        let end = |state: &State| state.pods.get(*name).map(PodLink::end);
+        wanted.kind != seen.kind || wanted.kind == Kind::Veth && end(desired) != end(observed)
     };
     observed
         .links
@@ -462,19 +412,13 @@ fn doomed(desired: &State, observed: &State) -> BTreeSet<Name> {
         .collect()
 }
 
-/// Bridges come first and go last.
-fn rank(name: &Name) -> usize {
-    Name::LINK_PREFIXES
-        .iter()
-        .position(|prefix| name.as_str().starts_with(prefix))
-        .unwrap_or(usize::MAX)
-}
-
 impl State {
     /// What is there once a change is made.
     pub fn take(&mut self, action: &Action) {
         match action {
             Action::AddLink(name, link, pod) => {
+                // Entries of its name were about another interface.
+                self.take_link(name, link.alias.as_ref());
                 self.links.insert(name.clone(), link.clone());
                 if let Some(pod) = pod {
                     let bare = PodLink {
@@ -486,39 +430,38 @@ impl State {
                     self.pods.insert(name.clone(), bare);
                 }
             }
-            Action::DelLink(name) => self.take_link(name),
+            Action::DelLink(name) => {
+                let link = self.links.get(name).cloned();
+                self.take_link(name, link.as_ref().and_then(|link| link.alias.as_ref()));
+            }
             Action::SetMtu(name, mtu) => self.change(name, |link| link.mtu = *mtu),
-            Action::SetPort(name, port) => self.change(name, |link| link.port = Some(port.clone())),
-            Action::SetRemote(name, vxlan) => self.change(name, |link| link.kind = Kind::Vxlan(*vxlan)),
+            Action::SetAlias(name, alias) => self.change(name, |link| link.alias = Some(alias.clone())),
             Action::NoAutoconf(name) => self.change(name, |link| link.autoconf = false),
-            Action::NoSnooping(name) => {
-                self.change(name, |link| link.kind = Kind::Bridge { snooping: false })
-            }
+            Action::Attach(name) => self.change(name, |link| link.attached = true),
             Action::Up(name) => self.change(name, |link| link.up = true),
-            Action::AddTable(name, rules) => {
-                self.tables.insert(
-                    name.clone(),
-                    Table {
-                        rules: *rules,
-                        elements: BTreeSet::new(),
-                    },
-                );
+            Action::SetTunnel(tunnel) => self.tunnel = Some(tunnel.clone()),
+            Action::SetShaper(name) => self.shaper = Some(name.clone()),
+            Action::SetClass(id, class) => _ = self.classes.insert(*id, *class),
+            Action::DelClass(id) => _ = self.classes.remove(id),
+            Action::SetEntry(id, entry) => {
+                let segment = self.segments.entry(id.slice.clone());
+                let segment = segment.or_insert_with(|| Arc::new(Segment::new(id.vni)));
+                let segment = Arc::make_mut(segment);
+                segment.vni = id.vni;
+                segment.insert(entry.clone());
             }
-            Action::DelTable(name) => _ = self.tables.remove(name),
-            Action::AddElement(name, element) => {
-                if let Some(table) = self.tables.get_mut(name) {
-                    table.elements.insert(element.clone());
+            Action::DelEntry(id, key) => {
+                let Some(segment) = self.segments.get_mut(&id.slice) else {
+                    return;
+                };
+                Arc::make_mut(segment).remove(key);
+                if segment.is_empty() {
+                    self.segments.remove(&id.slice);
                 }
             }
-            Action::DelElement(name, element) => {
-                if let Some(table) = self.tables.get_mut(name) {
-                    table.elements.remove(element);
-                }
-            }
-            Action::AddFdb(fdb) => _ = self.fdb.insert(fdb.clone()),
-            Action::DelFdb(fdb) => _ = self.fdb.remove(fdb),
-            Action::AddNeighbour(neighbour) => _ = self.neighbours.insert(neighbour.clone()),
-            Action::DelNeighbour(neighbour) => _ = self.neighbours.remove(neighbour),
+            Action::SetGuard(guard) => self.guard = Some(guard.clone()),
+            Action::DelGuard => self.guard = None,
+            Action::DelTable(table) => _ = self.former_tables.remove(table),
             Action::Pod(port, _, action) => {
                 let Some(pod) = self.pods.get_mut(port) else {
                     return;
@@ -535,19 +478,32 @@ impl State {
         }
     }
 
-    fn take_link(&mut self, name: &Name) {
+    /// With an interface goes what names it: another one of its name is another interface.
+    fn take_link(&mut self, name: &Name, alias: Option<&Alias>) {
         self.links.remove(name);
         self.pods.remove(name);
-        let mut released = BTreeSet::new();
-        for (port, link) in &mut self.links {
-            if link.port.as_ref().is_some_and(|port| port.bridge == *name) {
-                link.port = None;
-                released.insert(port.clone());
+        // A port says whose it is; one that does not may be any slice's.
+        let tunnel = self.tunnel.as_ref();
+        if tunnel.is_some_and(|tunnel| tunnel.to_pods == *name || tunnel.to_gateways == *name) {
+            self.tunnel = None;
+        }
+        if *name == Name::shaper() {
+            self.shaper = None;
+            self.classes.clear();
+            self.queued.clear();
+        }
+        let named = |of: &String| alias.is_none_or(|alias| alias.slice == *of);
+        for (_, segment) in self.segments.iter_mut().filter(|(of, _)| named(of)) {
+            let naming = segment
+                .entries()
+                .filter(|entry| entry.links().any(|link| link == name));
+            let naming: Vec<Key> = naming.map(Entry::key).collect();
+            if !naming.is_empty() {
+                let segment = Arc::make_mut(segment);
+                naming.iter().for_each(|key| segment.remove(key));
             }
         }
-        self.fdb
-            .retain(|fdb| fdb.link != *name && !(fdb.via == Via::Bridge && released.contains(&fdb.link)));
-        self.neighbours.retain(|neighbour| neighbour.bridge != *name);
+        self.segments.retain(|_, segment| !segment.is_empty());
     }
 
     fn change(&mut self, name: &Name, change: impl FnOnce(&mut Link)) {
@@ -568,8 +524,8 @@ impl fmt::Display for Action {
         match self {
             Self::AddLink(name, link, pod) => {
                 write!(f, "+ link {name} {} mtu {}", link.kind, link.mtu)?;
-                if let Some(port) = &link.port {
-                    write!(f, " {port}")?;
+                if let Some(alias) = &link.alias {
+                    write!(f, " {alias}")?;
                 }
                 if let Some(pod) = pod {
                     write!(f, " peer {} mac {} in {}", pod.name, pod.mac, pod.netns)?;
@@ -578,22 +534,19 @@ impl fmt::Display for Action {
             }
             Self::DelLink(name) => write!(f, "- link {name}"),
             Self::SetMtu(name, mtu) => write!(f, "~ link {name} mtu {mtu}"),
-            Self::SetPort(name, port) => write!(f, "~ link {name} {port}"),
-            Self::SetRemote(name, vxlan) => match vxlan.remote {
-                Some(remote) => write!(f, "~ link {name} remote {remote}"),
-                None => write!(f, "~ link {name} remote none"),
-            },
+            Self::SetAlias(name, alias) => write!(f, "~ link {name} {alias}"),
             Self::NoAutoconf(name) => write!(f, "~ link {name} addrgenmode none"),
-            Self::NoSnooping(name) => write!(f, "~ link {name} snooping off"),
+            Self::Attach(name) => write!(f, "~ link {name} attach"),
             Self::Up(name) => write!(f, "~ link {name} up"),
-            Self::AddTable(name, rules) => write!(f, "+ table {name} {rules}"),
-            Self::DelTable(name) => write!(f, "- table {name}"),
-            Self::AddElement(table, element) => write!(f, "+ element {table} {} {element}", element.set()),
-            Self::DelElement(table, element) => write!(f, "- element {table} {} {element}", element.set()),
-            Self::AddFdb(fdb) => write!(f, "+ {fdb}"),
-            Self::DelFdb(fdb) => write!(f, "- {fdb}"),
-            Self::AddNeighbour(neighbour) => write!(f, "+ {neighbour}"),
-            Self::DelNeighbour(neighbour) => write!(f, "- {neighbour}"),
+            Self::SetTunnel(tunnel) => write!(f, "+ {tunnel}"),
+            Self::SetShaper(name) => write!(f, "+ shaper {name}"),
+            Self::SetClass(id, class) => write!(f, "+ class {id} {class}"),
+            Self::DelClass(id) => write!(f, "- class {id}"),
+            Self::SetEntry(SegmentId { slice, .. }, entry) => write!(f, "+ entry {slice} {entry}"),
+            Self::DelEntry(SegmentId { slice, .. }, key) => write!(f, "- entry {slice} {key}"),
+            Self::SetGuard(guard) => write!(f, "+ {guard}"),
+            Self::DelGuard => f.write_str("- guard"),
+            Self::DelTable(table) => write!(f, "- table {table}"),
             Self::Pod(_, PodEnd { netns, interface }, action) => match action {
                 PodAction::SetMac(mac) => write!(f, "~ link {interface} mac {mac} in {netns}"),
                 PodAction::SetMtu(mtu) => write!(f, "~ link {interface} mtu {mtu} in {netns}"),

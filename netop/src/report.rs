@@ -44,6 +44,9 @@ use crate::{
 pub const MANAGER: &str = "slice-netop";
 /// Shortest time between two writes of one object.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Writes of one pod or block with news that may follow each other at once; then each takes its [`PAUSE`]. People wait for what
+/// a pod is attached to, and the kubelet writes the same object meanwhile; a slice waits for its last block to be gone.
+const BURST: u32 = 4;
 /// Longest time until a write that failed is tried again: keys of gateways go this way.
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// Until a status that was taken, and that the object still does not have, is written again: somebody else may have
@@ -100,6 +103,8 @@ enum Body {
 /// What came of the last write of an object.
 struct Attempt {
     at: Instant,
+    /// When the next one would be due if each had waited for its turn (the generic cell rate algorithm).
+    next: Instant,
     content: Value,
     /// Writes in a row that were not taken.
     failures: u32,
@@ -220,6 +225,10 @@ impl Writer {
         let Some(attempt) = self.attempts.get(&write.target) else {
             return true;
         };
+        let is_news = attempt.content != write.content && !attempt.failing;
+        if is_news && matches!(write.target, Target::Pod(_) | Target::Block(_)) {
+            return attempt.next <= now + PAUSE * (BURST - 1);
+        }
         let pause = match attempt {
             Attempt { failures: 1.., .. } => back_off(PAUSE, attempt.failures - 1, LAST_RETRY),
             _ if write.contested || attempt.content != write.content => PAUSE,
@@ -233,8 +242,10 @@ impl Writer {
         let (failures, failing) = before
             .as_ref()
             .map_or((0, false), |last| (last.failures, last.failing));
+        let last = before.as_ref().map_or(at, |last| last.next.max(at));
         let mut attempt = Attempt {
             at,
+            next: last + PAUSE,
             content: write.content,
             failures: failures.saturating_add(1),
             repairs: 0,

@@ -59,6 +59,8 @@ pub struct NodeReport {
     pub pod_networks: Vec<Cidr>,
     pub features: BTreeMap<String, bool>,
     pub ready: Verdict,
+    /// Whether the node has what slices are guaranteed; `None` where none is.
+    pub guarantees: Option<Verdict>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -125,7 +127,10 @@ impl NodeReport {
             underlay_mtu: self.underlay_mtu,
             pod_networks: self.pod_networks.clone(),
             features: self.features.clone(),
-            conditions: conditions::conditions(before, [self.ready.clone()], None, now),
+            conditions: {
+                let verdicts = [self.ready.clone()].into_iter().chain(self.guarantees.clone());
+                conditions::conditions(before, verdicts, None, now)
+            },
             observed_at: Some(Time(now)),
         }
     }
@@ -550,6 +555,7 @@ mod tests {
             pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
             features: BTreeMap::from([("tap".into(), true)]),
             ready: Verdict::yes(READY, reason::READY, "2 slices on this node"),
+            guarantees: None,
         };
         let written = report.status(None, Timestamp::UNIX_EPOCH);
         let text = serde_json::to_string(&written).unwrap();

@@ -17,13 +17,15 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use slice_crds::{
-    IndexRange, Subnets,
+    IndexRange, Subnets, annotations,
     index::MAX_ORDINAL,
     labels,
     membership::{self, Labels, Membership, PodFacts, Rules},
     names,
     v1alpha1::{AttachMode, Slice, SliceBlock, SliceGateway, SliceNode, SliceSpec},
 };
+
+use crate::blocks::Blocks;
 
 /// A slice, checked.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ pub struct PodView {
     /// Its addresses in the cluster, as the kubelet reports them; none before it has started.
     pub addresses: Vec<IpAddr>,
     pub attachments: Option<String>,
+    /// Its annotation [`annotations::BANDWIDTH`].
+    pub bandwidth: Option<String>,
     pub network_status: Option<String>,
     /// Whether it waits for [`labels::READINESS_GATE`], and what that condition says at present.
     pub gate: Option<Option<bool>>,
@@ -62,8 +66,7 @@ pub struct World {
     pub slices: BTreeMap<String, Arc<SliceFacts>>,
     /// Slices that make no sense, and why. They are kept as they last did.
     pub broken: BTreeMap<String, String>,
-    /// By slice and node.
-    pub blocks: BTreeMap<(String, String), Arc<SliceBlock>>,
+    pub blocks: Blocks,
     /// By slice and ordinal.
     pub gateways: BTreeMap<(String, u32), Arc<SliceGateway>>,
     pub namespaces: BTreeMap<String, Arc<Labels>>,
@@ -131,6 +134,7 @@ impl PodView {
                 .filter_map(|address| address.ip.parse().ok())
                 .collect(),
             attachments: annotation(labels::ATTACHMENTS),
+            bandwidth: annotation(annotations::BANDWIDTH),
             network_status: annotation(labels::NETWORK_STATUS),
             gate,
             resource_version: pod.resource_version(),
@@ -165,10 +169,15 @@ impl World {
         };
         for slice in slices {
             let name = slice.name_any();
+            let last = previous.and_then(|previous| previous.slices.get(&name));
+            // The same object as before, where it says the same: what was decided of it holds.
+            if let Some(last) = last.filter(|last| last.spec == slice.spec) {
+                world.slices.insert(name, Arc::clone(last));
+                continue;
+            }
             match SliceFacts::parse(&slice) {
                 Ok(facts) => _ = world.slices.insert(name, Arc::new(facts)),
                 Err(error) => {
-                    let last = previous.and_then(|previous| previous.slices.get(&name));
                     world
                         .slices
                         .extend(last.map(|last| (name.clone(), Arc::clone(last))));
@@ -176,14 +185,19 @@ impl World {
                 }
             }
         }
-        let key = |block: &Arc<SliceBlock>| (block.spec.slice.clone(), block.spec.node.clone());
         let named = |block: &Arc<SliceBlock>| {
             block.metadata.name.as_deref() == Some(&names::block(&block.spec.slice, &block.spec.node))
         };
-        let blocks = blocks.into_iter().filter(named);
-        world.blocks = blocks.map(|block| (key(&block), block)).collect();
+        let known = |block: &Arc<SliceBlock>| {
+            let before =
+                previous.and_then(|previous| previous.blocks.get(&block.spec.slice, &block.spec.node));
+            before.is_some_and(|before| Arc::ptr_eq(before, block))
+        };
+        let blocks = blocks.into_iter().filter(|block| known(block) || named(block));
+        world.blocks = blocks.collect();
         if let Some(previous) = previous {
             world.keep_lost_blocks(previous);
+            world.blocks.share(&previous.blocks);
         }
         let key = |gateway: &Arc<SliceGateway>| (gateway.spec.slice.clone(), gateway.spec.ordinal);
         let named = |gateway: &Arc<SliceGateway>| {
@@ -208,30 +222,29 @@ impl World {
     /// Keeps blocks whose object has gone while their slice has not: pods that have indices of them go on, and no new pod
     /// gets one. They stay until the object is there again, or somebody else has the indices or the node's address.
     fn keep_lost_blocks(&mut self, previous: &Self) {
-        let is_lost = |(key, block): &(&(String, String), &Arc<SliceBlock>)| {
-            let (slice, _) = key;
+        let is_lost = |block: &&Arc<SliceBlock>| {
+            let (slice, node) = (&block.spec.slice, &block.spec.node);
             let is_slice = self.slices.contains_key(slice) || self.broken.contains_key(slice);
-            if self.blocks.contains_key(*key) || !is_slice {
+            if self.blocks.get(slice, node).is_some() || !is_slice {
                 return false;
             }
-            let mut others = self.blocks.iter().filter(|((of, _), _)| of == slice);
+            let mut others = self
+                .blocks
+                .of_slice(slice)
+                .into_iter()
+                .flat_map(|blocks| blocks.values());
             let mine = |other: &IndexRange| block.spec.blocks.iter().any(|own| own.overlaps(*other));
-            !others.any(|(_, other)| {
+            !others.any(|other| {
                 other.spec.blocks.iter().any(mine) || other.spec.node_address == block.spec.node_address
             })
         };
-        let lost: Vec<_> = previous
-            .blocks
-            .iter()
-            .filter(is_lost)
-            .map(|(key, block)| (key.clone(), Arc::clone(block)))
-            .collect();
-        for (key, mut block) in lost {
+        let lost: Vec<_> = previous.blocks.iter().filter(is_lost).cloned().collect();
+        for mut block in lost {
             if block.spec.releasing != block.spec.blocks {
                 let block = Arc::make_mut(&mut block);
                 block.spec.releasing.clone_from(&block.spec.blocks);
             }
-            self.blocks.insert(key, block);
+            self.blocks.insert(block);
         }
     }
 
@@ -248,6 +261,15 @@ impl World {
         let none = Labels::new();
         let namespace = self.namespaces.get(&pod.facts.namespace);
         membership::of_pod(&pod.facts, namespace.map_or(&none, |labels| labels), rules)
+    }
+
+    /// Whether a pod of a slice may say that it is a router.
+    pub fn lets_route(&self, pod: &PodView, facts: &SliceFacts) -> bool {
+        let none = Labels::new();
+        let namespace = self.namespaces.get(&pod.facts.namespace);
+        facts
+            .rules
+            .lets_route(&pod.facts, namespace.map_or(&none, |labels| labels))
     }
 
     pub fn rules(&self) -> Vec<Rules> {
@@ -276,7 +298,9 @@ impl World {
                 }
             }
         }
-        let required_slice = |slice: &str| rules.iter().any(|rules| rules.slice == slice && waits(&rules));
+        let requiring = rules.iter().filter(waits).map(|rules| rules.slice.as_str());
+        let requiring: BTreeSet<&str> = requiring.collect();
+        let required_slice = |slice: &str| requiring.contains(slice);
         for pod in self.pods.values() {
             let slices = self.membership(pod, &rules).slices;
             for slice in slices.into_iter().filter(|slice| required_slice(slice)) {
@@ -322,15 +346,21 @@ mod tests {
             join: None,
             attach,
             gateway: GatewayPlacement::default(),
+            frames: None,
             broadcast: Broadcast::default(),
             dscp: 0,
+            shaping: None,
             source: None,
         };
         Arc::new(Slice::new(name, spec))
     }
 
     fn world(slices: Vec<Arc<Slice>>, node: Option<bool>, previous: Option<&World>) -> World {
-        let node = node.map(|teardown| Arc::new(SliceNode::new("n1", SliceNodeSpec { teardown })));
+        let spec = |teardown| SliceNodeSpec {
+            teardown,
+            uplink: None,
+        };
+        let node = node.map(|teardown| Arc::new(SliceNode::new("n1", spec(teardown))));
         let labels = |value: &str| Labels::from([(labels::SLICE.to_owned(), value.to_owned())]);
         let namespaces = [
             ("cart".to_owned(), Labels::new()),
@@ -427,7 +457,7 @@ mod tests {
             World::new(slices, blocks, [], [], [], None, Some(previous))
         };
         let nodes = |world: &World| -> Vec<String> {
-            let blocks = world.blocks.values();
+            let blocks = world.blocks.iter();
             let releasing = |block: &SliceBlock| if block.spec.releasing.is_empty() { "" } else { "!" };
             blocks
                 .map(|block| format!("{}{}", block.spec.node, releasing(block)))
@@ -484,7 +514,7 @@ mod tests {
         assert_eq!(
             world
                 .blocks
-                .values()
+                .iter()
                 .next()
                 .map(|block| block.metadata.name.clone()),
             Some(name("shop.n1"))

@@ -37,6 +37,9 @@ pub const MAX_MESSAGE: usize = 8 << 20;
 
 /// Most descriptors with one message: a gateway of [`MAX_QUEUES`] threads has two sockets in each.
 const MAX_DESCRIPTORS: usize = 2 * MAX_QUEUES as usize;
+/// Most that the kernel passes on with one message (`SCM_MAX_FD`): with room for fewer, those that are cut off would stay
+/// open in this process, and nobody would know them.
+const ROOM: usize = 253;
 
 /// Most queues of a TAP device, and threads of a gateway.
 pub const MAX_QUEUES: u8 = 16;
@@ -121,6 +124,8 @@ pub struct Frames {
     pub non_ip: bool,
     /// Frames with a VLAN tag.
     pub tagged: bool,
+    /// Router advertisements and redirects.
+    pub routers: bool,
 }
 
 impl Default for Frames {
@@ -129,6 +134,7 @@ impl Default for Frames {
         Self {
             non_ip: true,
             tagged: false,
+            routers: false,
         }
     }
 }
@@ -200,7 +206,7 @@ pub struct DataPath {
     pub threads: u32,
     /// Of the TAP device, that are read: fewer than threads where flows cannot be kept on one.
     pub tap_queues: u32,
-    /// What the TAP device leaves to the gateway: `none`, `checksum`, `tcp` or `udp`, each with what is before it.
+    /// What the TAP device leaves to the gateway: `none`, `checksum`, `tcp`, `udp` or `tunnel`, each with what is before it.
     pub tap_offload: String,
     /// Datagrams are handed to the kernel in groups (UDP_SEGMENT).
     pub udp_segmentation: bool,
@@ -320,8 +326,10 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Vec<Owne
     let mut fds = Vec::new();
     let mut have = 0;
     while have < buffer.len() {
-        let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+        let mut space = cmsg_space!([RawFd; ROOM]);
         let mut iov = [IoSliceMut::new(&mut buffer[have..])];
+        // On the first byte; what comes with another the kernel closes.
+        let rights = rights && have == 0;
         let control = rights.then_some(space.as_mut_slice());
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = match recvmsg::<()>(stream.as_raw_fd(), &mut iov, control, flags) {
@@ -340,6 +348,9 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], rights: bool) -> Result<Vec<Owne
                             .map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }),
                     );
                 }
+            }
+            if fds.len() > MAX_DESCRIPTORS {
+                return Err(Error::TooManyDescriptors(fds.len()));
             }
         }
         if n == 0 {
@@ -378,6 +389,34 @@ mod tests {
             send(&near, &tap, &one_more),
             Err(Error::TooManyDescriptors(_))
         ));
+    }
+
+    /// What somebody may send who keeps to no rule: more descriptors than a message has, and a message in pieces.
+    #[test]
+    fn descriptors_of_a_hostile_gateway_do_not_stay() {
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let file = tempfile::tempfile().unwrap();
+        let many = [file.as_raw_fd(); 200];
+        for count in [33, 200] {
+            let before = open();
+            for _ in 0..8 {
+                let (near, far) = UnixStream::pair().unwrap();
+                let rights = [ControlMessage::ScmRights(&many[..count])];
+                let text = [0, 0, 0, 2, b'{', b'}'];
+                // Once with the first byte, and once with each of the others.
+                for byte in &text {
+                    let iov = [IoSlice::new(std::slice::from_ref(byte))];
+                    let none = MsgFlags::empty();
+                    sendmsg::<()>(near.as_raw_fd(), &iov, &rights, none, None).unwrap();
+                }
+                assert!(matches!(
+                    receive::<FromGateway>(&far),
+                    Err(Error::TooManyDescriptors(n)) if n == count
+                ));
+            }
+            // Other tests open and close files meanwhile.
+            assert!(open() < before + 30, "{count}: {before}, then {}", open());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! TAP devices (Documentation/networking/tuntap.rst), in the network namespace of the thread that calls.
 //!
 //! A device is made with one queue or for several, and the kernel opens it as what it is only. Each queue is a
-//! descriptor that gives and takes Ethernet frames behind a `virtio_net_hdr` of 10 bytes. One process should hold a
+//! descriptor that gives and takes Ethernet frames behind a `virtio_net_hdr`, whose length the holder sets. One process should hold a
 //! device at a time: with one queue the kernel sees to that, with several whoever opens them does.
 
 use std::{

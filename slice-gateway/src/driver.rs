@@ -16,7 +16,7 @@ use crate::{
         batch::Batches,
         patience::Patience,
         sockets::Sockets,
-        tap::{Level, MAX_HEADER, Tap},
+        tap::{Level, Tap},
         udp::Received,
         vnet,
     },
@@ -304,7 +304,7 @@ impl Driver {
 
     fn read_frames(&mut self) {
         let Some(tap) = &self.tap else { return };
-        let (mut header, mut bytes, mut frames) = ([0; MAX_HEADER], 0, 0);
+        let (mut header, mut bytes, mut frames) = ([0; vnet::HEADER], 0, 0);
         let was_alone = std::mem::replace(&mut self.alone, true);
         for _ in 0..FRAMES_PER_TURN {
             match tap.read(&mut header, &mut self.frame[HEADROOM..]) {

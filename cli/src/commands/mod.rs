@@ -8,6 +8,7 @@ mod issue;
 pub(crate) mod join;
 pub(crate) mod keys;
 pub(crate) mod leave;
+pub(crate) mod node;
 pub(crate) mod peer;
 pub(crate) mod slice;
 pub(crate) mod status;

@@ -7,7 +7,7 @@ use kube::{
 };
 use slice_crds::{
     conditions,
-    v1alpha1::{NamespaceRule, SliceConfig, SliceConfigSpec, SliceGatewaySettings, SliceJoin},
+    v1alpha1::{NamespaceRule, SliceConfig, SliceConfigSpec, SliceGatewaySettings, SliceJoin, SliceQos},
 };
 
 use super::wait_for;
@@ -87,8 +87,9 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
             rotation: slice.rotation,
             ..SliceGatewaySettings::default()
         },
-        qos: None,
-        broadcast: Default::default(),
+        qos: qos(slice),
+        frames: None,
+        broadcast: None,
         peers: Vec::new(),
     };
     let mut object = SliceConfig::new(&slice.name, spec);
@@ -97,6 +98,18 @@ fn object(slice: &CreateSlice, namespace: &str) -> SliceConfig {
         ..object.metadata
     };
     object
+}
+
+/// What it is given; nothing where nothing is asked for.
+fn qos(slice: &CreateSlice) -> Option<SliceQos> {
+    let qos = SliceQos {
+        profile: slice.qos.qos_profile.clone(),
+        guaranteed_mbps: slice.qos.guaranteed_mbps,
+        ceiling_mbps: slice.qos.ceiling_mbps,
+        priority: slice.qos.priority,
+        dscp: slice.qos.dscp,
+    };
+    (qos != SliceQos::default()).then_some(qos)
 }
 
 /// Whose labels may put pods in; the hub's default where nothing is asked for.
@@ -124,6 +137,16 @@ mod tests {
             panic!("{line}");
         };
         json!(object(&slice, "weft-default"))["spec"].clone()
+    }
+
+    #[test]
+    fn what_it_is_given_is_written_where_it_was_asked_for() {
+        assert_eq!(spec("").get("qos"), None);
+        assert_eq!(spec("--qos-profile gold")["qos"], json!({"profile": "gold"}));
+        assert_eq!(
+            spec("--guaranteed-mbps 50 --ceiling-mbps 80 --priority 5")["qos"],
+            json!({"guaranteedMbps": 50, "ceilingMbps": 80, "priority": 5})
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::{
     Api, Client, ResourceExt,
-    api::{AttachParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
     core::ObjectMeta,
 };
 use serde::Serialize;
@@ -20,13 +20,12 @@ use slice_crds::{
     v1alpha1::Slice,
 };
 use slice_runtime::apply;
-use tokio::io::AsyncReadExt;
 
 use super::wait_for;
 use crate::{
     Outcome,
     args::{Format, Target, Verify},
-    connect, objects, output,
+    connect, exec, objects, output,
 };
 
 /// Pod and Service of the probe.
@@ -330,37 +329,11 @@ fn summary(answer: &Value) -> String {
 /// Runs the probe program in a site's pod; its last line is JSON.
 async fn execute(site: &Site, arguments: &[&str]) -> anyhow::Result<Value> {
     let pods: Api<Pod> = Api::namespaced(site.client.clone(), &site.namespace);
-    let command = std::iter::once("weft-probe").chain(arguments.iter().copied());
-    let params = AttachParams::default().stdout(true).stderr(true);
-    let mut process = pods
-        .exec(PROBE, command, &params)
-        .await
-        .context("run the probe")?;
-    let (mut out, mut err) = (String::new(), String::new());
-    let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
-    let read_out = async {
-        if let Some(mut stream) = stdout {
-            stream.read_to_string(&mut out).await.map(drop)
-        } else {
-            Ok(())
-        }
-    };
-    let read_err = async {
-        if let Some(mut stream) = stderr {
-            stream.read_to_string(&mut err).await.map(drop)
-        } else {
-            Ok(())
-        }
-    };
-    let (read_out, read_err) = tokio::join!(read_out, read_err);
-    read_out.and(read_err).context("read what the probe prints")?;
-    let status = match status {
-        Some(status) => status.await,
-        None => None,
-    };
-    if status.is_none_or(|status| status.status.as_deref() != Some("Success")) {
-        bail!("{}", err.trim());
-    }
+    let command: Vec<&str> = ["weft-probe"]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .collect();
+    let out = exec::run(&pods, PROBE, command).await.context("run the probe")?;
     let last = out.lines().last().unwrap_or_default();
     serde_json::from_str(last).with_context(|| format!("the probe printed \"{last}\", which is no JSON"))
 }

@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::shared::{AttachMode, Broadcast, Exposure, SliceJoin};
+use super::shared::{AttachMode, Broadcast, Exposure, Frames, Shaping, SliceJoin};
 use crate::{Cidr, IndexRange, index, pattern};
 
 /// Networks in CIDR notation without host bits.
@@ -19,6 +19,9 @@ const NETWORKS: &str = "self.all(n, isCIDR(n) && cidr(n) == cidr(n).masked())";
 /// link-local (RFC 3927, RFC 4291), the gateways' inner addresses (RFC 2544), multicast, reserved and IPv4-mapped.
 const NOT_RESERVED: &str = "self.all(s, !isCIDR(s) || ['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '198.18.0.0/15', '224.0.0.0/4', '240.0.0.0/4', '::/96', 'fe80::/10', 'ff00::/8'].all(r, cidr(r).ip().family() != cidr(s).ip().family() || !(cidr(r).containsIP(cidr(s).ip()) || cidr(s).containsIP(cidr(r).ip()))))";
 const RESERVED: &str = "spec.subnets must not share addresses with 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4, ::/96, fe80::/10 or ff00::/8, which hosts treat by rules of their own: take a private network such as 10.80.0.0/16 or fd42:80::/64";
+/// What is guaranteed is within what is allowed.
+const GUARANTEE_FITS: &str =
+    "!has(self.guaranteedMbps) || !has(self.ceilingMbps) || self.guaranteedMbps <= self.ceilingMbps";
 /// An address and a port each, as [`SocketAddr`] reads them.
 const ENDPOINTS: &str = "self.all(e, e.matches('^(\\\\[[0-9a-fA-F:.]+\\\\]|[0-9.]+):(6553[0-5]|655[0-2][0-9]|65[0-4][0-9][0-9]|6[0-4][0-9][0-9][0-9]|[1-5][0-9][0-9][0-9][0-9]|[1-9][0-9]?[0-9]?[0-9]?)$') && isIP(e.substring(0, e.lastIndexOf(':')).replace('[', '').replace(']', '')) && (ip(e.substring(0, e.lastIndexOf(':')).replace('[', '').replace(']', '')).family() == 6) == e.startsWith('['))";
 
@@ -78,8 +81,12 @@ pub struct SliceConfigSpec {
     pub gateway: SliceGatewaySettings,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<SliceQos>,
-    #[serde(default)]
-    pub broadcast: Broadcast,
+    /// What is carried beside IPv4, IPv6 and ARP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
+    /// Former name of some of `frames`, which holds where both are there. Read for one release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<Broadcast>,
     /// Hosts outside every cluster that are in the slice without an agent: the kernel's VXLAN over WireGuard, set up
     /// by the script that `slicectl peer script` prints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -88,6 +95,14 @@ pub struct SliceConfigSpec {
     #[x_kube(validation = Rule::new("self.all(p, self.exists_one(q, q.publicKey == p.publicKey))")
         .message("elements of spec.peers have a publicKey of their own each: two hosts with one key could not be told apart"))]
     pub peers: Vec<SlicePeer>,
+}
+
+impl SliceConfigSpec {
+    /// What is carried, by whichever field says it.
+    pub fn carried(&self) -> Frames {
+        let former = || self.broadcast.unwrap_or_default().into();
+        self.frames.clone().unwrap_or_else(former)
+    }
 }
 
 /// A host outside every cluster.
@@ -194,20 +209,48 @@ impl Default for SliceGatewaySettings {
 /// Quality of service: a profile by name, or the values themselves.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.profile) != has(self.dscp)")
+#[x_kube(validation = Rule::new("has(self.profile) != (has(self.guaranteedMbps) || has(self.ceilingMbps) || has(self.priority) || has(self.dscp))")
     .message("spec.qos has a profile or inline values, one of the two"))]
+#[x_kube(validation = Rule::new(GUARANTEE_FITS).message("spec.qos.guaranteedMbps is at most ceilingMbps"))]
 pub struct SliceQos {
     /// A QoSProfile in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub profile: Option<String>,
+    /// See [`QosProfileSpec::guaranteed_mbps`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub guaranteed_mbps: Option<u32>,
+    /// See [`QosProfileSpec::ceiling_mbps`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub ceiling_mbps: Option<u32>,
+    /// See [`QosProfileSpec::priority`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 7))]
+    pub priority: Option<u8>,
     /// See [`QosProfileSpec::dscp`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 63))]
     pub dscp: Option<u8>,
 }
 
-/// Quality of service that several slices share.
-#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl SliceQos {
+    /// The inline values.
+    pub fn inline(&self) -> QosProfileSpec {
+        QosProfileSpec {
+            guaranteed_mbps: self.guaranteed_mbps,
+            ceiling_mbps: self.ceiling_mbps,
+            priority: self.priority.unwrap_or_default(),
+            dscp: self.dscp.unwrap_or_default(),
+        }
+    }
+}
+
+/// Quality of service that several slices share. Rates are those of the slice's frames, from the first byte of the Ethernet
+/// header, without what the tunnel adds; they hold in each member cluster, for what its pods send to other clusters together
+/// and again for what comes from them. A change reaches running traffic within seconds and drops none of it.
+#[derive(CustomResource, KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "weft.dev",
     version = "v1alpha1",
@@ -218,14 +261,44 @@ pub struct SliceQos {
     shortname = "qos",
     category = "weft",
     derive = "PartialEq",
+    printcolumn(name = "Guaranteed", json_path = ".spec.guaranteedMbps", type_ = "integer"),
+    printcolumn(name = "Ceiling", json_path = ".spec.ceilingMbps", type_ = "integer"),
+    printcolumn(name = "Priority", json_path = ".spec.priority", type_ = "integer"),
     printcolumn(name = "DSCP", json_path = ".spec.dscp", type_ = "integer"),
     printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(GUARANTEE_FITS).message("spec.guaranteedMbps is at most ceilingMbps"))]
 pub struct QosProfileSpec {
+    /// Mbit/s that the slice has whatever other slices do, as far as the uplinks of its gateways' nodes reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub guaranteed_mbps: Option<u32>,
+    /// Mbit/s that it never has more than.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub ceiling_mbps: Option<u32>,
+    /// Who goes first to what no slice is guaranteed: 7 before 6, and 0 last (as in IEEE 802.1Q). Slices of one priority
+    /// share evenly.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 7))]
+    pub priority: u8,
     /// Differentiated-services code point (RFC 2474) on the datagrams between gateways. The frames inside keep theirs.
+    #[serde(default)]
     #[schemars(range(min = 0, max = 63))]
     pub dscp: u8,
+}
+
+impl QosProfileSpec {
+    /// What the slice's traffic is given between clusters, and `None` where it is given nothing.
+    pub fn shaping(&self) -> Option<Shaping> {
+        let shaping = Shaping {
+            guaranteed_mbps: self.guaranteed_mbps,
+            ceiling_mbps: self.ceiling_mbps,
+            priority: self.priority,
+        };
+        (shaping != Shaping::default()).then_some(shaping)
+    }
 }
 
 /// What the hub knows of a slice.

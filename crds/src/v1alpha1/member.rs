@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     hub::NamespaceRule,
     shared::{
-        AttachMode, Broadcast, GatewayPlacement, PeerCluster, ServiceEndpoint, ServicePort, SliceJoin,
-        TunnelStatus,
+        AttachMode, Broadcast, Frames, GatewayPlacement, PeerCluster, ServiceEndpoint, ServicePort, Shaping,
+        SliceJoin, TunnelStatus,
     },
 };
 use crate::{Cidr, IndexRange, index, pattern};
@@ -82,14 +82,28 @@ pub struct SliceSpec {
     #[serde(default)]
     pub attach: AttachMode,
     pub gateway: GatewayPlacement,
+    /// Absent from operators before 0.3, which write `broadcast` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
+    /// For agents before 0.3.
     #[serde(default)]
     pub broadcast: Broadcast,
     /// See [`super::hub::QosProfileSpec::dscp`]; 0 where the slice has no profile.
     #[serde(default)]
     pub dscp: u8,
+    /// What it is given of the uplinks; it shares what is left where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shaping: Option<Shaping>,
     /// Where this comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SliceSource>,
+}
+
+impl SliceSpec {
+    /// What is carried, by whichever field says it.
+    pub fn carried(&self) -> Frames {
+        self.frames.clone().unwrap_or_else(|| self.broadcast.into())
+    }
 }
 
 /// The hub's object that a Slice mirrors.
@@ -294,8 +308,8 @@ pub struct DataPathStatus {
     pub threads: u32,
     /// Queues of the TAP device that are read: fewer than threads where the node's kernel cannot keep a flow on one.
     pub tap_queues: u32,
-    /// What the TAP device leaves to the gateway: none, checksum, tcp or udp, each with what is before it. With udp
-    /// (Linux 6.2) or tcp it gives super-frames.
+    /// What the TAP device leaves to the gateway: none, checksum, tcp, udp or tunnel, each with what is before it. With tcp,
+    /// udp (Linux 6.2) and tunnel (6.17: tcp and udp in a VXLAN or Geneve of the pods' own) it gives super-frames.
     pub tap_offload: String,
     /// Whether datagrams are handed to the kernel in groups (UDP_SEGMENT, Linux 4.18).
     pub udp_segmentation: bool,
@@ -317,6 +331,11 @@ pub struct DataPathStatus {
     printcolumn(name = "Version", json_path = ".status.version", type_ = "string"),
     printcolumn(name = "Underlay-MTU", json_path = ".status.underlayMtu", type_ = "integer"),
     printcolumn(
+        name = "Guarantees-Fit",
+        json_path = ".status.conditions[?(@.type==\"GuaranteesFit\")].status",
+        type_ = "string"
+    ),
+    printcolumn(
         name = "Message",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         type_ = "string"
@@ -328,6 +347,10 @@ pub struct SliceNodeSpec {
     /// Asks the node agent to take everything of Weft off the node; set while Weft is uninstalled.
     #[serde(default)]
     pub teardown: bool,
+    /// What the node has to other clusters, as the annotation `weft.dev/uplink` of its Node has it; see [`crate::rate`].
+    /// Where absent, the speed of the interface with its address counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
 }
 
 /// Where a node agent stands.

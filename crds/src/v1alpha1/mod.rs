@@ -18,6 +18,6 @@ pub use member::{
     SliceServiceSpec, SliceSource, SliceSpec, SliceStatus,
 };
 pub use shared::{
-    AttachMode, Broadcast, Exposure, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway, ServiceEndpoint,
-    ServicePort, SliceJoin, TunnelStatus,
+    AttachMode, Broadcast, Exposure, Frames, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway,
+    ServiceEndpoint, ServicePort, Shaping, SliceJoin, TunnelStatus,
 };

@@ -10,7 +10,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::hub::SliceGatewaySettings;
+use super::hub::{NamespaceRule, SliceGatewaySettings};
 use crate::{IndexRange, index, pattern};
 
 /// Whose labels may put pods into a slice. The namespaces that a SliceConfig names are in whatever stands here.
@@ -57,7 +57,65 @@ pub enum Exposure {
     HostPort,
 }
 
-/// Group-addressed frames and frames of other protocols.
+/// What a slice carries beside IPv4, IPv6 and ARP from one attachment to another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Frames {
+    /// Broadcast and multicast frames a second that each pod may send, and that each node and gateway takes in; more are
+    /// dropped and counted.
+    #[serde(default = "Broadcast::default_rate")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub broadcast_per_second: u32,
+    /// Whether frames that are not IPv4, IPv6 or ARP are carried.
+    #[serde(default = "Broadcast::default_non_ip", rename = "nonIP")]
+    pub non_ip: bool,
+    /// Whether frames with a VLAN tag are carried (802.1Q and 802.1ad). What is in a tag without a VLAN is checked as without
+    /// the tag; what is in a VLAN only by the addresses of its frames, so pods of one VLAN have to trust each other.
+    #[serde(default)]
+    pub tagged: bool,
+    /// Pods that may say that they are routers, by router advertisements and redirects: every pod of the slice may follow
+    /// them. None where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub routers: Vec<NamespaceRule>,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Broadcast::default().into()
+    }
+}
+
+impl From<Broadcast> for Frames {
+    fn from(broadcast: Broadcast) -> Self {
+        Self {
+            broadcast_per_second: broadcast.frames_per_second,
+            non_ip: broadcast.non_ip,
+            tagged: false,
+            routers: vec![],
+        }
+    }
+}
+
+/// What a slice is given of the uplinks of its gateways' nodes; see [`super::hub::QosProfileSpec`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Shaping {
+    /// Mbit/s that it has whatever other slices do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub guaranteed_mbps: Option<u32>,
+    /// Mbit/s that it never has more than.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub ceiling_mbps: Option<u32>,
+    /// 7 goes first, 0 last.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 7))]
+    pub priority: u8,
+}
+
+/// What stood in the place of [`Frames`] before 0.3; read and written for one release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Broadcast {
@@ -77,6 +135,15 @@ impl Broadcast {
 
     const fn default_non_ip() -> bool {
         true
+    }
+}
+
+impl From<&Frames> for Broadcast {
+    fn from(frames: &Frames) -> Self {
+        Self {
+            frames_per_second: frames.broadcast_per_second,
+            non_ip: frames.non_ip,
+        }
     }
 }
 

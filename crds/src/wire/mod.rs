@@ -47,8 +47,8 @@ pub use report::{
 };
 pub use service::{Endpoint, MemberService, MemberServiceSpec, Port, Service};
 pub use slice::{
-    GatewaySettings, Grant, KeySettings, MemberSlice, MemberSliceSpec, Peer, PeerGateway, Range, Rule, Run,
-    SHARD, SliceShare, SliceShareSpec,
+    Frames, GatewaySettings, Grant, KeySettings, MemberSlice, MemberSliceSpec, Peer, PeerGateway, Range,
+    Rule, Run, SHARD, Shaping, SliceShare, SliceShareSpec,
 };
 
 /// Version of the exchange that this build speaks. A member that reports a smaller one is served in its form; see

@@ -5,14 +5,18 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, str::FromStr};
 
-use super::{GatewaySettings, Grant, MemberSliceSpec, Peer, Run, Service, SliceShareSpec};
+use super::{GatewaySettings, MemberSliceSpec, Peer, Run, Service, SliceShareSpec};
 use crate::{
     Cidr, IndexRange,
     v1alpha1::{
-        AttachMode, Exposure, GatewayPlacement, KeyPolicy, NamespaceRule, PeerCluster, PeerGateway,
-        ServiceEndpoint, ServicePort, SliceServiceSpec, SliceSource, SliceSpec,
+        AttachMode, Exposure, Frames, GatewayPlacement, KeyPolicy, NamespaceRule, PeerCluster, PeerGateway,
+        ServiceEndpoint, ServicePort, Shaping, SliceServiceSpec, SliceSource, SliceSpec,
     },
 };
+
+/// Largest rate that a slice is given, in Mbit/s.
+const MAX_MBPS: u32 = 1_000_000;
+const MAX_PRIORITY: u8 = 7;
 
 /// What could not be read, and what is done instead.
 pub type Problems = Vec<String>;
@@ -64,12 +68,14 @@ pub fn slice<'a>(
             .filter_map(range)
             .collect(),
         peers,
-        namespaces: rules(grant),
+        namespaces: rules(&grant.namespaces),
         join: grant.join.clone(),
         attach: attach(&grant.attach, &mut problems),
         gateway: placement(&grant.gateway, &mut problems),
+        frames: grant.frames.as_ref().map(frames),
         broadcast: grant.broadcast,
         dscp: grant.dscp,
+        shaping: grant.shaping.as_ref().map(shaping),
         source: Some(SliceSource {
             hub: desired.hub.clone(),
             revision: desired.revision,
@@ -78,14 +84,34 @@ pub fn slice<'a>(
     Ok((spec, problems))
 }
 
-fn rules(grant: &Grant) -> Vec<NamespaceRule> {
+fn frames(frames: &super::Frames) -> Frames {
+    Frames {
+        // A hub has checked it; nothing at all would be no slice.
+        broadcast_per_second: frames.broadcast_per_second.max(1),
+        non_ip: frames.non_ip,
+        tagged: frames.tagged,
+        routers: rules(&frames.routers),
+    }
+}
+
+fn shaping(shaping: &super::Shaping) -> Shaping {
+    let rate = |mbps: u32| Some(mbps.min(MAX_MBPS)).filter(|mbps| *mbps > 0);
+    let (guaranteed, ceiling) = (rate(shaping.guaranteed_mbps), rate(shaping.ceiling_mbps));
+    Shaping {
+        guaranteed_mbps: guaranteed.map(|guaranteed| guaranteed.min(ceiling.unwrap_or(MAX_MBPS))),
+        ceiling_mbps: ceiling,
+        priority: shaping.priority.min(MAX_PRIORITY),
+    }
+}
+
+fn rules(rules: &[super::Rule]) -> Vec<NamespaceRule> {
     let rule = |rule: &super::Rule| NamespaceRule {
         name: rule.name.clone(),
         selector: rule.selector.clone(),
         clusters: Vec::new(),
         pod_selector: rule.pod_selector.clone(),
     };
-    grant.namespaces.iter().map(rule).collect()
+    rules.iter().map(rule).collect()
 }
 
 /// Waiting is what a user asked for who wrote a value that only a newer version knows: nothing starts without.
@@ -238,6 +264,41 @@ mod tests {
 
     fn shard(peers: serde_json::Value) -> SliceShareSpec {
         serde_json::from_value(json!({"slice": "shop", "shard": 0, "peers": peers})).unwrap()
+    }
+
+    #[test]
+    fn what_is_carried_is_read_of_hubs_of_either_release() {
+        let carried = |grant| slice(&desired(grant), []).unwrap().0.carried();
+        let former = carried(json!({"broadcast": {"framesPerSecond": 7, "nonIP": false}}));
+        assert_eq!(
+            (former.broadcast_per_second, former.non_ip, former.tagged),
+            (7, false, false)
+        );
+        let both = carried(json!({
+            "broadcast": {"framesPerSecond": 7, "nonIP": false},
+            "frames": {"broadcastPerSecond": 9, "nonIP": true, "tagged": true, "routers": [{"name": "edge"}]},
+        }));
+        assert_eq!(
+            (both.broadcast_per_second, both.non_ip, both.tagged),
+            (9, true, true)
+        );
+        assert_eq!(both.routers[0].name.as_deref(), Some("edge"));
+        assert_eq!(carried(json!({})), Frames::default());
+    }
+
+    #[test]
+    fn shaping_is_held_to_what_makes_sense() {
+        let read = |grant| slice(&desired(grant), []).unwrap().0.shaping;
+        assert_eq!(read(json!({})), None);
+        let odd = json!({"shaping": {"guaranteedMbps": 50, "ceilingMbps": 20, "priority": 9}});
+        let expected = Shaping {
+            guaranteed_mbps: Some(20),
+            ceiling_mbps: Some(20),
+            priority: 7,
+        };
+        assert_eq!(read(odd), Some(expected));
+        let none = Shaping::default();
+        assert_eq!(read(json!({"shaping": {"guaranteedMbps": 0}})), Some(none));
     }
 
     #[test]

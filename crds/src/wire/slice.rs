@@ -75,9 +75,16 @@ pub struct Grant {
     /// Required or BestEffort.
     pub attach: String,
     pub gateway: GatewaySettings,
+    /// Absent from hubs before 0.3, which write `broadcast` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
+    /// For members before 0.3.
     pub broadcast: crate::v1alpha1::Broadcast,
     /// Code point on the datagrams between gateways.
     pub dscp: u8,
+    /// Absent where the slice is given nothing, and from hubs before 0.3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shaping: Option<Shaping>,
 }
 
 /// A run of indices that the member may use.
@@ -129,6 +136,28 @@ pub struct Rule {
     pub selector: Option<LabelSelector>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
+}
+
+/// What the slice carries beside IPv4, IPv6 and ARP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Frames {
+    pub broadcast_per_second: u32,
+    #[serde(rename = "nonIP")]
+    pub non_ip: bool,
+    pub tagged: bool,
+    /// Pods that may say that they are routers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routers: Vec<Rule>,
+}
+
+/// As [`crate::v1alpha1::Shaping`]; zero Mbit/s stands for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Shaping {
+    pub guaranteed_mbps: u32,
+    pub ceiling_mbps: u32,
+    pub priority: u8,
 }
 
 /// Where the member's gateways run and how they are reached.

@@ -10,7 +10,7 @@ use slice_e2e::lab::plan::Plan;
 use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
 use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
-use slice_e2e::measure::{self, Part, failover, scale};
+use slice_e2e::measure::{self, Part, failover, qos, scale};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -80,6 +80,8 @@ enum Verb {
     },
     /// Kill, cut off and drain gateways under traffic; prints outages, writes JSON and draws them.
     Failover(failover::Options),
+    /// Have three slices compete for one node's uplink; prints what each gets, writes JSON and draws it.
+    Qos(qos::Options),
     /// Measure the hub with 250 clusters and 1,000 slices on this lab's API server; fails where it takes more than it may.
     Scale(scale::hub::Options),
     /// Measure a member's operator with 100 nodes and 50 slices on this lab's API server; fails where it takes more than it
@@ -176,6 +178,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
         Verb::Failover(options) => up::runtime()?.block_on(failover::run(options)),
+        Verb::Qos(options) => up::runtime()?.block_on(qos::run(options)),
         Verb::Scale(options) => up::runtime()?.block_on(scale::hub::run(options)),
         Verb::ScaleMember(options) => up::runtime()?.block_on(scale::member::run(options)),
         Verb::Env => env(&dir),

@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use futures::future::join;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{Namespace, Pod, Secret},
+    core::v1::{Namespace, Node, Pod, Secret},
 };
 use kube::{
     Client, ResourceExt,
@@ -33,6 +34,8 @@ pub const PROJECT: &str = "weft-default";
 const SLICE_READY: Duration = Duration::from_secs(60);
 /// Attached, as the pod's own annotation says.
 const ATTACHED: Duration = Duration::from_secs(20);
+/// What a slice is given has come to a node, and the node shows it.
+const LIMITED: Duration = Duration::from_secs(30);
 /// Before a node's name, the name of the pod that is put on it.
 const ON_NODE: &str = "on-";
 /// Seconds that helm may take.
@@ -57,6 +60,22 @@ impl Member {
     /// Runs `weft-probe` in the pod.
     pub async fn probe(&self, arguments: &[&str]) -> Result<Value> {
         self.cluster.probe(&self.namespace, &self.name, arguments).await
+    }
+
+    /// Gbit/s of TCP that another pod receives at one of its addresses.
+    pub async fn tcp(&self, to: &Self, address: IpAddr, seconds: &str) -> Result<f64> {
+        let receive = ["throughput", "receive", "--seconds", seconds];
+        let receiving = to.cluster.start_probe(&to.namespace, &to.name, &receive).await?;
+        let address = address.to_string();
+        let send = ["throughput", "send", &address];
+        // Both to their end: where one fails, the other's words tell why.
+        let (received, sent) = join(receiving.finish(), self.probe(&send)).await;
+        let received = received.with_context(|| format!("receive at {to}"))?;
+        sent.with_context(|| format!("the receiver prints {received:?}"))?;
+        let answer: Value = received.json()?;
+        answer["gbps"]
+            .as_f64()
+            .with_context(|| format!("no gbps in {answer}"))
     }
 
     /// Its IPv4 address in the slice.
@@ -231,6 +250,45 @@ impl Environment {
         Ok(Api::namespaced(self.hub()?.client.clone(), PROJECT))
     }
 
+    /// Gives a slice something else of the uplinks.
+    pub async fn give(&self, slice: &str, qos: &Value) -> Result<()> {
+        let slices = self.slices()?;
+        // A merge would leave what is not named as it was.
+        let patch = json!({"spec": {"qos": null}});
+        slices
+            .patch(slice, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        if !qos.is_null() {
+            let patch = json!({"spec": {"qos": qos}});
+            slices
+                .patch(slice, &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// What `slicectl node` shows of a slice on a node.
+    pub fn shown(&self, context: &str, node: &str, slice: &str) -> Result<Value> {
+        let shown = self.slicectl(context, &["node", node, "--slice", slice, "-o", "json"])?;
+        serde_json::from_str(&shown).context("what slicectl node prints")
+    }
+
+    /// Waits until the shaper of a node has a class for either direction of a slice, or of a pod of it, with these limits as
+    /// `slicectl node` shows them.
+    pub async fn await_limits(&self, cluster: &Cluster, node: &str, slice: &str, limits: &str) -> Result<()> {
+        let what = format!("node {node}: slice {slice} has {limits}");
+        poll(LIMITED, &what, async || {
+            let shown = self.shown(&cluster.name, node, slice)?;
+            let classes = shown["classes"].as_array().cloned().unwrap_or_default();
+            let has = |direction: &str| {
+                let mut own = classes.iter().filter(|class| class["direction"] == direction);
+                own.any(|class| class["limits"].as_str().unwrap_or_default().contains(limits))
+            };
+            Ok((has("egress") && has("ingress")).then_some(()))
+        })
+        .await
+    }
+
     /// Removes a slice and waits until no member has it any more.
     pub async fn remove_slice(&self, name: &str) -> Result<()> {
         let slices = self.slices()?;
@@ -302,17 +360,22 @@ impl Cluster {
         Ok(gateways)
     }
 
-    /// A client with the permissions of a node's agent: its token is bound to the agent's pod there.
-    pub async fn as_agent_of(&self, node: &str) -> Result<Client> {
+    /// The pod of a node's agent.
+    pub async fn agent_of(&self, node: &str) -> Result<Pod> {
         let agents = ListParams::default()
             .labels(&format!("{}=netop", labels::COMPONENT))
             .fields(&format!("spec.nodeName={node}"));
         let agents = self.pods(names::MEMBER_NAMESPACE).list(&agents).await?;
-        let agent = agents
-            .items
-            .first()
-            .with_context(|| format!("no agent on {node}"))?;
-        self.as_account(names::MEMBER_NAMESPACE, "weft-netop", Some(agent))
+        // One that ends may still be there beside its successor.
+        let stays = |agent: &Pod| agent.metadata.deletion_timestamp.is_none();
+        let agent = agents.items.into_iter().find(stays);
+        agent.with_context(|| format!("no agent on {node}"))
+    }
+
+    /// A client with the permissions of a node's agent: its token is bound to the agent's pod there.
+    pub async fn as_agent_of(&self, node: &str) -> Result<Client> {
+        let agent = self.agent_of(node).await?;
+        self.as_account(names::MEMBER_NAMESPACE, "weft-netop", Some(&agent))
             .await
     }
 
@@ -356,6 +419,17 @@ impl Cluster {
             .patch(name, &PatchParams::default(), &patch)
             .await
             .with_context(|| format!("label namespace {name} in cluster {}", self.name))?;
+        Ok(())
+    }
+
+    /// Sets or removes an annotation of a node.
+    pub async fn annotate_node(&self, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {key: value}}}));
+        nodes
+            .patch(name, &PatchParams::default(), &patch)
+            .await
+            .with_context(|| format!("annotate node {name} in cluster {}", self.name))?;
         Ok(())
     }
 

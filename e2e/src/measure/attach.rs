@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use slice_crds::labels;
 
@@ -17,6 +17,9 @@ use crate::progress::Progress;
 const RUNNING: usize = 25;
 /// New pods, one after the other, in the slice and outside in turn.
 const NEW: usize = 40;
+/// Pods of a Deployment.
+const DEPLOYED: usize = 60;
+const DEPLOYED_ROUNDS: usize = 5;
 const LIVE: &str = "weft-measure-live";
 const INSIDE: &str = "weft-measure-in";
 const OUTSIDE: &str = "weft-measure-out";
@@ -132,6 +135,71 @@ pub(super) async fn new(environment: &Environment, figures: &mut Figures, progre
     figures.add_times("outside", "new-pod", "ms", &outside);
     progress.done(format!("{NEW} new pods in the slice, {NEW} outside, in turn"));
     Ok(())
+}
+
+/// All pods of a Deployment, from its creation until the last of them runs, in the slice and outside in turn. In the slice a
+/// pod runs when it has its interface.
+pub(super) async fn deployment(
+    environment: &Environment,
+    figures: &mut Figures,
+    progress: &Progress,
+) -> Result<()> {
+    let cluster = environment.hub()?;
+    cluster.fresh_namespace(INSIDE, &[(labels::SLICE, SLICE)]).await?;
+    cluster.fresh_namespace(OUTSIDE, &[]).await?;
+    let (mut inside, mut outside, mut ratios) = (vec![], vec![], vec![]);
+    // The first round fills caches.
+    for round in 0..=DEPLOYED_ROUNDS {
+        let out = deployed(environment, cluster, OUTSIDE).await?;
+        let within = deployed(environment, cluster, INSIDE).await?;
+        if round > 0 {
+            inside.push(within);
+            outside.push(out);
+            ratios.push(within / out);
+        }
+    }
+    for namespace in [INSIDE, OUTSIDE] {
+        environment.remove_namespaces(namespace).await?;
+    }
+    figures.add("weft", "deployment", "s", "s", &inside);
+    figures.add("outside", "deployment", "s", "s", &outside);
+    figures.add("weft", "deployment", "ratio", "", &ratios);
+    progress.done(format!(
+        "Deployments of {DEPLOYED} pods, {DEPLOYED_ROUNDS} in the slice and as many outside, in turn"
+    ));
+    Ok(())
+}
+
+/// Seconds until all pods of a Deployment run.
+async fn deployed(environment: &Environment, cluster: &Cluster, namespace: &str) -> Result<f64> {
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    let object = serde_json::from_value(json!({
+        "metadata": {"name": "many"},
+        "spec": {
+            "replicas": DEPLOYED, "selector": {"matchLabels": {"app": "many"}},
+            "template": {
+                "metadata": {"labels": {"app": "many"}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 0,
+                    "containers": [{
+                        "name": "main", "image": environment.image, "imagePullPolicy": "IfNotPresent",
+                        "command": ["/usr/bin/weft-probe", "serve"],
+                    }],
+                },
+            },
+        },
+    }))
+    .context("a Deployment")?;
+    let mut watch = Watch::open(cluster, namespace).await?;
+    let created = Instant::now();
+    deployments.create(&PostParams::default(), &object).await?;
+    let all = tokio::time::timeout(START, watch.until(created, DEPLOYED, running))
+        .await
+        .with_context(|| format!("{DEPLOYED} pods in {namespace} do not run"))??;
+    deployments.delete("many", &DeleteParams::background()).await?;
+    watch.until_gone(DEPLOYED).await?;
+    let last = all.into_iter().fold(0.0, f64::max);
+    Ok(last / 1e3)
 }
 
 async fn one(

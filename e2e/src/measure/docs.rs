@@ -1,4 +1,4 @@
-//! The parts of docs/ that a measurement writes.
+//! What a measurement writes: files, and parts of docs/.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,14 @@ use anyhow::{Context, Result};
 
 pub(super) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+/// Writes a file, and the folder that it is in.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 /// Replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page.
@@ -47,6 +55,8 @@ mod tests {
     #[test]
     fn the_page_has_the_marks() {
         let page = std::fs::read_to_string(folder().join("benchmarks.md")).unwrap();
-        assert!(between(&page, "failover", "").is_some());
+        for name in ["failover", "qos"] {
+            assert!(between(&page, name, "").is_some(), "{name}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! creation   SliceConfig → interfaces → first ping between clusters
 //! attach     label → interface, new pod → Running, beside pods outside slices
+//! deployment 60 pods of a Deployment → all Running, beside as many outside
 //! path       round trips and TCP inside a cluster and between two
 //! idle       memory and processor time of each process
 //! ```
@@ -18,6 +19,7 @@ mod figures;
 mod machine;
 mod paths;
 mod processes;
+pub mod qos;
 pub mod scale;
 mod watch;
 
@@ -37,12 +39,19 @@ const SLICE: &str = "measure";
 pub enum Part {
     Creation,
     Attach,
+    Deployment,
     Path,
     Idle,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Creation, Self::Attach, Self::Path, Self::Idle];
+    const ALL: [Self; 5] = [
+        Self::Creation,
+        Self::Attach,
+        Self::Deployment,
+        Self::Path,
+        Self::Idle,
+    ];
 }
 
 /// Measures the named parts, all when none is named, and writes the rows to `out`.
@@ -70,6 +79,7 @@ pub async fn run(parts: &[Part], out: &Path) -> Result<()> {
                 attach::live(&environment, &mut figures, &progress).await?;
                 attach::new(&environment, &mut figures, &progress).await
             }
+            Part::Deployment => attach::deployment(&environment, &mut figures, &progress).await,
             Part::Path => paths::measure(&environment, &mut figures, &progress).await,
             Part::Idle => processes::idle(&environment, &mut figures).await,
         }

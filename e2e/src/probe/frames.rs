@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::mem::size_of;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -58,6 +58,19 @@ pub struct Send {
     ip_destination: Option<Ipv4Addr>,
     #[arg(long, default_value_t = 7778)]
     udp_port: u16,
+    /// A tag before the EtherType, outermost first: its own EtherType, as 8100 or 88a8; priority and VLAN are zero.
+    #[arg(long = "tag")]
+    tags: Vec<EtherType>,
+    /// Put the frame into a VXLAN datagram (RFC 7348) of this network, and send that instead.
+    #[arg(long, requires_all = ["outer_source", "outer_destination", "source"])]
+    vni: Option<u32>,
+    #[arg(long, requires = "vni")]
+    outer_source: Option<Ipv4Addr>,
+    #[arg(long, requires = "vni")]
+    outer_destination: Option<Ipv4Addr>,
+    /// By default the one that nodes have for their pods.
+    #[arg(long, default_value_t = 14789)]
+    outer_port: u16,
 }
 
 #[derive(Debug, Args)]
@@ -107,7 +120,7 @@ impl Send {
         } else {
             self.ethertype
         };
-        let socket = open(&self.interface, ethertype)?;
+        let carrier = self.carrier(ethertype)?;
         let source = self.source.map_or_else(|| own_mac(&self.interface), Ok)?;
         for number in 0..self.count {
             let mut content = count::payload(number, self.size);
@@ -115,18 +128,68 @@ impl Send {
             if let (Some(from), Some(to)) = (self.ip_source, self.ip_destination) {
                 content = packet::udp4(from, to, self.udp_port, &content);
             }
-            let frame = frame(
-                self.to.unwrap_or(Mac(packet::BROADCAST)),
-                source,
-                ethertype,
-                &content,
-            );
-            socket
+            let mut outer = ethertype;
+            for tag in self.tags.iter().rev() {
+                content = [&[0, 0], &outer.0.to_be_bytes()[..], &content].concat();
+                outer = *tag;
+            }
+            let frame = frame(self.to.unwrap_or(Mac(packet::BROADCAST)), source, outer, &content);
+            carrier
                 .send(&frame)
                 .with_context(|| format!("send a frame of {} bytes", frame.len()))?;
             std::thread::sleep(Duration::from_millis(self.interval));
         }
         print(&json!({"sent": self.count, "source": source.to_string()}))
+    }
+
+    fn carrier(&self, ethertype: EtherType) -> Result<Carrier> {
+        let (Some(vni), Some(source), Some(destination)) =
+            (self.vni, self.outer_source, self.outer_destination)
+        else {
+            return Ok(Carrier::Interface(open(&self.interface, ethertype)?));
+        };
+        // Headers included: raw(7).
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
+            .context("open a raw socket")?;
+        Ok(Carrier::Tunnel {
+            socket,
+            vni,
+            source,
+            destination,
+            port: self.outer_port,
+        })
+    }
+}
+
+/// What takes a frame.
+enum Carrier {
+    Interface(Socket),
+    /// VXLAN between any two hosts.
+    Tunnel {
+        socket: Socket,
+        vni: u32,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+        port: u16,
+    },
+}
+
+impl Carrier {
+    fn send(&self, frame: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Interface(socket) => socket.send(frame),
+            Self::Tunnel {
+                socket,
+                vni,
+                source,
+                destination,
+                port,
+            } => {
+                let datagram = [&[8, 0, 0, 0], &(vni << 8).to_be_bytes()[..], frame].concat();
+                let packet = packet::udp4(*source, *destination, *port, &datagram);
+                socket.send_to(&packet, &SocketAddrV4::new(*destination, 0).into())
+            }
+        }
     }
 }
 

@@ -2,28 +2,28 @@ use core::net::Ipv6Addr;
 
 use slice_frame::{Addressing, Bytes, Content, Frame, Mac, nd::Solicitation};
 
-use crate::{ALL_CLUSTERS, Hop, Kind, Port, Reason, Role, Slice, Tables};
+use crate::{ALL_CLUSTERS, Direction, Hop, Kind, Port, Reason, Role, Slice, Tables};
 
-/// By which way a frame came.
+/// Who handed a frame to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Ingress {
     Pod,
     /// A pod that may say that it is a router.
     Router,
     Gateway,
-    /// VXLAN, for the pods here.
+    /// Another node, for the pods here.
     Node,
-    /// VXLAN, for a gateway here.
+    /// Another node, for a gateway here.
     NodeToGateway,
 }
 
 /// Where a frame comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    pub way: Way,
+    pub ingress: Ingress,
     pub slice: u32,
-    /// The pod's index, or the ordinal of the gateway that it is for.
-    pub number: u32,
+    /// Of the pod.
+    pub index: u32,
     pub node: Ipv6Addr,
 }
 
@@ -32,20 +32,30 @@ impl Origin {
     #[must_use]
     pub const fn port(port: Port) -> Self {
         Self {
-            way: match port.role {
-                Role::Pod => Way::Pod,
-                Role::Router => Way::Router,
-                Role::Gateway => Way::Gateway,
+            ingress: match port.role {
+                Role::Pod => Ingress::Pod,
+                Role::Router => Ingress::Router,
+                Role::Gateway => Ingress::Gateway,
             },
             slice: port.slice,
-            number: port.index,
+            index: port.index,
             node: Ipv6Addr::UNSPECIFIED,
         }
     }
 
     #[inline(always)]
+    #[must_use]
+    pub const fn direction(&self) -> Direction {
+        match self.ingress {
+            Ingress::Pod | Ingress::Router => Direction::FromPod,
+            Ingress::Gateway => Direction::FromGateway,
+            Ingress::Node | Ingress::NodeToGateway => Direction::FromNode,
+        }
+    }
+
+    #[inline(always)]
     const fn is_pod(&self) -> bool {
-        matches!(self.way, Way::Pod | Way::Router)
+        matches!(self.ingress, Ingress::Pod | Ingress::Router)
     }
 }
 
@@ -59,7 +69,7 @@ pub enum Action {
     Gateway,
     /// To the pods of `node`.
     Node,
-    /// To the gateway of ordinal `number` on `node`.
+    /// To a gateway on `node`.
     NodeGateway,
     /// A copy to each other pod here, to each other node, and to one gateway for all clusters.
     CopyToAll,
@@ -77,6 +87,7 @@ pub struct Verdict {
     pub action: Action,
     /// As the action says; the [`Reason`] of a drop.
     pub number: u32,
+    /// As [`Hop::node`].
     pub node: Ipv6Addr,
 }
 
@@ -91,6 +102,20 @@ impl Verdict {
     #[must_use]
     pub const fn drop(reason: Reason) -> Self {
         Self::at(Action::Drop, reason as u32)
+    }
+
+    /// To an interface.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(action: Action, hop: Hop) -> Self {
+        Self::new(action, hop.number, hop.node)
+    }
+
+    /// The class of the shaper by which it goes to an interface; zero for none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn class(&self) -> u32 {
+        self.node.to_bits() as u32
     }
 
     #[inline(always)]
@@ -114,7 +139,8 @@ pub fn judge<B: Bytes + ?Sized>(bytes: &B, frame: &Frame, origin: &Origin, table
         return Verdict::drop(Reason::Spoofed);
     }
     let own = frame.vlan().is_none();
-    let routes = origin.way == Way::Router && frame.is_from_router();
+    let may_route = origin.ingress == Ingress::Router || slice.routers() && !origin.is_pod();
+    let routes = may_route && frame.is_from_router();
     if frame.tagged && !slice.tagged() {
         return Verdict::drop(Reason::Tagged);
     }
@@ -136,17 +162,12 @@ pub fn judge<B: Bytes + ?Sized>(bytes: &B, frame: &Frame, origin: &Origin, table
     if !frame.is_from(source, &slice) {
         return Verdict::drop(Reason::Spoofed);
     }
-    if origin.way == Way::NodeToGateway {
-        return match tables.gateway(number, origin.number) {
-            0 => Verdict::drop(Reason::NoGateway),
-            port => Verdict::at(Action::Gateway, port),
-        };
-    }
     if frame.destination.is_group() {
-        let action = match origin.way {
-            Way::Pod | Way::Router => Action::CopyToAll,
-            Way::Gateway => Action::CopyToCluster,
-            Way::Node | Way::NodeToGateway => Action::CopyToPods,
+        let action = match origin.ingress {
+            Ingress::Pod | Ingress::Router => Action::CopyToAll,
+            Ingress::Gateway => Action::CopyToCluster,
+            Ingress::Node => Action::CopyToPods,
+            Ingress::NodeToGateway => return relay(number, ALL_CLUSTERS, tables),
         };
         return Verdict::at(action, 0);
     }
@@ -159,21 +180,33 @@ pub fn judge<B: Bytes + ?Sized>(bytes: &B, frame: &Frame, origin: &Origin, table
 #[inline(always)]
 fn forward(hop: Hop, origin: &Origin, tables: &impl Tables) -> Verdict {
     match hop.kind {
-        Kind::Nowhere | Kind::Here => Verdict::drop(Reason::NoRoute),
-        Kind::Port => Verdict::at(Action::Pod, hop.number),
+        Kind::Cluster if origin.ingress == Ingress::NodeToGateway => relay(origin.slice, hop.number, tables),
+        _ if origin.ingress == Ingress::NodeToGateway => Verdict::drop(Reason::Loop),
+        Kind::Nowhere => Verdict::drop(Reason::NoRoute),
+        Kind::Port => Verdict::port(Action::Pod, hop),
         // What came from a node stays here.
-        Kind::Node if origin.way == Way::Node => Verdict::drop(Reason::Loop),
+        Kind::Node if origin.ingress == Ingress::Node => Verdict::drop(Reason::Loop),
         Kind::Node => Verdict::new(Action::Node, 0, hop.node),
         // What came from a gateway does not go there again.
         Kind::Cluster if !origin.is_pod() => Verdict::drop(Reason::Loop),
         Kind::Cluster => {
             let exit = tables.exit(origin.slice, hop.number);
             match exit.kind {
-                Kind::Port => Verdict::at(Action::Gateway, exit.number),
-                Kind::Node => Verdict::new(Action::NodeGateway, exit.number, exit.node),
-                Kind::Nowhere | Kind::Here | Kind::Cluster => Verdict::drop(Reason::NoGateway),
+                Kind::Port => Verdict::port(Action::Gateway, exit),
+                Kind::Node => Verdict::new(Action::NodeGateway, 0, exit.node),
+                Kind::Nowhere | Kind::Cluster => Verdict::drop(Reason::NoGateway),
             }
         }
+    }
+}
+
+/// To the node's own gateway that carries what other nodes send for a cluster.
+#[inline(always)]
+fn relay(slice: u32, cluster: u32, tables: &impl Tables) -> Verdict {
+    let relay = tables.relay(slice, cluster);
+    match relay.kind {
+        Kind::Port => Verdict::port(Action::Gateway, relay),
+        Kind::Nowhere | Kind::Node | Kind::Cluster => Verdict::drop(Reason::NoGateway),
     }
 }
 
@@ -187,13 +220,13 @@ pub fn exit_for_all(slice: u32, tables: &impl Tables) -> Hop {
 #[inline(always)]
 fn may_speak(source: u32, origin: &Origin, tables: &impl Tables) -> bool {
     if origin.is_pod() {
-        return origin.number == source;
+        return origin.index == source;
     }
     let route = tables.route(origin.slice, source);
     let of_node = route.kind == Kind::Node && route.node == origin.node;
-    match origin.way {
-        Way::Gateway => route.kind == Kind::Cluster,
-        Way::Node if route.kind == Kind::Cluster => tables.has_gateway(origin.slice, origin.node),
+    match origin.ingress {
+        Ingress::Gateway => route.kind == Kind::Cluster,
+        Ingress::Node if route.kind == Kind::Cluster => tables.has_gateway(origin.slice, origin.node),
         _ => of_node,
     }
 }
@@ -217,7 +250,10 @@ fn answer<B: Bytes + ?Sized>(
             slice.index_of_v4(arp.target)
         }
         None => match Solicitation::read(bytes, frame) {
-            Some(solicitation) => slice.index_of_v6(solicitation.target),
+            Some(solicitation) => {
+                let own = slice.index_of_v6(solicitation.target);
+                own.or_else(|| Mac::index_of_link_local(solicitation.target))
+            }
             None => return refused,
         },
     };

@@ -67,3 +67,39 @@ impl Reason {
         }
     }
 }
+
+impl TryFrom<u32> for Reason {
+    type Error = u32;
+
+    /// # Errors
+    /// The number, where it is no reason's.
+    fn try_from(number: u32) -> Result<Self, u32> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| *reason as u32 == number)
+            .ok_or(number)
+    }
+}
+
+/// From where a frame comes, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Direction {
+    FromPod,
+    FromGateway,
+    FromNode,
+}
+
+impl Direction {
+    pub const ALL: [Self; 3] = [Self::FromPod, Self::FromGateway, Self::FromNode];
+
+    /// As it stands in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::FromGateway => "from_gateway",
+            Self::FromNode => "from_node",
+        }
+    }
+}

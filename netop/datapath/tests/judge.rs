@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use proptest::prelude::*;
 use slice_datapath::{
-    ALL_CLUSTERS, Action, Hop, Origin, Port, Reason, Role, Slice, SliceEntry, SliceRules, Tables, Verdict,
-    Way,
+    ALL_CLUSTERS, Action, Hop, Ingress, Origin, Port, Reason, Role, Slice, SliceEntry, SliceRules, Tables,
+    Verdict,
 };
 use slice_frame::{
     Frame, Mac, Subnets,
@@ -34,6 +34,7 @@ struct Node1 {
     /// By first index and size.
     routes: BTreeMap<(u32, u32), Hop>,
     exits: BTreeMap<u32, Hop>,
+    relays: BTreeMap<u32, Hop>,
     with_gateway: Ipv6Addr,
 }
 
@@ -50,22 +51,20 @@ fn node1() -> Node1 {
         subnets,
         non_ip: true,
         tagged: false,
+        routers: false,
         group_rate: 1000,
     };
     Node1 {
         slice,
         entry: slice.entry(),
         routes: BTreeMap::from([
-            ((0, 64), Hop::HERE),
-            ((5, 1), Hop::port(105)),
-            ((6, 1), Hop::port(106)),
+            ((5, 1), Hop::port(105, 0)),
+            ((6, 1), Hop::port(106, 9)),
             ((64, 64), Hop::node(node(2))),
             ((128, 64), Hop::cluster(9)),
         ]),
-        exits: BTreeMap::from([
-            (9, Hop::gateway_of(node(3), 1)),
-            (ALL_CLUSTERS, Hop::gateway_of(node(3), 1)),
-        ]),
+        exits: BTreeMap::from([(9, Hop::node(node(3))), (ALL_CLUSTERS, Hop::node(node(3)))]),
+        relays: BTreeMap::from([(9, Hop::port(200, 0)), (ALL_CLUSTERS, Hop::port(201, 0))]),
         with_gateway: node(3),
     }
 }
@@ -90,8 +89,8 @@ impl Tables for Node1 {
         node == self.with_gateway
     }
 
-    fn gateway(&self, _: u32, ordinal: u32) -> u32 {
-        if ordinal == 0 { 200 } else { 0 }
+    fn relay(&self, _: u32, cluster: u32) -> Hop {
+        self.relays.get(&cluster).copied().unwrap_or(Hop::NOWHERE)
     }
 }
 
@@ -99,37 +98,41 @@ const POD: Origin = Origin::port(Port {
     slice: SLICE,
     role: Role::Pod,
     index: 5,
+    class: 0,
 });
 const ROUTER: Origin = Origin::port(Port {
     slice: SLICE,
     role: Role::Router,
     index: 6,
+    class: 0,
 });
 const GATEWAY: Origin = Origin::port(Port {
     slice: SLICE,
     role: Role::Gateway,
     index: 0,
+    class: 0,
 });
 
 fn from_node(number: u16) -> Origin {
     Origin {
-        way: Way::Node,
+        ingress: Ingress::Node,
         slice: SLICE,
-        number: 0,
+        index: 0,
         node: node(number),
     }
 }
 
-fn to_gateway(number: u16, ordinal: u32) -> Origin {
+fn to_gateway(number: u16) -> Origin {
     Origin {
-        way: Way::NodeToGateway,
-        number: ordinal,
+        ingress: Ingress::NodeToGateway,
         ..from_node(number)
     }
 }
 
 fn pod(interface: u32) -> Verdict {
-    Verdict::at(Action::Pod, interface)
+    // Of the two here, one is shaped.
+    let class = if interface == 106 { 9 } else { 0 };
+    Verdict::port(Action::Pod, Hop::port(interface, class))
 }
 
 fn gateway(interface: u32) -> Verdict {
@@ -189,7 +192,7 @@ fn check(frame: &[u8], origin: Origin, expected: Verdict) {
 fn the_destination_says_where_it_goes() {
     check(&odd(5, 6), POD, pod(106));
     check(&odd(5, 70), POD, Verdict::new(Action::Node, 0, node(2)));
-    check(&odd(5, 130), POD, Verdict::new(Action::NodeGateway, 1, node(3)));
+    check(&odd(5, 130), POD, Verdict::new(Action::NodeGateway, 0, node(3)));
     check(&odd(5, 7), POD, Verdict::drop(Reason::NoRoute));
     check(&odd(5, 300), POD, Verdict::drop(Reason::NoRoute));
     check(
@@ -201,15 +204,22 @@ fn the_destination_says_where_it_goes() {
     check(&odd(130, 70), GATEWAY, Verdict::new(Action::Node, 0, node(2)));
     check(&odd(70, 5), from_node(2), pod(105));
     check(&odd(130, 5), from_node(3), pod(105));
-    check(&odd(70, 130), to_gateway(2, 0), gateway(200));
-    check(&odd(70, 130), to_gateway(2, 7), Verdict::drop(Reason::NoGateway));
+    check(&odd(70, 130), to_gateway(2), gateway(200));
+    for elsewhere in [5, 71, 9] {
+        check(&odd(70, elsewhere), to_gateway(2), Verdict::drop(Reason::Loop));
+    }
     let mut alone = node1();
     alone.exits.clear();
+    alone.relays.clear();
+    assert_eq!(
+        judge(&odd(70, 130)[..], to_gateway(2), &alone),
+        Verdict::drop(Reason::NoGateway)
+    );
     assert_eq!(
         judge(&odd(5, 130)[..], POD, &alone),
         Verdict::drop(Reason::NoGateway)
     );
-    alone.exits.insert(9, Hop::port(200));
+    alone.exits.insert(9, Hop::port(200, 0));
     assert_eq!(judge(&odd(5, 130)[..], POD, &alone), gateway(200));
 }
 
@@ -222,11 +232,7 @@ fn a_group_is_copied_once_for_each() {
     let pods = Verdict::at(Action::CopyToPods, 0);
     check(&frame(70, Mac::BROADCAST, ODD, &[]), from_node(2), pods);
     check(&frame(130, Mac::BROADCAST, ODD, &[]), from_node(3), pods);
-    check(
-        &frame(70, Mac::BROADCAST, ODD, &[]),
-        to_gateway(2, 0),
-        gateway(200),
-    );
+    check(&frame(70, Mac::BROADCAST, ODD, &[]), to_gateway(2), gateway(201));
     check(
         &frame(5, Mac([1, 0x80, 0xc2, 0, 0, 0]), ODD, &[]),
         POD,
@@ -247,7 +253,7 @@ fn everybody_speaks_for_himself() {
     check(&odd(70, 5), from_node(3), spoofed);
     check(&odd(130, 5), from_node(2), spoofed);
     check(&odd(130, 5), from_node(4), spoofed);
-    check(&odd(130, 131), to_gateway(3, 0), spoofed);
+    check(&odd(130, 131), to_gateway(3), spoofed);
     check(&udp(5, [10, 80, 0, 6], Mac::of_index(6)), POD, spoofed);
     check(&udp(70, [10, 80, 0, 5], Mac::of_index(5)), from_node(2), spoofed);
     check(&udp(130, [10, 80, 0, 5], Mac::BROADCAST), GATEWAY, spoofed);
@@ -270,9 +276,12 @@ fn neighbours_are_answered_in_place() {
     check(&arp(5, 5, 7), POD, refused);
     check(&arp(5, 6, 70), POD, refused);
     check(&solicitation(5, "fe80::1"), POD, refused);
+    let of_node = Verdict::at(Action::Answer, 70);
+    check(&solicitation(5, "fe80::5c:ff:fe00:46"), POD, of_node);
+    check(&solicitation(5, "fe80::5c:ff:fe00:9"), POD, refused);
     check(&arp(130, 130, 5), GATEWAY, refused);
     check(&arp(70, 70, 5), from_node(2), refused);
-    check(&arp(70, 70, 130), to_gateway(2, 0), refused);
+    check(&arp(70, 70, 130), to_gateway(2), refused);
 }
 
 #[test]
@@ -280,6 +289,15 @@ fn a_router_is_one_only_where_the_slice_says_so() {
     let advertisement = |from: u32| icmpv6(from, "fe80::1", &[134, 0, 0, 0]);
     check(&advertisement(5), POD, Verdict::drop(Reason::Router));
     check(&advertisement(6), ROUTER, Verdict::at(Action::CopyToAll, 0));
+    // Another node, or a gateway, has judged already whether its pod may.
+    let mut with_routers = node1();
+    with_routers.slice.routers = true;
+    with_routers.entry = with_routers.slice.entry();
+    let from = |index: u32, origin: Origin| judge(&advertisement(index)[..], origin, &with_routers).action;
+    assert_eq!(from(70, from_node(2)), Action::CopyToPods);
+    assert_eq!(from(130, GATEWAY), Action::CopyToCluster);
+    assert_eq!(from(5, POD), Action::Drop);
+    check(&advertisement(70), from_node(2), Verdict::drop(Reason::Router));
     check(&advertisement(130), GATEWAY, Verdict::drop(Reason::Router));
 }
 
@@ -317,30 +335,30 @@ proptest! {
         let mut tables = node1();
         (tables.slice.tagged, tables.slice.non_ip) = (tagged, non_ip);
         tables.entry = tables.slice.entry();
-        for origin in [POD, GATEWAY, from_node(2), from_node(3), to_gateway(2, 0)] {
+        for origin in [POD, GATEWAY, from_node(2), from_node(3), to_gateway(2)] {
             let verdict = judge(&bytes[..], origin, &tables);
             if verdict.action == Action::Drop {
                 continue;
             }
             let read = Frame::read(&bytes[..]).expect("nobody forwards what cannot be read");
             prop_assert!(read.is_from(from, &tables.slice.subnets));
-            let may = match origin.way {
-                Way::Pod | Way::Router => from == 5,
-                Way::Gateway => (128..192).contains(&from),
-                Way::Node if origin.node == node(3) => (128..192).contains(&from),
-                Way::Node | Way::NodeToGateway => (64..128).contains(&from),
+            let may = match origin.ingress {
+                Ingress::Pod | Ingress::Router => from == 5,
+                Ingress::Gateway => (128..192).contains(&from),
+                Ingress::Node if origin.node == node(3) => (128..192).contains(&from),
+                Ingress::Node | Ingress::NodeToGateway => (64..128).contains(&from),
             };
             prop_assert!(may, "{origin:?} spoke for {from}");
-            let ways: &[Way] = match verdict.action {
-                Action::Node => &[Way::Pod, Way::Gateway],
-                Action::NodeGateway | Action::Answer | Action::CopyToAll => &[Way::Pod],
-                Action::Gateway => &[Way::Pod, Way::NodeToGateway],
-                Action::CopyToCluster => &[Way::Gateway],
-                Action::CopyToPods => &[Way::Node],
-                Action::Pod => &[Way::Pod, Way::Gateway, Way::Node],
+            let ways: &[Ingress] = match verdict.action {
+                Action::Node => &[Ingress::Pod, Ingress::Gateway],
+                Action::NodeGateway | Action::Answer | Action::CopyToAll => &[Ingress::Pod],
+                Action::Gateway => &[Ingress::Pod, Ingress::NodeToGateway],
+                Action::CopyToCluster => &[Ingress::Gateway],
+                Action::CopyToPods => &[Ingress::Node],
+                Action::Pod => &[Ingress::Pod, Ingress::Gateway, Ingress::Node],
                 Action::Drop => &[],
             };
-            prop_assert!(ways.contains(&origin.way), "{verdict:?} from {origin:?}");
+            prop_assert!(ways.contains(&origin.ingress), "{verdict:?} from {origin:?}");
         }
     }
 }

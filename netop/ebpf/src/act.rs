@@ -3,7 +3,7 @@
 use core::net::Ipv6Addr;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT},
     cty::c_void,
     helpers::generated::{
         bpf_clone_redirect, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail,
@@ -11,7 +11,10 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use slice_datapath::{Action, Hop, Kind, Reason, Slice, Verdict, exit_for_all};
+use slice_datapath::{
+    Action, DELIVER, Direction, Hop, Kind, MAX_MEMBERS, Origin, PASSED, Reason, Slice, Tunnel, Verdict,
+    class_priority, count_key, exit_for_all, node_key, port_key,
+};
 use slice_frame::{
     Bytes, Mac,
     arp::{self, Arp},
@@ -20,26 +23,24 @@ use slice_frame::{
 };
 
 use crate::{
-    maps::{COUNTS, GENERATIONS, Kernel, MEMBERS, PACES, SLICES, TUNNEL},
-    packet::{FOR_PODS, Packet, for_gateway},
+    maps::{COUNTS, GENERATIONS, Kernel, MEMBERS, PACES, SLICES, shaper, tunnel},
+    packet::Packet,
 };
 
-/// Copies of one frame at most: pods of the node and other nodes, all together.
-const MAX_MEMBERS: u32 = 1024;
 const SECOND: u64 = 1_000_000_000;
-/// The place of frames that passed in [`COUNTS`].
-const PASSED: u32 = Reason::ALL.len() as u32;
 
 /// Drops a frame for a [`Reason`].
 #[inline(always)]
-pub(crate) fn drop(slice: u32, reason: u32) -> i32 {
-    count(slice, reason);
+pub(crate) fn drop(slice: u32, direction: Direction, reason: u32) -> i32 {
+    // A number that nobody has here is the sender's to choose: it gets no count of its own.
+    let known = reason != Reason::NoSegment as u32;
+    count(if known { slice } else { 0 }, direction, reason);
     TC_ACT_SHOT
 }
 
 #[inline(always)]
-fn count(slice: u32, what: u32) {
-    let key = [slice, what];
+fn count(slice: u32, direction: Direction, what: u32) {
+    let key = count_key(slice, direction, what);
     if let Some(count) = COUNTS.get_ptr_mut(key) {
         // SAFETY: the value is this processor's own.
         unsafe { *count += 1 };
@@ -50,43 +51,89 @@ fn count(slice: u32, what: u32) {
 
 /// Does what was decided about a frame that came by `interface`.
 #[inline(always)]
-pub(crate) fn carry_out(packet: &Packet<'_>, slice: u32, interface: u32, verdict: Verdict) -> i32 {
-    let number = verdict.number;
+pub(crate) fn carry_out(packet: &Packet<'_>, origin: &Origin, interface: u32, verdict: Verdict) -> i32 {
+    let (slice, direction, number) = (origin.slice, origin.direction(), verdict.number);
     let done = match verdict.action {
-        Action::Drop => return drop(slice, number),
-        // SAFETY: helpers that look at the interface they are given.
-        Action::Pod => unsafe { bpf_redirect_peer(number, 0) as i32 },
-        // SAFETY: as above.
-        Action::Gateway => unsafe { bpf_redirect(number, 0) as i32 },
-        Action::Node => to_tunnel(packet, slice, verdict.node, FOR_PODS),
-        Action::NodeGateway => to_tunnel(packet, slice, verdict.node, for_gateway(number)),
+        Action::Drop => return drop(slice, direction, number),
+        Action::Pod | Action::Gateway => {
+            let class = verdict.class();
+            match class != 0 && shape(packet, number | DELIVER, class) {
+                true => return TC_ACT_REDIRECT,
+                false => deliver(number, verdict.action == Action::Pod),
+            }
+        }
+        Action::Node => to_tunnel(packet, slice, verdict.node, |tunnel| tunnel.to_pods),
+        Action::NodeGateway => to_tunnel(packet, slice, verdict.node, |tunnel| tunnel.to_gateways),
         Action::Answer => answer(packet.raw(), interface, number),
         Action::CopyToAll | Action::CopyToCluster | Action::CopyToPods => {
-            if !is_in_pace(slice, interface) {
-                return drop(slice, Reason::Budget as u32);
+            if !is_in_pace(packet, origin, interface) {
+                return drop(slice, direction, Reason::Budget as u32);
             }
             let nodes = verdict.action != Action::CopyToPods;
             copy(packet.raw(), slice, interface, nodes.into());
             if verdict.action == Action::CopyToAll {
                 copy_to_gateway(packet, slice);
             }
-            count(slice, PASSED);
+            count(slice, direction, PASSED);
             // All have a copy.
             return TC_ACT_SHOT;
         }
     };
     if done == TC_ACT_SHOT {
-        return drop(slice, Reason::Refused as u32);
+        return drop(slice, direction, Reason::Refused as u32);
     }
-    count(slice, PASSED);
+    count(slice, direction, PASSED);
     done
 }
 
+/// Hands a frame to an interface: into the namespace of the `pod` behind it, or to what holds it open.
 #[inline(always)]
-fn to_tunnel(packet: &Packet<'_>, slice: u32, node: Ipv6Addr, policy: u32) -> i32 {
-    match TUNNEL.get(0) {
-        // SAFETY: a helper that looks at the interface it is given.
-        Some(device) if packet.set_tunnel(slice, node, policy) => unsafe { bpf_redirect(*device, 0) as i32 },
+pub(crate) fn deliver(interface: u32, pod: bool) -> i32 {
+    // SAFETY: helpers that look at the interface they are given.
+    unsafe {
+        match pod {
+            true => bpf_redirect_peer(interface, 0) as i32,
+            false => bpf_redirect(interface, 0) as i32,
+        }
+    }
+}
+
+/// Sends a frame by a class of the shaper; whether there is one. Without, frames pass unshaped: what is there for sharing
+/// must not stop them.
+#[inline(always)]
+pub(crate) fn shape(packet: &Packet<'_>, mark: u32, class: u32) -> bool {
+    let Some(shaper) = shaper() else {
+        return false;
+    };
+    packet.set_mark(mark, class_priority(class));
+    // SAFETY: a helper that looks at the interface it is given.
+    unsafe { bpf_redirect(shaper, 0) as i32 == TC_ACT_REDIRECT }
+}
+
+/// Sends a copy to an interface, by its class where it has one.
+#[inline(always)]
+fn copy_to_port(packet: &Packet<'_>, hop: &Hop) {
+    let (class, mut interface) = (hop.class(), hop.number);
+    if class != 0
+        && let Some(shaper) = shaper()
+    {
+        packet.set_mark(interface | DELIVER, class_priority(class));
+        interface = shaper;
+    }
+    // SAFETY: a helper that looks at the interface it is given.
+    unsafe { bpf_clone_redirect(packet.raw(), interface, 0) };
+    if class != 0 {
+        packet.set_mark(0, 0);
+    }
+}
+
+#[inline(always)]
+fn to_tunnel(packet: &Packet<'_>, slice: u32, node: Ipv6Addr, device: fn(&Tunnel) -> u32) -> i32 {
+    match tunnel() {
+        Some(tunnel) if packet.set_tunnel(slice, tunnel.local, node) => {
+            // SAFETY: a helper that looks at the interface it is given.
+            unsafe { bpf_redirect(device(&tunnel), 0) as i32 }
+        }
         _ => TC_ACT_SHOT,
     }
 }
@@ -150,12 +197,11 @@ pub extern "C" fn copy(skb: *mut __sk_buff, slice: u32, interface: u32, nodes: u
         match hop.kind {
             Kind::Port => {
                 if hop.number != interface {
-                    // SAFETY: a helper that looks at the interface it is given.
-                    unsafe { bpf_clone_redirect(skb, hop.number, 0) };
+                    copy_to_port(&packet, &hop);
                 }
             }
             // Ports come first.
-            Kind::Node if nodes != 0 => copy_to_tunnel(&packet, slice, hop.node, FOR_PODS),
+            Kind::Node if nodes != 0 => copy_to_tunnel(&packet, slice, hop.node, |tunnel| tunnel.to_pods),
             _ => break,
         }
     }
@@ -166,35 +212,31 @@ pub extern "C" fn copy(skb: *mut __sk_buff, slice: u32, interface: u32, nodes: u
 fn copy_to_gateway(packet: &Packet<'_>, slice: u32) {
     let exit = exit_for_all(slice, &Kernel);
     match exit.kind {
-        // SAFETY: a helper that looks at the interface it is given.
-        Kind::Port => unsafe {
-            bpf_clone_redirect(packet.raw(), exit.number, 0);
-        },
-        Kind::Node => copy_to_tunnel(packet, slice, exit.node, for_gateway(exit.number)),
+        Kind::Port => copy_to_port(packet, &exit),
+        Kind::Node => copy_to_tunnel(packet, slice, exit.node, |tunnel| tunnel.to_gateways),
         _ => {}
     }
 }
 
 #[inline(always)]
-fn copy_to_tunnel(packet: &Packet<'_>, slice: u32, node: Ipv6Addr, policy: u32) {
-    if let Some(device) = TUNNEL.get(0)
-        && packet.set_tunnel(slice, node, policy)
+fn copy_to_tunnel(packet: &Packet<'_>, slice: u32, node: Ipv6Addr, device: fn(&Tunnel) -> u32) {
+    if let Some(tunnel) = tunnel()
+        && packet.set_tunnel(slice, tunnel.local, node)
     {
         // SAFETY: a helper that looks at the interface it is given.
-        unsafe { bpf_clone_redirect(packet.raw(), *device, 0) };
+        unsafe { bpf_clone_redirect(packet.raw(), device(&tunnel), 0) };
     }
 }
 
-/// Whether a port keeps to the slice's rate of group-addressed frames, which is also how many may come at once (the
-/// generic cell rate algorithm, ITU-T I.371 annex A). Two processors that count for one port at the same time may let a
-/// frame more through.
+/// Whether a port, or another node, keeps to the slice's rate of group-addressed frames, which is also how many may come at
+/// once (the generic cell rate algorithm, ITU-T I.371 annex A). A super-frame is let through whole, and what follows waits the
+/// longer. Two processors that count for one at the same time may let a frame more through.
 #[inline(always)]
-fn is_in_pace(slice: u32, interface: u32) -> bool {
-    // What comes from other nodes is counted for the slice.
-    let key = if interface == 0 {
-        slice | 1 << 31
-    } else {
-        interface
+fn is_in_pace(packet: &Packet<'_>, origin: &Origin, interface: u32) -> bool {
+    let slice = origin.slice;
+    let key = match interface {
+        0 => node_key(slice, origin.node),
+        port => port_key(port),
     };
     // SAFETY: an entry that is replaced meanwhile is read as it was or as it is.
     let Some(rate) = (unsafe { SLICES.get(slice) }).map(|slice| Slice(slice).group_rate()) else {
@@ -205,8 +247,9 @@ fn is_in_pace(slice: u32, interface: u32) -> bool {
     }
     // SAFETY: it has no argument.
     let now = unsafe { bpf_ktime_get_ns() };
+    let takes = packet.segments() * SECOND / u64::from(rate);
     let Some(due) = PACES.get_ptr_mut(key) else {
-        return PACES.insert(key, now + SECOND / u64::from(rate), 0).is_ok();
+        return PACES.insert(key, now + takes, 0).is_ok();
     };
     // SAFETY: the value lives as long as the program runs.
     unsafe {
@@ -214,7 +257,7 @@ fn is_in_pace(slice: u32, interface: u32) -> bool {
         if at - now > SECOND {
             return false;
         }
-        *due = at + SECOND / u64::from(rate);
+        *due = at + takes;
     }
     true
 }

@@ -1,9 +1,15 @@
 //! The node's data plane: three programs, one decision.
 //!
 //! ```text
-//!  from_port   ingress of every pod's and gateway's interface   ┐
-//!  from_node   ingress of the VXLAN device                      ┴─► judge (slice-datapath) ─► act
+//!  from_port    ingress of every pod's and gateway's interface ──┐
+//!  from_node    ingress of the two VXLAN devices ────────────────┼─► judge (slice-datapath) ─► act ─► pod, gateway, node
+//!  from_shaper  where shaped frames come back: in by a port ─────┘                              │
+//!                                              out by a port ──────────────────────────────────►│
 //! ```
+//!
+//! What a port with a class sends is shaped before it is judged, and what goes to one after it was: by way of the shaper,
+//! a pair of interfaces whose first has the queueing discipline and whose second runs `from_shaper`. The mark says what is to be
+//! done with it there ([`slice_datapath::DELIVER`]).
 //!
 //! Everything that is decided is decided by [`slice_datapath::judge`], which tests and the fuzzer run on the host. Here are
 //! the maps that it reads, the bytes of a packet, and what the kernel is asked to do. Every helper is documented in
@@ -16,8 +22,12 @@ mod act;
 mod maps;
 mod packet;
 
-use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
-use slice_datapath::{Origin, Port, Reason, Verdict, judge};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_REDIRECT},
+    macros::classifier,
+    programs::TcContext,
+};
+use slice_datapath::{DELIVER, Direction, Origin, Port, Reason, Role, Verdict, judge};
 use slice_frame::Frame;
 
 use crate::{
@@ -32,10 +42,32 @@ pub fn from_port(ctx: TcContext) -> i32 {
     let interface = packet.interface();
     // SAFETY: an entry that is replaced meanwhile is read as it was or as it is; its bytes are of one length.
     let Some(port) = (unsafe { PORTS.get(interface) }) else {
-        return act::drop(0, Reason::NoSegment as u32);
+        return act::drop(0, Direction::FromPod, Reason::NoSegment as u32);
     };
-    let origin = Origin::port(Port::of(port));
-    act::carry_out(&packet, origin.slice, interface, decide(&packet, &origin))
+    let port = Port::of(port);
+    if port.class != 0 && act::shape(&packet, interface, port.class) {
+        return TC_ACT_REDIRECT;
+    }
+    let origin = Origin::port(port);
+    act::carry_out(&packet, &origin, interface, decide(&packet, &origin))
+}
+
+/// What has its turn in the shaper.
+#[classifier]
+pub fn from_shaper(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    let mark = packet.take_mark();
+    let interface = mark & !DELIVER;
+    // SAFETY: as above.
+    let Some(port) = (unsafe { PORTS.get(interface) }) else {
+        return act::drop(0, Direction::FromPod, Reason::NoSegment as u32);
+    };
+    let port = Port::of(port);
+    if mark & DELIVER != 0 {
+        return act::deliver(interface, port.role != Role::Gateway);
+    }
+    let origin = Origin::port(port);
+    act::carry_out(&packet, &origin, interface, decide(&packet, &origin))
 }
 
 /// What another node sends.
@@ -43,10 +75,10 @@ pub fn from_port(ctx: TcContext) -> i32 {
 pub fn from_node(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     let Some(origin) = packet.origin() else {
-        return act::drop(0, Reason::NoSegment as u32);
+        return act::drop(0, Direction::FromNode, Reason::NoSegment as u32);
     };
     // No port of the node's own: nobody is left out.
-    act::carry_out(&packet, origin.slice, 0, decide(&packet, &origin))
+    act::carry_out(&packet, &origin, 0, decide(&packet, &origin))
 }
 
 #[inline(always)]

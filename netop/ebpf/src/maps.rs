@@ -7,7 +7,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
 };
-use slice_datapath::{Hop, HopEntry, NodeKey, PortEntry, Slice, SliceEntry, Tables, node_key, prefix};
+use slice_datapath::{
+    CountKey, Hop, HopEntry, NodeKey, PortEntry, Slice, SliceEntry, Tables, Tunnel, node_key, prefix,
+};
 use slice_frame::Frame;
 
 /// Entries are made when they are written; how many there may be is for the agent to say when it loads the programs.
@@ -31,9 +33,9 @@ pub(crate) static EXITS: HashMap<[u32; 2], HopEntry> = HashMap::with_max_entries
 #[map]
 pub(crate) static NODES: HashMap<NodeKey, u32> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
-/// Ports of the node's own gateways, by slice and ordinal.
+/// Ports of the node's own gateways that carry for other nodes, by slice and cluster.
 #[map]
-pub(crate) static GATEWAYS: HashMap<[u32; 2], u32> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
+pub(crate) static RELAYS: HashMap<[u32; 2], HopEntry> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
 /// Which generation of a slice's members is the one to use.
 #[map]
@@ -43,22 +45,38 @@ pub(crate) static GENERATIONS: HashMap<u32, u32> = HashMap::with_max_entries(SOM
 #[map]
 pub(crate) static MEMBERS: HashMap<[u32; 3], HopEntry> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
-/// When a port's next group-addressed frame is due if it keeps to its rate, in nanoseconds.
+/// When the next group-addressed frame of a port, or of another node, is due if it keeps to its rate, in nanoseconds.
 #[map]
-pub(crate) static PACES: HashMap<u32, u64> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
+pub(crate) static PACES: HashMap<NodeKey, u64> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
-/// Frames by slice and [`slice_datapath::Reason`]; those that passed have the number after the last.
+/// Frames by slice, direction and [`slice_datapath::Reason`].
 #[map]
-pub(crate) static COUNTS: PerCpuHashMap<[u32; 2], u64> =
+pub(crate) static COUNTS: PerCpuHashMap<CountKey, u64> =
     PerCpuHashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
-/// The number of the VXLAN device.
+/// A [`slice_datapath::Tunnel`].
 #[map]
-pub(crate) static TUNNEL: Array<u32> = Array::with_max_entries(1, 0);
+pub(crate) static TUNNEL: Array<HopEntry> = Array::with_max_entries(1, 0);
+
+/// The interface by which frames go to the shaper; zero where there is none.
+#[map]
+pub(crate) static SHAPER: Array<u32> = Array::with_max_entries(1, 0);
 
 /// What was read of the packet at hand.
 #[map]
 pub(crate) static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
+
+/// The VXLAN devices.
+#[inline(always)]
+pub(crate) fn tunnel() -> Option<Tunnel> {
+    TUNNEL.get(0).map(Tunnel::of)
+}
+
+/// The interface by which frames go to the shaper.
+#[inline(always)]
+pub(crate) fn shaper() -> Option<u32> {
+    SHAPER.get(0).copied().filter(|interface| *interface != 0)
+}
 
 /// The tables as the kernel has them.
 pub(crate) struct Kernel;
@@ -89,9 +107,9 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn gateway(&self, slice: u32, ordinal: u32) -> u32 {
+    fn relay(&self, slice: u32, cluster: u32) -> Hop {
         // SAFETY: see above.
-        unsafe { GATEWAYS.get([slice, ordinal]) }.map_or(0, |port| *port)
+        unsafe { RELAYS.get([slice, cluster]) }.map_or(Hop::NOWHERE, Hop::of)
     }
 }
 

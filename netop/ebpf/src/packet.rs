@@ -1,19 +1,21 @@
 //! A packet of the kernel's: its bytes, and what came with it.
 
-use core::{mem::MaybeUninit, net::Ipv6Addr};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    net::Ipv6Addr,
+};
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
+    bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
     cty::c_void,
-    helpers::generated::{
-        bpf_skb_get_tunnel_key, bpf_skb_get_tunnel_opt, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
-        bpf_skb_set_tunnel_opt,
-    },
+    helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
-use slice_datapath::{Origin, Way};
+use slice_datapath::{Ingress, Origin};
 use slice_frame::Bytes;
+
+use crate::maps::tunnel;
 
 pub(crate) struct Packet<'a> {
     ctx: &'a TcContext,
@@ -56,6 +58,46 @@ impl<'a> Packet<'a> {
         unsafe { core::ptr::read_volatile(&raw const (*self.raw()).ifindex) }
     }
 
+    /// How many frames it is on a wire: a super-frame is many, a part more than it is cut into at most.
+    #[inline(always)]
+    pub(crate) fn segments(&self) -> u64 {
+        // SAFETY: the context is valid as long as the program runs. Both are read here, so that neither waits on the stack.
+        let (size, length) = unsafe {
+            let skb = self.raw();
+            (
+                core::ptr::read_volatile(&raw const (*skb).gso_size),
+                core::ptr::read_volatile(&raw const (*skb).len),
+            )
+        };
+        match size {
+            0 => 1,
+            size => u64::from(length.div_ceil(size)),
+        }
+    }
+
+    /// What it says of itself to the shaper; see [`slice_datapath::DELIVER`]. Nobody behind it sees that.
+    #[inline(always)]
+    pub(crate) fn take_mark(&self) -> u32 {
+        let skb = self.raw();
+        // SAFETY: the context is valid as long as the program runs; volatile, so that each is an access of its own.
+        unsafe {
+            let mark = core::ptr::read_volatile(&raw const (*skb).mark);
+            core::ptr::write_volatile(&raw mut (*skb).mark, 0);
+            mark
+        }
+    }
+
+    /// Says to the shaper what it is and by which class it goes.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, mark: u32, priority: u32) {
+        let skb = self.raw();
+        // SAFETY: as above.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*skb).mark, mark);
+            core::ptr::write_volatile(&raw mut (*skb).priority, priority);
+        }
+    }
+
     /// Where it comes from, of a packet that came by VXLAN.
     #[inline(always)]
     pub(crate) fn origin(&self) -> Option<Origin> {
@@ -82,59 +124,54 @@ impl<'a> Packet<'a> {
                 bits = bits << 32 | u128::from(u32::from_be(word));
             }
         }
-        let mut policy = 0u32;
-        // SAFETY: the option of VXLAN is one such number (struct vxlan_metadata).
-        let length = unsafe { bpf_skb_get_tunnel_opt(self.raw(), (&raw mut policy).cast::<c_void>(), 4) };
-        if length != 4 || policy < FOR_PODS {
-            return None;
-        }
-        let way = match policy {
-            FOR_PODS => Way::Node,
-            _ => Way::NodeToGateway,
+        let ingress = match self.interface() == tunnel()?.to_gateways {
+            true => Ingress::NodeToGateway,
+            false => Ingress::Node,
         };
         Some(Origin {
-            way,
+            ingress,
             slice: key.0.tunnel_id,
-            number: policy.wrapping_sub(FOR_PODS + 1),
+            index: 0,
             node: Ipv6Addr::from_bits(bits),
         })
     }
 
-    /// Says where the VXLAN device is to send it, and by a policy to whom there. Whether the kernel took it.
+    /// Says where a VXLAN device is to send it. Whether the kernel took it.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&self, slice: u32, node: Ipv6Addr, mut policy: u32) -> bool {
-        let size = size_of::<bpf_tunnel_key>() as u32;
+    pub(crate) fn set_tunnel(&self, slice: u32, local: Ipv6Addr, node: Ipv6Addr) -> bool {
         let mut key = Key::EMPTY;
         key.0.tunnel_id = slice;
         key.0.tunnel_ttl = 64;
-        let bits = node.to_bits();
-        let mut flags = 0;
+        let (bits, own) = (node.to_bits(), local.to_bits());
+        // The checksum of the packet inside is enough (RFC 7348 §5); over IPv6 there has to be one (RFC 8200 §8.1).
+        let mut flags: u64 = BPF_F_ZERO_CSUM_TX.into();
         if bits >> 32 == MAPPED {
             key.0.__bindgen_anon_1.remote_ipv4 = bits as u32;
+            key.0.__bindgen_anon_3.local_ipv4 = own as u32;
         } else {
-            let (high, low) = ((bits >> 64) as u64, bits as u64);
-            let word = |word: u64| (word as u32).to_be();
-            key.0.__bindgen_anon_1.remote_ipv6 = [word(high >> 32), word(high), word(low >> 32), word(low)];
+            key.0.__bindgen_anon_1.remote_ipv6 = words(bits);
+            key.0.__bindgen_anon_3.local_ipv6 = words(own);
             flags = BPF_F_TUNINFO_IPV6.into();
         }
-        // SAFETY: the key has the size that is said.
-        if unsafe { bpf_skb_set_tunnel_key(self.raw(), &raw mut key.0, size, flags) } != 0 {
-            return false;
-        }
-        // Always: where there is no option, the kernel sends whatever was on its stack (seen with 6.18).
-        // SAFETY: the option of VXLAN is one such number (struct vxlan_metadata).
-        unsafe { bpf_skb_set_tunnel_opt(self.raw(), (&raw mut policy).cast::<c_void>(), 4) == 0 }
+        let mut set = |size: usize| {
+            // SAFETY: the key has at least the size that is said.
+            unsafe { bpf_skb_set_tunnel_key(self.raw(), &raw mut key.0, size as u32, flags) == 0 }
+        };
+        // Before Linux 5.19 the source address is the routing table's to choose.
+        set(size_of::<bpf_tunnel_key>()) || set(offset_of!(bpf_tunnel_key, __bindgen_anon_3))
     }
 }
 
-/// What says to whom on another node a frame goes: a group policy (draft-smith-vxlan-group-policy), which nothing else uses
-/// between these nodes.
-pub(crate) const FOR_PODS: u32 = 1;
-
-/// To the gateway of this ordinal.
+/// An address in the network's order.
 #[inline(always)]
-pub(crate) const fn for_gateway(ordinal: u32) -> u32 {
-    FOR_PODS + 1 + ordinal
+const fn words(bits: u128) -> [u32; 4] {
+    let (high, low) = ((bits >> 64) as u64, bits as u64);
+    [
+        ((high >> 32) as u32).to_be(),
+        (high as u32).to_be(),
+        ((low >> 32) as u32).to_be(),
+        (low as u32).to_be(),
+    ]
 }
 
 impl Bytes for Packet<'_> {

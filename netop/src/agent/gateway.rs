@@ -1,9 +1,13 @@
 //! Gateways on this node: who is connected, who has its TAP, what each was sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
-use slice_crds::names;
+use slice_crds::index;
 use slice_runtime::handover::{Config, Hello, MAX_QUEUES, Report, Tap, ToGateway};
 
 use super::{ADOPTION, Agent};
@@ -11,8 +15,9 @@ use crate::{
     gateways::{Connection, GatewayEvent},
     intent,
     kernel::{Kernel, TAP_OFFLOADS},
-    liveness::{self, Health},
+    liveness::{self, Health, MAX_MISSING},
     model::{Name, Queues},
+    world::SliceFacts,
 };
 
 /// One that is connected.
@@ -34,12 +39,37 @@ struct SeenTap {
     held: bool,
 }
 
-/// What others need to know of a gateway.
-fn health(report: &Report) -> Health {
+/// What others need to know of a gateway that carries to these gateways, by their names: `<cluster>/<ordinal>`.
+fn health<'a>(facts: Option<&Arc<SliceFacts>>, carries_to: impl Iterator<Item = &'a str>) -> Health {
+    let clusters = carries_to.filter_map(|peer| peer.split_once('/').map(|(cluster, _)| cluster));
+    let reached: BTreeSet<&str> = clusters.collect();
+    Health {
+        reached: reached.len().try_into().unwrap_or(u32::MAX),
+        draining: false,
+        missing: missing(facts, &reached),
+        part: None,
+    }
+}
+
+fn reported_health(facts: Option<&Arc<SliceFacts>>, report: &Report) -> Health {
+    let carries = report.tunnels.iter().filter(|tunnel| tunnel.up && !tunnel.away);
     Health {
         reached: report.reached,
         draining: report.draining,
+        ..health(facts, carries.map(|tunnel| tunnel.peer.as_str()))
     }
+}
+
+/// Clusters that are not reached, by number: of those that have gateways, hosts outside not counted.
+fn missing(facts: Option<&Arc<SliceFacts>>, reached: &BTreeSet<&str>) -> Vec<u32> {
+    let known = facts.into_iter().flat_map(|facts| &facts.spec.peers);
+    let missing = known.filter(|peer| {
+        peer.number != index::OUTSIDE && !peer.gateways.is_empty() && !reached.contains(peer.name.as_str())
+    });
+    let mut numbers: Vec<u32> = missing.map(|peer| peer.number).collect();
+    numbers.sort_unstable();
+    numbers.truncate(MAX_MISSING);
+    numbers
 }
 
 impl<K: Kernel> Agent<K> {
@@ -87,12 +117,15 @@ impl<K: Kernel> Agent<K> {
 
     /// Whether the report changes what the gateway can be used for.
     pub(super) fn take_report(&mut self, connection: u64, report: Report) -> bool {
-        let mut gateways = self.gateways.values_mut();
-        let Some(gateway) = gateways.find(|gateway| gateway.connection.id == connection) else {
+        let mut gateways = self.gateways.iter_mut();
+        let found = gateways.find(|(_, gateway)| gateway.connection.id == connection);
+        let Some(((slice, _), gateway)) = found else {
             return false;
         };
-        let health = Some(health(&report));
-        gateway.report.replace(report).as_ref().map(self::health) != health
+        let facts = self.world.slices.get(slice);
+        let after = reported_health(facts, &report);
+        let before = gateway.report.replace(report);
+        before.is_none_or(|before| reported_health(facts, &before) != after)
     }
 
     pub(super) fn listen_for_gateways(&mut self) {
@@ -134,10 +167,14 @@ impl<K: Kernel> Agent<K> {
     /// and has reported nothing to it yet, is as its object says; a new one reaches nobody before it reports so.
     pub(super) fn carrying(&self) -> BTreeMap<(String, u32), Health> {
         let connected = self.gateways.iter().filter(|(_, gateway)| gateway.carries);
-        let connected = connected.map(|(key, gateway)| match &gateway.report {
-            Some(report) => (key.clone(), health(report)),
-            None if gateway.hello.has_tap => (key.clone(), self.recorded_health(key)),
-            None => (key.clone(), Health::default()),
+        let connected = connected.map(|(key, gateway)| {
+            let facts = self.world.slices.get(&key.0);
+            let health = match &gateway.report {
+                Some(report) => reported_health(facts, report),
+                None if gateway.hello.has_tap => self.recorded_health(key),
+                None => health(facts, iter::empty()),
+            };
+            (key.clone(), health)
         });
         let adopted = (self.adopted.iter()).map(|key| (key.clone(), self.recorded_health(key)));
         connected.chain(adopted).collect()
@@ -149,24 +186,20 @@ impl<K: Kernel> Agent<K> {
             .gateways
             .get(key)
             .and_then(|gateway| gateway.status.as_ref());
-        let up = status
-            .into_iter()
-            .flat_map(|status| &status.tunnels)
-            .filter(|tunnel| tunnel.up);
-        let clusters: BTreeSet<&str> = up
-            .filter_map(|tunnel| tunnel.peer.split_once('/').map(|(cluster, _)| cluster))
-            .collect();
-        Health {
-            reached: clusters.len().try_into().unwrap_or(u32::MAX),
-            draining: false,
-        }
+        let tunnels = status.into_iter().flat_map(|status| &status.tunnels);
+        let up = tunnels.filter(|tunnel| tunnel.up);
+        let peers = up.map(|tunnel| tunnel.peer.as_str());
+        health(self.world.slices.get(&key.0), peers)
     }
 
     /// Lets the other nodes' agents know of the gateways here, and says which of theirs are to be asked about.
     pub(super) fn update_liveness(&self) {
         let vni = |slice: &str| self.world.slices.get(slice).map(|facts| facts.spec.vni);
         let own = self.carrying().into_iter();
-        let own = own.filter_map(|((slice, ordinal), health)| Some(((vni(&slice)?, ordinal), health)));
+        let own = own.filter_map(|((slice, ordinal), mut health)| {
+            health.part = self.shaping.parts.get(&slice).copied();
+            Some(((vni(&slice)?, ordinal), health))
+        });
         let local = liveness::Local {
             address: self.address(),
             nodes: self.decision.node.nodes.clone(),
@@ -209,7 +242,7 @@ impl<K: Kernel> Agent<K> {
 
     /// The TAP of a gateway, where it is there.
     fn tap(&self, (slice, ordinal): &(String, u32)) -> Option<SeenTap> {
-        let name = Name::new(names::tap(slice, *ordinal));
+        let name = Name::tap(slice, *ordinal);
         let seen = self.seen.as_ref()?;
         Some(SeenTap {
             queues: seen.state.links.get(&name)?.kind.tap()?,
@@ -220,13 +253,13 @@ impl<K: Kernel> Agent<K> {
     /// A TAP that nobody holds was made anew, or its gateway let it go: it is handed over again.
     pub(super) fn check_taps(&mut self, held: &BTreeSet<Name>) {
         for ((slice, ordinal), gateway) in &mut self.gateways {
-            if gateway.carries && !held.contains(&Name::new(names::tap(slice, *ordinal))) {
+            if gateway.carries && !held.contains(&Name::tap(slice, *ordinal)) {
                 tracing::warn!(slice, ordinal, "gateway lost its TAP");
                 gateway.carries = false;
             }
         }
         self.adopted
-            .retain(|(slice, ordinal)| held.contains(&Name::new(names::tap(slice, *ordinal))));
+            .retain(|(slice, ordinal)| held.contains(&Name::tap(slice, *ordinal)));
     }
 
     /// Gives TAPs to gateways that are without; whether any got one.
@@ -243,7 +276,7 @@ impl<K: Kernel> Agent<K> {
     /// Gives a gateway its TAP if it is free; whether the gateway has it now.
     fn hand_over_tap(&mut self, key: &(String, u32), tap: &SeenTap) -> bool {
         let (slice, ordinal) = key;
-        let name = Name::new(names::tap(slice, *ordinal));
+        let name = Name::tap(slice, *ordinal);
         let (Some(gateway), Some(facts)) = (self.gateways.get_mut(key), self.world.slices.get(slice)) else {
             return false;
         };

@@ -13,11 +13,12 @@
 
 mod announce;
 mod calls;
-mod drops;
+mod frames;
 mod gateway;
 mod recover;
 mod reports;
 mod sandboxes;
+mod shaping;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,22 +32,24 @@ use slice_crds::membership::Labels;
 use tokio::sync::{mpsc, watch};
 
 pub use announce::Announcement;
+pub use shaping::GUARANTEES;
 
 use crate::{
     checkpoint,
     cni::{members::Members, server::Call},
-    desired::desired,
-    files::{self, RunDirectory},
+    desired::{Made, desired},
+    files::{self, Directories},
     gateways::{GatewayEvent, Server},
     intent::{self, Decision, Local},
-    kernel::{FAST_PATH, Kernel, Observation, Outcome, Query},
+    kernel::{Kernel, Observation, Outcome, Query},
     ledger::Ledger,
     liveness,
     metrics::Metrics,
-    model::{Name, Netns, PodLink, Segment, State},
+    model::{Key, Name, Netns, PodLink, State},
     plan::{self, PodEnd},
     pod_network::PodNetworks,
     pods::{NetnsDirectory, Records, Sandbox},
+    show,
     status::Reports,
     world::{PodView, World},
 };
@@ -74,6 +77,8 @@ pub enum Event {
     KernelChanged,
     /// Time to look at everything.
     Tick,
+    /// Time to see what the shaper carries.
+    Measure,
     /// Somebody waits: time to see whether it can go on, or has waited too long.
     Wake,
     /// The CNI chain is other than it was.
@@ -99,7 +104,7 @@ pub struct Fetched {
 pub struct Setup {
     pub node: String,
     pub node_address: Option<IpAddr>,
-    pub run: RunDirectory,
+    pub directories: Directories,
     pub netns: NetnsDirectory,
     pub features: BTreeMap<String, bool>,
     pub metrics: Metrics,
@@ -109,6 +114,8 @@ pub struct Setup {
     pub announcements: mpsc::Sender<Announcement>,
     pub reports: watch::Sender<Reports>,
     pub chain: watch::Receiver<Chain>,
+    /// What was seen last.
+    pub shown: watch::Sender<Arc<show::Seen>>,
     /// What the other agents are answered, and which of them are asked.
     pub liveness: watch::Sender<liveness::Local>,
 }
@@ -128,7 +135,7 @@ pub struct Agent<K> {
     kernel: K,
     node: String,
     node_address: Option<IpAddr>,
-    run: RunDirectory,
+    directories: Directories,
     netns: NetnsDirectory,
     records: Records,
     features: BTreeMap<String, bool>,
@@ -138,6 +145,7 @@ pub struct Agent<K> {
     announcements: mpsc::Sender<Announcement>,
     reports: watch::Sender<Reports>,
     chain: watch::Receiver<Chain>,
+    shown: watch::Sender<Arc<show::Seen>>,
     liveness: watch::Sender<liveness::Local>,
 
     /// The newest snapshot, and what it is with the fetched pods in it.
@@ -169,8 +177,14 @@ pub struct Agent<K> {
     /// Whether the last settlement left the kernel as desired.
     clean: bool,
     decision: Decision,
+    /// What decisions and states were made of last.
+    memo: intent::Memo,
+    made: Made,
     errors: Errors,
-    drops: drops::Drops,
+    frames: frames::Frames,
+    shaping: shaping::Shaping,
+    /// Whether the shaper is to be read.
+    measures: bool,
     remains: reports::Remains,
     /// Since when an attachment has been wanted that is not there yet; `None` for one that is.
     wanted: BTreeMap<Name, Option<Instant>>,
@@ -181,7 +195,8 @@ pub struct Agent<K> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Errors {
     ports: BTreeMap<Name, String>,
-    segments: BTreeMap<Segment, String>,
+    /// By slice.
+    segments: BTreeMap<String, String>,
     /// Neither, or the kernel could not be looked at.
     node: Option<String>,
     /// The checkpoint could not be written.
@@ -190,7 +205,12 @@ struct Errors {
 
 impl<K: Kernel> Agent<K> {
     pub fn new(kernel: K, setup: Setup) -> Self {
-        let ledger = match checkpoint::load(&setup.run.checkpoint()) {
+        let directories = &setup.directories;
+        let loaded = match checkpoint::load(&directories.checkpoint()) {
+            Ok(None) => checkpoint::load(&directories.former_checkpoint()),
+            loaded => loaded,
+        };
+        let ledger = match loaded {
             Ok(ledger) => ledger.unwrap_or_default(),
             Err(error) => {
                 tracing::warn!(
@@ -204,7 +224,7 @@ impl<K: Kernel> Agent<K> {
             let gauge = setup.metrics.features.with_label_values(&[feature]);
             gauge.set(i64::from(*there));
         }
-        let records = Records::new(setup.run.records());
+        let records = Records::new(setup.directories.records());
         let recorded = records
             .all()
             .into_iter()
@@ -214,7 +234,7 @@ impl<K: Kernel> Agent<K> {
             kernel,
             node: setup.node,
             node_address: setup.node_address,
-            run: setup.run,
+            directories: setup.directories,
             netns: setup.netns,
             records,
             features: setup.features,
@@ -224,6 +244,7 @@ impl<K: Kernel> Agent<K> {
             announcements: setup.announcements,
             reports: setup.reports,
             chain: setup.chain,
+            shown: setup.shown,
             liveness: setup.liveness,
             snapshot: None,
             world: Arc::default(),
@@ -245,8 +266,12 @@ impl<K: Kernel> Agent<K> {
             desired: State::default(),
             clean: false,
             decision: Decision::default(),
+            memo: intent::Memo::default(),
+            made: Made::default(),
             errors: Errors::default(),
-            drops: drops::Drops::default(),
+            frames: frames::Frames::default(),
+            shaping: shaping::Shaping::default(),
+            measures: false,
             remains: reports::Remains::default(),
             wanted: BTreeMap::new(),
             announced: BTreeMap::new(),
@@ -265,6 +290,10 @@ impl<K: Kernel> Agent<K> {
                     return;
                 }
             }
+            Event::Measure => {
+                self.measures = true;
+                return;
+            }
             Event::Liveness(view) => self.view = view,
             Event::Gateway(event) => self.take_gateway(event),
             Event::KernelChanged | Event::Tick => self.look = true,
@@ -280,6 +309,9 @@ impl<K: Kernel> Agent<K> {
             self.calls.clear();
             return;
         };
+        if std::mem::take(&mut self.measures) && self.seen.is_some() {
+            self.dirty |= self.measure().await;
+        }
         if !std::mem::take(&mut self.dirty) {
             // Only what is reported may have changed.
             self.publish(now);
@@ -331,7 +363,7 @@ impl<K: Kernel> Agent<K> {
         }
         let looked = self.look;
         if looked {
-            self.observe().await?;
+            self.observe(now).await?;
         }
         // A gateway that comes into use by getting its TAP changes what is desired: twice at most.
         for _ in 0..2 {
@@ -345,7 +377,7 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// Looks at everything.
-    async fn observe(&mut self) -> anyhow::Result<()> {
+    async fn observe(&mut self, now: Timestamp) -> anyhow::Result<()> {
         let ends = self
             .desired
             .pods
@@ -355,10 +387,17 @@ impl<K: Kernel> Agent<K> {
             pods: ends.collect(),
             node_address: self.address(),
         };
-        let seen = self.kernel.observe(&query).await?;
+        let mut seen = self.kernel.observe(&query).await?;
+        for (port, error) in &seen.unread {
+            tracing::warn!(interface = %port, error, "a pod's interface could not be read, it is left as it is");
+            // To make it anew would punish the pod for what may be the node's trouble.
+            let as_it_was = self.desired.pods.get(port).cloned();
+            seen.state.pods.extend(as_it_was.map(|pod| (port.clone(), pod)));
+        }
         self.look = false;
         self.forget_ended(&seen.gone);
-        self.count_drops(&seen.counters);
+        self.count_frames(&seen);
+        self.show(&seen, now);
         self.check_taps(&seen.held);
         self.errors.node = None;
         self.remains.observe(&seen.state);
@@ -369,12 +408,8 @@ impl<K: Kernel> Agent<K> {
     /// The node's address: as configured, or as its blocks say.
     fn address(&self) -> Option<IpAddr> {
         let of_block = || {
-            let own = self
-                .world
-                .blocks
-                .values()
-                .find(|block| block.spec.node == self.node);
-            own.map(|block| block.spec.node_address)
+            let mut own = self.world.blocks.of_node(&self.node);
+            own.next().map(|(_, block)| block.spec.node_address)
         };
         self.node_address.or_else(of_block)
     }
@@ -383,14 +418,15 @@ impl<K: Kernel> Agent<K> {
         let local = Local {
             node: self.node.clone(),
             address: self.address(),
-            fast_path: self.features.get(FAST_PATH) == Some(&true),
             sandboxes: self.sandboxes(),
             pod_addresses: self.pod_addresses(),
             carrying: self.carrying(),
             taps: self.taps(),
             liveness: Arc::clone(&self.view),
+            underlay: self.seen.as_ref().and_then(|seen| seen.underlay_speed),
+            parts: self.shaping.parts.clone(),
         };
-        self.decision = intent::resolve(&self.world, &local, &mut self.ledger, now);
+        self.decision = intent::resolve(&self.world, &local, &mut self.ledger, &mut self.memo, now);
         self.keep_sandboxes();
         self.update_liveness();
     }
@@ -410,7 +446,7 @@ impl<K: Kernel> Agent<K> {
         let Some(seen) = &mut self.seen else { return };
         self.errors.ports.clear();
         self.errors.segments.clear();
-        let wanted = desired(&self.decision.node);
+        let wanted = desired(&self.decision.node, &mut self.made);
         self.remains.extend(&wanted);
         let plan = plan::diff(&wanted, &seen.state);
         for (port, pod) in &wanted.pods {
@@ -442,6 +478,9 @@ impl<K: Kernel> Agent<K> {
             self.note_failures(&outcome);
         }
         self.clean = seen_as(&self.seen, &wanted);
+        if let Some(seen) = &mut self.seen {
+            share(&mut seen.state, &wanted);
+        }
         self.desired = wanted;
         self.note_attached();
     }
@@ -462,10 +501,13 @@ impl<K: Kernel> Agent<K> {
             let text = format!("{:#}", failure.error);
             tracing::warn!(error = text, "change refused");
             let scope = &failure.step.scope;
-            match (&scope.port, &scope.segment) {
-                (Some(port), _) => _ = self.errors.ports.insert(port.clone(), text),
-                (None, Some(segment)) => _ = self.errors.segments.insert(segment.clone(), text),
-                (None, None) => self.errors.node = Some(text),
+            let ends = |slice: &String| !self.world.slices.contains_key(slice);
+            match (&scope.port, &scope.slice) {
+                (Some(port), slice) if port.is_pod_port() && !slice.as_ref().is_some_and(ends) => {
+                    _ = self.errors.ports.insert(port.clone(), text);
+                }
+                (_, Some(slice)) => _ = self.errors.segments.insert(slice.clone(), text),
+                (_, None) => self.errors.node = Some(text),
             }
         }
         // What a failure left behind is best seen, not guessed; at the next tick, lest a refusal be repeated at once.
@@ -491,25 +533,56 @@ impl<K: Kernel> Agent<K> {
     fn is_attached(&self, port: &Name) -> bool {
         let Some(state) = self.state() else { return false };
         let (wanted, seen) = (&self.desired, state);
-        wanted.pods.contains_key(port)
-            && wanted.links.get(port) == seen.links.get(port)
+        let Some(link) = wanted.links.get(port) else {
+            return false;
+        };
+        let slice = link.alias.as_ref().map(|alias| alias.slice.as_str());
+        let segment = |state: &State| state.segments.get(slice?).cloned();
+        let (Some(wanted_entries), Some(seen_entries)) = (segment(wanted), segment(seen)) else {
+            return false;
+        };
+        let key = Key::Port(port.clone());
+        seen.links.get(port) == Some(link)
+            && (Arc::ptr_eq(&wanted_entries, &seen_entries)
+                || seen_entries.get(&key).is_some() && wanted_entries.get(&key) == seen_entries.get(&key))
             && match (wanted.pods.get(port), seen.pods.get(port)) {
                 (Some(wanted), Some(seen)) => has(seen, wanted),
                 _ => false,
             }
     }
 
-    fn count_drops(&mut self, counters: &BTreeMap<(Name, String), u64>) {
-        let slices = self.world.slices.keys();
+    fn show(&self, seen: &Observation, now: Timestamp) {
+        let slices = self.world.slices.iter();
+        self.shown.send_replace(Arc::new(show::Seen {
+            at: now,
+            node: self.node.clone(),
+            state: seen.state.clone(),
+            counters: seen.counters.clone(),
+            carried: seen.carried.clone(),
+            numbers: self.made.numbers().clone(),
+            underlay_drops: seen.underlay_drops,
+            slices: slices
+                .map(|(slice, facts)| (facts.spec.vni, slice.clone()))
+                .collect(),
+        }));
+    }
+
+    fn count_frames(&mut self, seen: &Observation) {
+        let slices = self.world.slices.iter();
         let slices = slices
-            .map(|slice| (Segment::of_slice(slice).table(), slice.as_str()))
+            .map(|(slice, facts)| (facts.spec.vni, slice.as_str()))
             .collect();
-        self.drops.take(counters, &slices, &self.metrics);
+        self.frames.take(seen, &slices, &self.metrics);
     }
 
     fn write_files(&mut self) {
         if self.is_removed() {
-            for path in [self.run.checkpoint(), self.run.members()] {
+            let of_agent = &self.directories;
+            for path in [
+                of_agent.checkpoint(),
+                of_agent.former_checkpoint(),
+                of_agent.members(),
+            ] {
                 if let Err(error) = files::remove(&path) {
                     tracing::warn!(path = %path.display(), error = %error, "file not removed");
                 }
@@ -521,7 +594,7 @@ impl<K: Kernel> Agent<K> {
             return;
         }
         if self.saved.0 != self.ledger {
-            match checkpoint::save(&self.run.checkpoint(), &self.ledger) {
+            match checkpoint::save(&self.directories.checkpoint(), &self.ledger) {
                 Ok(()) => {
                     self.saved.0 = self.ledger.clone();
                     self.errors.records = None;
@@ -541,7 +614,7 @@ impl<K: Kernel> Agent<K> {
             required_namespaces: required,
         };
         if self.saved.1.as_ref() != Some(&members) {
-            match members.write(&self.run.members()) {
+            match members.write(&self.directories.members()) {
                 Ok(()) => self.saved.1 = Some(members),
                 Err(error) => tracing::warn!(error = %error, "members file not written"),
             }
@@ -553,6 +626,15 @@ impl<K: Kernel> Agent<K> {
 fn seen_as(seen: &Option<Observation>, wanted: &State) -> bool {
     seen.as_ref()
         .is_some_and(|seen| plan::diff(wanted, &seen.state).0.is_empty())
+}
+
+/// Makes what is equal the same, which is soon seen the next time.
+fn share(seen: &mut State, wanted: &State) {
+    for (slice, seen) in &mut seen.segments {
+        if let Some(wanted) = wanted.segments.get(slice).filter(|wanted| *wanted == seen) {
+            *seen = Arc::clone(wanted);
+        }
+    }
 }
 
 /// Whether a pod's end has everything that is wanted of it; it may have more.

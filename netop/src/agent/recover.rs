@@ -8,11 +8,12 @@ use super::{Agent, candidates};
 use crate::{
     kernel::{Kernel, Query},
     ledger::Holder,
-    model::{Name, State, Via},
+    model::{self, Name},
 };
 
 impl<K: Kernel> Agent<K> {
-    /// Finds which pods have which index, by their interfaces: these win over the checkpoint, because pods use them.
+    /// Finds which pods have which index, by what their ports say on the node's side, which no pod can change: it wins
+    /// over the checkpoint, because pods use it.
     pub(super) async fn recover(&mut self, now: Timestamp) -> anyhow::Result<()> {
         let bare = self.kernel.observe(&Query::default()).await?;
         let ports: BTreeSet<Name> = bare.state.links.keys().cloned().collect();
@@ -30,7 +31,9 @@ impl<K: Kernel> Agent<K> {
             .await?;
         let mut found = 0;
         for (port, (slice, uid, _)) in &candidates {
-            let Some(index) = self.index_of_port(&seen.state, slice, port) else {
+            let alias = seen.state.links.get(port).and_then(|link| link.alias.as_ref());
+            let own = alias.filter(|alias| alias.slice == *slice);
+            let Some(model::Holder::Index(index)) = own.map(|alias| alias.holder) else {
                 continue;
             };
             let Some(pod) = self.world.pods.get(uid) else {
@@ -49,11 +52,7 @@ impl<K: Kernel> Agent<K> {
                 .status
                 .as_ref()
                 .is_some_and(|status| status.connected && status.node.as_deref() == Some(self.node.as_str()));
-            if here
-                && seen
-                    .held
-                    .contains(&Name::new(slice_crds::names::tap(slice, *ordinal)))
-            {
+            if here && seen.held.contains(&Name::tap(slice, *ordinal)) {
                 self.adopted.insert((slice.clone(), *ordinal));
             }
         }
@@ -67,26 +66,5 @@ impl<K: Kernel> Agent<K> {
             "took over what was on the node"
         );
         Ok(())
-    }
-
-    /// The index that a port was given: by the bridge's entry. Where that is lost the pod's own end tells, which the pod
-    /// can change: it counts only within this node's blocks.
-    fn index_of_port(&self, state: &State, slice: &str, port: &Name) -> Option<u32> {
-        let entry = state
-            .fdb
-            .iter()
-            .find(|fdb| fdb.link == *port && fdb.via == Via::Bridge);
-        if let Some(index) = entry.and_then(|fdb| fdb.mac.index()) {
-            return Some(index);
-        }
-        let index = state.pods.get(port)?.mac.index()?;
-        let own = self.world.blocks.get(&(slice.to_owned(), self.node.clone()))?;
-        let held = self
-            .ledger
-            .pages
-            .get(slice)
-            .and_then(|page| page.held.get(&index));
-        let is_ours = own.spec.blocks.iter().any(|block| block.contains(index)) && held.is_none();
-        is_ours.then_some(index)
     }
 }

@@ -13,17 +13,17 @@ use slice_runtime::handover::Keys;
 use super::{Agent, Chain, announce::is_early};
 use crate::{
     intent::Wanted,
-    kernel::Kernel,
+    kernel::{EBPF, Kernel},
     ledger::Usage,
-    model::{Element, Name, Segment, State, Via},
+    model::{Holder, Kind, Name, State},
     status::{self, BlockReport, GatewayReport, NodeReport, Reports, Standing},
 };
 
-/// Interfaces and tables that may be on the node, with the bridge that each is a port of.
+/// Interfaces that may be on the node, with the slice that each is a port of.
 ///
 /// Something leaves it only by an observation that does not show it: what was removed is what is seen to be gone.
 #[derive(Default)]
-pub(super) struct Remains(BTreeMap<Name, Option<Name>>);
+pub(super) struct Remains(BTreeMap<Name, Option<String>>);
 
 impl Remains {
     pub(super) fn observe(&mut self, state: &State) {
@@ -33,21 +33,22 @@ impl Remains {
 
     /// Adds what is about to be made.
     pub(super) fn extend(&mut self, state: &State) {
-        for (name, link) in &state.links {
-            self.0
-                .insert(name.clone(), link.port.as_ref().map(|port| port.bridge.clone()));
-        }
-        self.0
-            .extend(state.tables.keys().map(|name| (name.clone(), None)));
+        let links = state
+            .links
+            .iter()
+            .filter(|(_, link)| !matches!(link.kind, Kind::Vxlan(_) | Kind::Shaper));
+        let owned = links.map(|(name, link)| {
+            let slice = link.alias.as_ref().map(|alias| alias.slice.clone());
+            (name.clone(), slice)
+        });
+        self.0.extend(owned);
     }
 
-    /// Whether anything of a slice is among it. A pod's port without a bridge may be any slice's.
-    fn of_slice(&self, segment: &Segment) -> bool {
-        let bridge = segment.bridge();
-        self.0.iter().any(|(name, on)| match on {
-            Some(on) => *on == bridge || segment.owns(name),
-            None => name.as_str().starts_with("wp-") || segment.owns(name),
-        })
+    /// Whether anything of a slice is among it. What does not say whose it is may be any slice's.
+    fn of_slice(&self, slice: &str) -> bool {
+        self.0
+            .values()
+            .any(|of| of.as_deref().is_none_or(|of| of == slice))
     }
 }
 
@@ -68,12 +69,8 @@ impl<K: Kernel> Agent<K> {
         let mut reports = Reports::default();
         // What pods have is known once the kernel was looked at.
         let looked = self.seen.is_some();
-        let own = self
-            .world
-            .blocks
-            .iter()
-            .filter(|((_, node), _)| looked && *node == self.node);
-        for ((slice, _), block) in own {
+        let own = self.world.blocks.of_node(&self.node).filter(|_| looked);
+        for (slice, block) in own {
             let name = block.metadata.name.clone().unwrap_or_default();
             let recorded = block.status.clone().map(|status| (name.clone(), status));
             reports.recorded.blocks.extend(recorded);
@@ -165,8 +162,13 @@ impl<K: Kernel> Agent<K> {
         };
         let problem = if let Some(error) = &self.errors.node {
             Some(error.clone())
+        } else if missing(EBPF) {
+            Some("no slice is carried here: the kernel does not take the agent's eBPF programs; its log says why".into())
         } else if missing("nftables") {
-            Some("nftables does not work here: the kernel needs nf_tables with the bridge family, the image needs nft".into())
+            Some(
+                "nftables does not work here: the kernel needs nf_tables with the family inet and fib, the image needs nft"
+                    .into(),
+            )
         } else if missing("tap") {
             Some(
                 "no gateway can run here: /dev/net/tun cannot be opened; mount it into the agent as a device, and allow \
@@ -222,28 +224,28 @@ impl<K: Kernel> Agent<K> {
             pod_networks: self.pod_networks.list(),
             features: self.features.clone(),
             ready,
+            guarantees: self.guarantees(),
         }
     }
 
     fn block_report(&self, slice: &str, now: Timestamp) -> BlockReport {
         let facts = self.world.slices.get(slice);
-        let segment = Segment::of_slice(slice);
         let known = facts.is_some() || self.world.broken.contains_key(slice);
-        let present = known || self.remains.of_slice(&segment);
+        let present = known || self.remains.of_slice(slice);
         let usage = facts.map(|facts| self.ledger.usage(slice, facts.subnets, now));
         // What is reported of blocks must outlive this process: an agent that starts again must not know less.
         let grant = self.ledger.grant(slice);
         let (mut idle, mut released) = (vec![], vec![]);
         if grant == self.saved.0.grant(slice) {
             (idle, released) = (self.ledger.idle(slice, now), self.ledger.released(slice));
-            let used = self.indices_in_use(&segment);
+            let used = self.indices_in_use(slice);
             let is_unused = |block: &IndexRange| !used.iter().any(|index| block.contains(*index));
             idle.retain(is_unused);
             released.retain(is_unused);
         }
         let (attachments, ready) = match known {
             true => self.attachments(slice),
-            false => (0, self.taken_off(&segment, present)),
+            false => (0, self.taken_off(slice, present)),
         };
         BlockReport {
             attachments,
@@ -283,10 +285,9 @@ impl<K: Kernel> Agent<K> {
         let problem = self
             .errors
             .segments
-            .get(&Segment::of_slice(slice))
+            .get(slice)
             .or_else(|| self.decision.problems.get(slice))
-            .cloned()
-            .or_else(|| self.drops.obstacle());
+            .cloned();
         (
             attached,
             status::block_ready(attached, &waiting, problem.as_deref()),
@@ -294,50 +295,36 @@ impl<K: Kernel> Agent<K> {
     }
 
     /// The condition of a block whose slice is gone.
-    fn taken_off(&self, segment: &Segment, present: bool) -> Verdict {
-        match self.errors.segments.get(segment) {
+    fn taken_off(&self, slice: &str, present: bool) -> Verdict {
+        match self.errors.segments.get(slice) {
             Some(error) if present => Verdict::no(READY, reason::DEGRADED, error),
             _ if present => Verdict::yes(READY, reason::READY, "the slice is being taken off this node"),
             _ => Verdict::yes(READY, reason::READY, "nothing of the slice is on this node"),
         }
     }
 
-    /// Indices that ports of a segment are seen to have. On the node's side: what is inside a pod, the pod can change.
-    fn indices_in_use(&self, segment: &Segment) -> BTreeSet<u32> {
+    /// Indices that ports of a slice are seen to have. On the node's side: what is inside a pod, the pod can change.
+    fn indices_in_use(&self, slice: &str) -> BTreeSet<u32> {
         let Some(state) = self.state() else {
             return BTreeSet::new();
         };
-        let bridge = segment.bridge();
-        let is_port = |name: &Name| {
-            let port = state.links.get(name).and_then(|link| link.port.as_ref());
-            name.as_str().starts_with("wp-") && port.is_some_and(|port| port.bridge == bridge)
-        };
-        let entries = state
-            .fdb
-            .iter()
-            .filter(|fdb| fdb.via == Via::Bridge && is_port(&fdb.link));
-        let filter = state.tables.get(&segment.table());
-        let senders = filter
-            .iter()
-            .flat_map(|table| &table.elements)
-            .filter_map(|element| match element {
-                Element::Mac(_, mac) => Some(*mac),
-                _ => None,
+        let aliases = state.links.values().filter_map(|link| link.alias.as_ref());
+        let of_links = aliases
+            .filter(|alias| alias.slice == slice)
+            .filter_map(|alias| match alias.holder {
+                Holder::Index(index) => Some(index),
+                Holder::Gateway(_) => None,
             });
-        entries
-            .map(|fdb| fdb.mac)
-            .chain(senders)
-            .filter_map(|mac| mac.index())
+        let segment = state.segments.get(slice).into_iter();
+        of_links
+            .chain(segment.flat_map(|segment| segment.indices()))
             .collect()
     }
 
     /// Why a port that is wanted is not there.
     pub(super) fn why_not(&self, slice: &str, port: &Name) -> String {
         let errors = &self.errors;
-        let known = errors
-            .ports
-            .get(port)
-            .or_else(|| errors.segments.get(&Segment::of_slice(slice)));
+        let known = errors.ports.get(port).or_else(|| errors.segments.get(slice));
         let known = known
             .or_else(|| self.decision.problems.get(slice))
             .or(errors.node.as_ref());
@@ -350,12 +337,7 @@ impl<K: Kernel> Agent<K> {
         let (indices, attachments) = (&self.metrics.indices, &self.metrics.attachments);
         indices.reset();
         attachments.reset();
-        for ((slice, _), block) in self
-            .world
-            .blocks
-            .iter()
-            .filter(|((_, node), _)| *node == self.node)
-        {
+        for (slice, block) in self.world.blocks.of_node(&self.node) {
             let Some(report) = block
                 .metadata
                 .name
@@ -376,9 +358,7 @@ impl<K: Kernel> Agent<K> {
                 ("free", free),
                 ("resting", resting),
             ] {
-                indices
-                    .with_label_values(&[slice.as_str(), state])
-                    .set(count.into());
+                indices.with_label_values(&[slice, state]).set(count.into());
             }
             attachments
                 .with_label_values(&[slice])

@@ -218,7 +218,7 @@ mod tests {
             bin_dir: folder.join("bin"),
             binary: folder.join("plugin"),
             socket: "/run/weft/cni.sock".into(),
-            members: "/run/weft/cni/members.json".into(),
+            members: "/var/lib/weft/members.json".into(),
         };
         fs::create_dir_all(&installer.conf_dir).unwrap();
         fs::create_dir_all(&installer.bin_dir).unwrap();

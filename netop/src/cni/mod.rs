@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  container runtime ─► … ─► slice-cni ─ /run/weft/cni.sock ─► slice-netop attaches, or says "in no slice"
-//!                              └ agent away: /run/weft/cni/members.json says whether the pod may wait
+//!                              └ agent away: /var/lib/weft/members.json says whether the pod may wait
 //! ```
 //!
 //! The plugin decides nothing: it asks, passes the previous result on with the new interfaces added, and where nobody

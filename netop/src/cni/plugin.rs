@@ -13,8 +13,11 @@ use super::{
 
 /// Versions of the specification whose chained form this plugin follows.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// How long a pod that may be in a slice waits for the agent. The runtime's own limit is minutes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a pod that may be in a slice which requires its interface waits for the agent. The runtime's own limit is
+/// minutes.
+const REQUIRED: Duration = Duration::from_secs(10);
+/// How long any other pod does, whatever the agent is doing: it is attached later.
+const OTHERS: Duration = Duration::from_millis(300);
 
 /// Error codes (SPEC.md, "Error"): below 100 are the specification's, 11 asks the runtime to try again later.
 mod code {
@@ -136,7 +139,9 @@ fn attached(environment: &Environment, config: &Config, command: Command) -> Res
         pod_name,
         addresses: addresses(config.prev_result.as_ref()),
     };
-    match wire::ask(&config.socket, &request, ANSWER_TIMEOUT) {
+    let required = required(&request, config);
+    let timeout = if required { REQUIRED } else { OTHERS };
+    match wire::ask(&config.socket, &request, timeout) {
         Ok(Reply::Attached(interfaces)) => Ok(interfaces),
         Ok(Reply::Refused(why)) => Err(fail(
             &config.cni_version,
@@ -144,7 +149,7 @@ fn attached(environment: &Environment, config: &Config, command: Command) -> Res
             &format!("pod {}/{}: {why}", request.pod_namespace, request.pod_name),
             String::new(),
         )),
-        Err(error) => alone(&request, config, &error),
+        Err(error) => alone(&request, config, required, &error),
     }
 }
 
@@ -160,13 +165,22 @@ fn addresses(previous: Option<&Value>) -> Vec<IpAddr> {
         .collect()
 }
 
-/// The agent does not answer.
-fn alone(request: &Request, config: &Config, error: &io::Error) -> Result<Vec<Interface>, Error> {
-    let required = match Members::read(&config.members) {
+/// Whether the pod may be in a slice that requires its interface, by what the agent wrote down last.
+fn required(request: &Request, config: &Config) -> bool {
+    match Members::read(&config.members) {
         Ok(members) => members.required_namespaces.contains(&request.pod_namespace),
         // Who must wait is not known, so nobody does: the agent attaches running pods when it is back.
         Err(_) => false,
-    };
+    }
+}
+
+/// The agent does not answer.
+fn alone(
+    request: &Request,
+    config: &Config,
+    required: bool,
+    error: &io::Error,
+) -> Result<Vec<Interface>, Error> {
     if !required || request.command != Command::Add {
         return Ok(Vec::new());
     }

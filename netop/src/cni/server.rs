@@ -3,6 +3,7 @@
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use slice_runtime::admin::Pulse;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -12,10 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::wire::{self, Reply, Request};
 
-/// Questions that are answered at once; more wait in the socket's backlog.
-const CONCURRENT: usize = 64;
+/// Questions that wait for an answer. A plugin whose question finds no place is let go, and decides by itself.
+const CONCURRENT: usize = 1024;
 /// A plugin that does not finish its question is let go.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the next question is waited for where one could not be taken, as without descriptors to spare.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often the listener shows that it goes on.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// A question, and where its answer goes.
 #[derive(Debug)]
@@ -28,7 +33,12 @@ pub struct Call {
 ///
 /// # Errors
 /// Where the socket cannot be made.
-pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    path: &Path,
+    calls: mpsc::Sender<Call>,
+    pulse: Pulse,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
@@ -42,14 +52,30 @@ pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationTok
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("protect {}", path.display()))?;
     let slots = Arc::new(Semaphore::new(CONCURRENT));
+    let mut beat = tokio::time::interval(BEAT);
     loop {
-        let slot = Arc::clone(&slots)
-            .acquire_owned()
-            .await
-            .context("the semaphore is never closed")?;
-        let stream = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            accepted = listener.accept() => accepted.context("accept a question of the CNI plugin")?.0,
+            accepted = listener.accept() => accepted,
+            _ = beat.tick() => {
+                pulse.beat();
+                continue;
+            }
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(error = %error, "question of the CNI plugin not taken");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            tracing::warn!(
+                limit = CONCURRENT,
+                "question of the CNI plugin not taken, too many wait"
+            );
+            continue;
         };
         let calls = calls.clone();
         tokio::spawn(async move {
@@ -67,7 +93,7 @@ pub async fn serve(path: &Path, calls: mpsc::Sender<Call>, stop: CancellationTok
 async fn answer(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> anyhow::Result<()> {
     let mut text = Vec::new();
     let mut limited = (&mut stream).take(wire::MAX_MESSAGE);
-    tokio::time::timeout(PATIENCE, limited.read_to_end(&mut text))
+    tokio::time::timeout(TIMEOUT, limited.read_to_end(&mut text))
         .await
         .context("the question does not end")?
         .context("read the question")?;

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Shutdown},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -60,14 +61,29 @@ pub enum Reply {
 /// Asks the agent.
 ///
 /// # Errors
-/// Where nobody listens, or no answer comes in time.
+/// Where nobody listens, or no answer has come after `timeout`, whatever there is to wait for: the place in the socket's
+/// queue, or the answer.
 pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> io::Result<Reply> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let (socket, text) = (socket.to_owned(), serde_json::to_vec(request)?);
+    // A connection to a full queue waits without a limit of its own (unix(7)); the thread ends with the process.
+    std::thread::Builder::new()
+        .name("ask".into())
+        .spawn(move || answer.send(exchange(&socket, &text)))?;
+    match answered.recv_timeout(timeout) {
+        Ok(answer) => Ok(serde_json::from_slice(&answer?)?),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {timeout:?}"),
+        )),
+    }
+}
+
+fn exchange(socket: &Path, text: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    stream.write_all(&serde_json::to_vec(request)?)?;
+    stream.write_all(text)?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     stream.take(MAX_MESSAGE).read_to_end(&mut answer)?;
-    Ok(serde_json::from_slice(&answer)?)
+    Ok(answer)
 }

@@ -20,6 +20,7 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
             .collect()
     };
     let spec = &facts.spec;
+    let carried = spec.carried();
     let peers = spec.peers.iter().map(|peer| handover::Peer {
         cluster: peer.name.clone(),
         outside: peer.number == index::OUTSIDE,
@@ -45,8 +46,9 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
         vtep: vtep(spec.cluster_number, ordinal)?,
         ranges: ranges(&spec.ranges),
         frames: handover::Frames {
-            non_ip: facts.spec.broadcast.non_ip,
-            tagged: false,
+            non_ip: carried.non_ip,
+            tagged: carried.tagged,
+            routers: !carried.routers.is_empty(),
         },
         dscp: spec.dscp,
         rotation_secs: spec.gateway.keys.rotation_seconds,

@@ -3,17 +3,18 @@
 //! ```text
 //!  World ─┬─ memberships ─► ledger   who keeps an index
 //!         ├─ segment ─────► a slice on this node: whom it exchanges frames with
-//!         ├─ uplink ──────► which gateway its frames to other clusters take
+//!         ├─ exits ───────► which gateways its frames to other clusters take
 //!         └─ attach ──────► its pods: an index, or the obstacle
 //! ```
 //!
 //! Everything that cannot be done is reported here, with the next step, and never stops the rest.
 
+mod exits;
 mod gateway;
+mod memo;
 mod segment;
 #[cfg(test)]
 mod testing;
-mod uplink;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use slice_crds::{
-    Mac, Subnets,
+    Mac, Rate, Subnets, annotations,
     conditions::reason,
     membership::Rules,
     names,
@@ -33,12 +34,14 @@ use slice_crds::{
 };
 
 pub use gateway::gateway_config;
+pub use memo::Memo;
 
 use crate::{
     desired::{AttachmentIntent, NodeIntent},
     ledger::{Exhausted, Grant, Holder, Ledger},
     liveness::{self, Health},
     model::{Name, Netns, Queues},
+    shares::Part,
     world::{PodView, SliceFacts, World},
 };
 
@@ -49,8 +52,6 @@ pub struct Local {
     pub node: String,
     /// This node's address.
     pub address: Option<IpAddr>,
-    /// Whether this kernel hands known unicast straight from port to port.
-    pub fast_path: bool,
     /// Pods' network namespaces, by pod UID.
     pub sandboxes: BTreeMap<String, Netns>,
     /// Pods' own addresses as the network plugin gave them, by pod UID: before the kubelet reports them.
@@ -61,6 +62,10 @@ pub struct Local {
     pub taps: BTreeMap<(String, u32), Queues>,
     /// What is observed of other nodes' gateways.
     pub liveness: liveness::View,
+    /// What the interface with the node's address carries.
+    pub underlay: Option<Rate>,
+    /// Which part of what a slice is given falls to this node, by slice.
+    pub parts: BTreeMap<String, Part>,
 }
 
 /// What is asked for, and what is to be reported about it.
@@ -180,20 +185,20 @@ pub struct Placed {
     pub mtu: u32,
 }
 
-/// Decides everything for one moment. Indices come from the ledger, and go back to it.
-pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp) -> Decision {
+/// Decides everything for one moment. Indices come from the ledger, and go back to it; what a decision is made of that was
+/// made before comes from the memo.
+pub fn resolve(
+    world: &World,
+    local: &Local,
+    ledger: &mut Ledger,
+    memo: &mut Memo,
+    now: Timestamp,
+) -> Decision {
     let mut decision = Decision::default();
     if world.teardown() {
         ledger.retain(now, |_, _| false);
         return decision;
     }
-    decision.node.fast_path = local.fast_path;
-    let takes_part = |block: &&SliceBlock| block.spec.withdrawn.is_none() || block.spec.node == local.node;
-    let blocks = world.blocks.values().map(AsRef::as_ref).filter(takes_part);
-    let addresses = blocks.map(|block| block.spec.node_address);
-    decision.node.nodes = addresses
-        .filter(|address| segment::is_node_address(*address))
-        .collect();
     for (name, error) in &world.broken {
         decision.problem(name, format!("the Slice cannot be understood: {error}"));
     }
@@ -205,21 +210,39 @@ pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp
             .get(holder.uid.as_str())
             .is_some_and(|membership| membership.slices.contains(slice))
     });
+    memo.retain(world);
+    let adjacencies = adjacencies(local);
+    let mut resolved = BTreeMap::new();
     for (name, facts) in &world.slices {
-        match segment::segment(world, local, ledger, name, facts) {
-            Some(Ok(resolved)) => {
-                decision.node.segments.insert(name.clone(), resolved.intent);
-                for (node, gateway) in resolved.watched {
-                    decision.watched.entry(node).or_default().insert(gateway);
+        let of_slice = adjacencies.get(&facts.spec.vni);
+        let now = memo::Now {
+            slice: name,
+            facts,
+            world,
+            local,
+            ledger,
+            adjacencies: of_slice.map_or(&[], Vec::as_slice),
+        };
+        let segment = memo.resolve(&now, || segment::segment(world, local, ledger, name, facts));
+        match segment {
+            Some(Ok(segment)) => {
+                decision.node.local = Some(segment.local);
+                for (node, gateway) in &segment.watched {
+                    decision.watched.entry(*node).or_default().insert(*gateway);
                 }
-                if let Some(problem) = resolved.problem {
-                    decision.problem(name, problem);
+                if let Some(problem) = &segment.problem {
+                    decision.problem(name, problem.clone());
                 }
+                resolved.insert(name.as_str(), segment);
             }
             Some(Err(problem)) => decision.problem(name, problem),
             None => {}
         }
     }
+    decision.node.nodes = memo.nodes(|| nodes(world, local));
+    decision.node.uplink = uplink(world).or(local.underlay);
+    decision.node.parts.clone_from(&local.parts);
+    let mut attachments: Attachments<'_> = resolved.keys().map(|slice| (*slice, BTreeMap::new())).collect();
     for (uid, pod) in &world.pods {
         attach(
             world,
@@ -228,10 +251,42 @@ pub fn resolve(world: &World, local: &Local, ledger: &mut Ledger, now: Timestamp
             now,
             pod,
             &memberships[uid.as_str()],
-            &mut decision,
+            (&mut decision, &mut attachments),
         );
     }
+    for (slice, attachments) in attachments {
+        let segment = memo.whole(slice, &resolved[slice].intent, attachments);
+        decision.node.segments.insert(slice.to_owned(), segment);
+    }
     decision
+}
+
+/// What the node is said to have to other clusters, where that makes sense.
+fn uplink(world: &World) -> Option<Rate> {
+    world.node.as_ref()?.spec.uplink.as_ref()?.parse().ok()
+}
+
+/// Addresses of this cluster's nodes.
+fn nodes(world: &World, local: &Local) -> BTreeSet<IpAddr> {
+    let takes_part = |block: &&SliceBlock| block.spec.withdrawn.is_none() || block.spec.node == local.node;
+    let blocks = world.blocks.iter().map(AsRef::as_ref).filter(takes_part);
+    let addresses = blocks.map(|block| block.spec.node_address);
+    addresses
+        .filter(|address| segment::is_node_address(*address))
+        .collect()
+}
+
+/// Pods' ports, by slices that this node takes part in.
+type Attachments<'a> = BTreeMap<&'a str, BTreeMap<Name, AttachmentIntent>>;
+
+/// What is observed of other nodes' gateways, by their slice's number.
+fn adjacencies(local: &Local) -> BTreeMap<u32, Vec<memo::Observed<'_>>> {
+    let mut by_slice: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    for (key, adjacency) in local.liveness.iter() {
+        let (_, (vni, _)) = key;
+        by_slice.entry(*vni).or_default().push((*key, adjacency));
+    }
+    by_slice
 }
 
 impl Decision {
@@ -246,9 +301,8 @@ impl Decision {
 
 /// Takes over which blocks this node has, of every slice.
 fn accept_grants(world: &World, local: &Local, ledger: &mut Ledger, decision: &mut Decision) {
-    let own = |slice: &str| world.blocks.get(&(slice.to_owned(), local.node.clone()));
-    ledger.retain_grants(|slice| own(slice).is_some());
-    for ((slice, _), block) in world.blocks.iter().filter(|((_, node), _)| *node == local.node) {
+    ledger.retain_grants(|slice| world.blocks.get(slice, &local.node).is_some());
+    for (slice, block) in world.blocks.of_node(&local.node) {
         let grant = Grant {
             uid: block.uid().unwrap_or_default(),
             generation: block.metadata.generation.unwrap_or_default(),
@@ -278,7 +332,7 @@ fn attach(
     now: Timestamp,
     pod: &PodView,
     membership: &slice_crds::membership::Membership<'_>,
-    decision: &mut Decision,
+    (decision, attachments): (&mut Decision, &mut Attachments<'_>),
 ) {
     if membership.slices.is_empty() && membership.errors.is_empty() {
         return;
@@ -309,14 +363,23 @@ fn attach(
         };
         match &outcome {
             Ok(placed) => {
-                if let (Some(netns), Some(segment)) =
-                    (local.sandboxes.get(uid), decision.node.segments.get_mut(slice))
+                let bandwidth = pod.bandwidth.as_deref();
+                let limit = bandwidth.map_or(Ok(None), |text| annotations::bandwidth(text, slice));
+                if let Err(error) = &limit {
+                    let error = format!("{error}; until it is put right the pod has no limit");
+                    if !of_pod.errors.contains(&error) {
+                        of_pod.errors.push(error);
+                    }
+                }
+                if let (Some(netns), Some(of_slice)) = (local.sandboxes.get(uid), attachments.get_mut(slice))
                 {
                     let attachment = AttachmentIntent {
                         index: placed.index,
+                        router: world.lets_route(pod, facts),
+                        limit: limit.unwrap_or_default(),
                         netns: netns.clone(),
                     };
-                    segment.attachments.insert(placed.port.clone(), attachment);
+                    of_slice.insert(placed.port.clone(), attachment);
                 }
             }
             Err(obstacle) if obstacle.is_lasting() => ledger.give_back(slice, uid, now),
@@ -338,7 +401,7 @@ fn place(
     (slice, facts): (&str, &SliceFacts),
     pod: &PodView,
 ) -> Result<Placed, Obstacle> {
-    if !world.blocks.contains_key(&(slice.to_owned(), local.node.clone())) {
+    if world.blocks.get(slice, &local.node).is_none() {
         return Err(Obstacle::NoBlock(slice.to_owned()));
     }
     own_network(local, slice, &facts.subnets, pod)?;

@@ -8,15 +8,20 @@ use std::{
     net::IpAddr,
 };
 
-use slice_crds::{IndexRange, v1alpha1::SliceBlockSpec};
+use slice_crds::{
+    IndexRange,
+    v1alpha1::{SliceBlock, SliceBlockSpec},
+};
+use slice_datapath::MAX_MEMBERS;
 
 use super::{
     Local,
-    uplink::{Watched, relay, uplink},
+    exits::{Watched, exits, relays},
 };
 use crate::{
-    desired::SegmentIntent,
+    desired::{Carried, Remote, SegmentIntent},
     ledger::Ledger,
+    model::Clusters,
     world::{SliceFacts, World},
 };
 
@@ -24,8 +29,11 @@ use crate::{
 const NAMED: usize = 3;
 
 /// One slice on this node.
+#[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) intent: SegmentIntent,
+    /// This node's address.
+    pub(super) local: IpAddr,
     /// Gateways of other nodes that are to be watched.
     pub(super) watched: Watched,
     /// What is left out, or in doubt.
@@ -43,7 +51,7 @@ pub(super) fn segment(
     slice: &str,
     facts: &SliceFacts,
 ) -> Option<Result<Resolved, String>> {
-    let own = &world.blocks.get(&(slice.to_owned(), local.node.clone()))?.spec;
+    let own = &world.blocks.get(slice, &local.node)?.spec;
     let address = own.node_address;
     if !is_node_address(address) {
         return Some(Err(format!(
@@ -53,25 +61,55 @@ pub(super) fn segment(
     }
     let mut problems: Vec<String> = own.withdrawn.iter().map(|why| withdrawn(why)).collect();
     let remotes = remotes(world, local, ledger, slice, own, &mut problems);
+    let members = remotes.values().filter(|remote| remote.is_member).count();
+    if members > MAX_MEMBERS as usize {
+        problems.push(format!(
+            "{members} nodes have pods of the slice, and broadcast reaches {MAX_MEMBERS} of them: make several slices of it"
+        ));
+    }
     let taps = local.taps.iter().filter(|((of, _), _)| of == slice);
-    let (uplink, watched) = uplink(world, local, slice, facts, own);
+    let clusters = clusters(facts);
+    let toward = clusters.keys().copied().map(Clusters::One);
+    let toward: BTreeSet<Clusters> = toward.chain([Clusters::All]).collect();
+    let (exits, watched) = exits(world, local, slice, facts, own, &toward);
     let intent = SegmentIntent {
         vni: facts.spec.vni,
         mtu: facts.spec.mtu.into(),
         subnets: facts.subnets,
-        broadcast: facts.spec.broadcast,
-        local: address,
+        carried: Carried::from(&facts.spec.carried()),
+        shaping: facts.spec.shaping,
         remotes,
+        clusters,
         taps: taps.map(|((_, ordinal), queues)| (*ordinal, *queues)).collect(),
-        uplink,
-        relay: relay(local, slice),
+        exits,
+        relays: relays(local, slice, &toward),
         attachments: BTreeMap::new(),
     };
     Some(Ok(Resolved {
         intent,
+        local: address,
         watched,
         problem: summary(problems),
     }))
+}
+
+/// The ranges of the other clusters, by number. All hosts outside have one number, and all gateways reach them.
+fn clusters(facts: &SliceFacts) -> BTreeMap<u32, BTreeSet<IndexRange>> {
+    let mut clusters: BTreeMap<u32, BTreeSet<IndexRange>> = BTreeMap::new();
+    for peer in &facts.spec.peers {
+        clusters.entry(peer.number).or_default().extend(&peer.ranges);
+    }
+    clusters
+}
+
+/// Nodes that may have a gateway of a slice: where the pod is, and where it was last seen.
+fn with_gateway<'a>(world: &'a World, slice: &'a str) -> BTreeSet<&'a str> {
+    let gateways = world.gateways.iter().filter(|((of, _), _)| of == slice);
+    let nodes = gateways.flat_map(|(_, gateway)| {
+        let seen = gateway.status.as_ref().and_then(|status| status.node.as_deref());
+        [seen, gateway.spec.node.as_deref()]
+    });
+    nodes.flatten().collect()
 }
 
 fn withdrawn(why: &str) -> String {
@@ -95,16 +133,14 @@ fn remotes(
     slice: &str,
     own: &SliceBlockSpec,
     problems: &mut Vec<String>,
-) -> BTreeMap<IpAddr, BTreeSet<IndexRange>> {
-    let others = world
-        .blocks
-        .range((slice.to_owned(), String::new())..)
-        .take_while(|((of, _), _)| of == slice)
-        .filter(|((_, node), _)| *node != local.node);
+) -> BTreeMap<IpAddr, Remote> {
+    let of_slice = world.blocks.of_slice(slice);
+    let others = of_slice.into_iter().flat_map(|blocks| blocks.iter());
     let mut reached = vec![];
-    for ((_, node), block) in others {
+    for (node, block) in others.filter(|(node, _)| **node != local.node) {
+        let node = node.as_str();
         match reach((&local.node, own), (node, &block.spec)) {
-            Ok(address) => reached.push((node.as_str(), address, &block.spec)),
+            Ok(address) => reached.push((node, address, &**block)),
             Err(problem) => problems.extend(problem),
         }
     }
@@ -114,13 +150,15 @@ fn remotes(
     for block in own.blocks.iter().filter(|block| !released.contains(block)) {
         owners.add(*block, &local.node);
     }
-    let mut remotes: BTreeMap<IpAddr, BTreeSet<IndexRange>> = BTreeMap::new();
+    let with_gateway = with_gateway(world, slice);
+    let mut remotes: BTreeMap<IpAddr, Remote> = BTreeMap::new();
     for releasing in [false, true] {
-        for (node, address, spec) in &reached {
+        for (node, address, block) in &reached {
+            let spec = &block.spec;
             let blocks = spec.blocks.iter();
             for block in blocks.filter(|block| spec.releasing.contains(block) == releasing) {
                 match owners.add(*block, node) {
-                    None => _ = remotes.entry(*address).or_default().insert(*block),
+                    None => _ = remotes.entry(*address).or_default().blocks.insert(*block),
                     Some(_) if releasing => {}
                     Some(owner) => problems.push(format!(
                         "nodes {owner} and {node} both have the block {block}, and {owner} gets its frames: see their \
@@ -128,11 +166,18 @@ fn remotes(
                     )),
                 }
             }
-            // A node without a block gets broadcast all the same: its gateway carries for others.
-            remotes.entry(*address).or_default();
+            // A node without a block is there all the same: its gateway carries for others.
+            let remote = remotes.entry(*address).or_default();
+            remote.has_gateway |= with_gateway.contains(node);
+            remote.is_member |= remote.has_gateway || has_pods(block);
         }
     }
     remotes
+}
+
+/// Whether a node may have pods of the slice: one that has said nothing yet may.
+fn has_pods(block: &SliceBlock) -> bool {
+    block.status.as_ref().is_none_or(|status| status.attachments > 0)
 }
 
 /// The address that another node's frames go to.
@@ -199,15 +244,26 @@ impl<'a> Owners<'a> {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
+    use slice_crds::v1alpha1::SliceBlockStatus;
 
     use super::*;
     use crate::{
         intent::{
-            resolve,
+            Decision, Memo, resolve,
             testing::{cluster, edit_block, facts, node},
         },
         ledger::Grant,
     };
+
+    fn decide(world: &World, n: u32, ledger: &mut Ledger) -> Decision {
+        resolve(
+            world,
+            &node(n),
+            ledger,
+            &mut Memo::default(),
+            Timestamp::UNIX_EPOCH,
+        )
+    }
 
     /// Node n1 of three, of which something is odd: whom it sends to, and the problem.
     #[track_caller]
@@ -215,10 +271,10 @@ mod tests {
         let mut world = cluster(3, 0);
         world.slices.insert("shop".into(), facts().into());
         change(&mut world);
-        let decision = resolve(&world, &node(1), &mut Ledger::default(), Timestamp::UNIX_EPOCH);
+        let decision = decide(&world, 1, &mut Ledger::default());
         let segment = decision.node.segments.get("shop").expect("the segment is there");
-        let text = |(address, blocks): (&IpAddr, &BTreeSet<IndexRange>)| {
-            let blocks: Vec<_> = blocks.iter().map(ToString::to_string).collect();
+        let text = |(address, remote): (&IpAddr, &Remote)| {
+            let blocks: Vec<_> = remote.blocks.iter().map(ToString::to_string).collect();
             format!("{address} {}", blocks.join(" "))
         };
         assert_eq!(segment.remotes.iter().map(text).collect::<Vec<_>>(), remotes);
@@ -279,15 +335,38 @@ mod tests {
     }
 
     #[test]
+    fn who_has_nothing_of_the_slice_gets_nothing_that_is_for_all() {
+        let mut world = cluster(4, 1);
+        world.slices.insert("shop".into(), facts().into());
+        for (node, attachments) in [(2, 0), (3, 1)] {
+            let block = world.blocks.get_mut("shop", &format!("n{node}")).unwrap();
+            block.status = Some(SliceBlockStatus {
+                attachments,
+                ..SliceBlockStatus::default()
+            });
+        }
+        let members = |world: &World| -> Vec<String> {
+            let decision = decide(world, 1, &mut Ledger::default());
+            let remotes = decision.node.segments["shop"].remotes.iter();
+            let members = remotes.filter(|(_, remote)| remote.is_member);
+            members.map(|(address, _)| address.to_string()).collect()
+        };
+        // A gateway is on the first, a pod on the last.
+        assert_eq!(members(&world), ["10.0.0.0", "10.0.0.3"]);
+        world.blocks.get_mut("shop", "n2").unwrap().status = None;
+        assert_eq!(
+            members(&world),
+            ["10.0.0.0", "10.0.0.2", "10.0.0.3"],
+            "it may have one"
+        );
+    }
+
+    #[test]
     fn who_is_withdrawn_or_nowhere_may_not_send() {
         let mut world = cluster(4, 0);
         edit_block(&mut world, 2, |spec| spec.withdrawn = Some("why".into()));
         edit_block(&mut world, 3, |spec| spec.node_address = [127, 0, 0, 1].into());
-        let nodes = |n| {
-            resolve(&world, &node(n), &mut Ledger::default(), Timestamp::UNIX_EPOCH)
-                .node
-                .nodes
-        };
+        let nodes = |n| decide(&world, n, &mut Ledger::default()).node.nodes;
         let addresses = |last: &[u8]| {
             last.iter()
                 .map(|n| IpAddr::from([10, 0, 0, *n]))
@@ -302,7 +381,7 @@ mod tests {
         let mut world = cluster(3, 0);
         world.slices.insert("shop".into(), facts().into());
         edit_block(&mut world, 1, |spec| spec.node_address = [0, 0, 0, 0].into());
-        let decide = |n| resolve(&world, &node(n), &mut Ledger::default(), Timestamp::UNIX_EPOCH);
+        let decide = |n| decide(&world, n, &mut Ledger::default());
         let (own, other) = (decide(1), decide(0));
         assert!(own.node.segments.is_empty() && own.problems["shop"].contains("0.0.0.0"));
         assert_eq!(other.node.segments["shop"].remotes.len(), 1);
@@ -359,7 +438,7 @@ mod tests {
             ..Grant::default()
         };
         ledger.accept("shop", newer.clone()).unwrap();
-        let decision = resolve(&world, &node(1), &mut ledger, Timestamp::UNIX_EPOCH);
+        let decision = decide(&world, 1, &mut ledger);
         assert!(
             decision.problems["shop"].contains("generation 7"),
             "{:?}",
@@ -368,7 +447,7 @@ mod tests {
         assert!(decision.node.segments.contains_key("shop"));
         assert_eq!(ledger.grant("shop"), Some(&newer));
         world.slices.clear();
-        let decision = resolve(&world, &node(1), &mut ledger, Timestamp::UNIX_EPOCH);
+        let decision = decide(&world, 1, &mut ledger);
         assert!(decision.problems.is_empty(), "a slice that is gone has none");
     }
 

@@ -40,8 +40,10 @@ pub(super) fn facts() -> SliceFacts {
         join: None,
         attach: AttachMode::Required,
         gateway: GatewayPlacement::default(),
+        frames: None,
         broadcast: Broadcast::default(),
         dscp: 0,
+        shaping: None,
         source: None,
     };
     SliceFacts::parse(&Slice::new("shop", spec)).unwrap()
@@ -60,9 +62,7 @@ pub(super) fn cluster(nodes: u32, gateways: u32) -> World {
             withdrawn: None,
         };
         let block = SliceBlock::new(&format!("shop.n{n}"), spec);
-        world
-            .blocks
-            .insert(("shop".into(), format!("n{n}")), Arc::new(block));
+        world.blocks.insert(Arc::new(block));
     }
     for ordinal in 0..gateways {
         let spec = SliceGatewaySpec {
@@ -92,9 +92,6 @@ pub(super) fn node(n: u32) -> Local {
 }
 
 pub(super) fn edit_block(world: &mut World, node: u32, change: impl FnOnce(&mut SliceBlockSpec)) {
-    let block = world
-        .blocks
-        .get_mut(&("shop".to_owned(), format!("n{node}")))
-        .unwrap();
-    change(&mut Arc::make_mut(block).spec);
+    let block = world.blocks.get_mut("shop", &format!("n{node}")).unwrap();
+    change(&mut block.spec);
 }

@@ -1,93 +1,41 @@
 //! [`Action`] → requests to the kernel.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsRawFd,
-    sync::Once,
-};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd};
 
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
     },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use nix::errno::Errno;
 use slice_crds::Mac;
 
-use super::{Linux, Outcome, nexthop, nft, observe, rtnl::Rtnl, tap};
+use super::{Linux, Outcome, datapath::Interfaces, ethtool, nft, observe, rtnl::Rtnl, shaper, tap, traffic};
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, Netns, PodLink, Port, UPLINK_PORT, Via, Vxlan, table::ANY},
-    plan::{Action, Plan, PodAction, PodEnd, Step},
+    model::{Kind, Link, Name, Netns, PodLink, guard},
+    plan::{Action, Plan, PodAction, PodEnd},
 };
 
-/// The address of every bridge. No frame ever carries it; but a bridge without an address of its own takes the lowest
-/// of its ports', and each time that changes, the kernel forgets the bridge's neighbours.
-const BRIDGE_MAC: Mac = Mac([0x02, 0x5d, 0, 0, 0, 0]);
-
-/// Makes the changes in order; what belongs to one table and stands together is one transaction.
+/// Makes the changes in order.
 pub(super) async fn apply(linux: &mut Linux, plan: &Plan) -> Outcome {
     let mut outcome = Outcome::default();
     let mut pods = BTreeMap::new();
-    for batch in plan
-        .0
-        .chunk_by(|a, b| a.action.table().is_some() && a.action.table() == b.action.table())
-    {
-        let (skipped, batch): (Vec<&Step>, Vec<&Step>) =
-            batch.iter().partition(|step| outcome.forbids(&step.scope));
-        outcome.skipped.extend(skipped.into_iter().cloned());
-        let Some(first) = batch.first() else { continue };
-        if first.action.table().is_none() {
-            let result = change(linux, &mut pods, &first.action).await;
-            outcome.record(first, result.with_context(|| first.action.to_string()));
+    for step in &plan.0 {
+        if outcome.forbids(&step.scope) {
+            outcome.skipped.push(step.clone());
             continue;
         }
-        let script = nft::script(batch.iter().map(|step| &step.action));
-        match nft::run(linux.namespace.as_deref(), &script).await {
-            Ok(()) => outcome.done.extend(batch.into_iter().cloned()),
-            Err(error) => {
-                // Nothing of it was done, and no port may open without its filter: the segment stops here.
-                let mut step = (*first).clone();
-                step.scope.port = None;
-                outcome.record(&step, Err(error.context(first.action.to_string())));
-                outcome.skipped.extend(batch.into_iter().skip(1).cloned());
-            }
-        }
+        let result = change(linux, &mut pods, &step.action).await;
+        outcome.record(step, result.with_context(|| step.action.to_string()));
     }
     outcome
-}
-
-impl Action {
-    /// The table that a table change is about.
-    fn table(&self) -> Option<&Name> {
-        match self {
-            Self::AddTable(table, _)
-            | Self::DelTable(table)
-            | Self::AddElement(table, _)
-            | Self::DelElement(table, _) => Some(table),
-            Self::AddLink(..)
-            | Self::DelLink(_)
-            | Self::SetMtu(..)
-            | Self::SetPort(..)
-            | Self::SetRemote(..)
-            | Self::NoAutoconf(_)
-            | Self::NoSnooping(_)
-            | Self::Up(_)
-            | Self::AddFdb(_)
-            | Self::DelFdb(_)
-            | Self::AddNeighbour(_)
-            | Self::DelNeighbour(_)
-            | Self::Pod(..) => None,
-        }
-    }
 }
 
 async fn change(linux: &mut Linux, pods: &mut BTreeMap<Netns, Rtnl>, action: &Action) -> anyhow::Result<()> {
@@ -99,63 +47,94 @@ async fn change(linux: &mut Linux, pods: &mut BTreeMap<Netns, Rtnl>, action: &Ac
             // Below 1280 bytes IPv6 leaves an interface; it comes back with the default.
             set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
         }
-        Action::SetPort(name, port) => set_port(linux, name, port).await,
-        Action::SetRemote(name, vxlan) => set_remote(linux, name, *vxlan).await,
+        Action::SetAlias(name, alias) => {
+            set_link(linux, name, vec![LinkAttribute::IfAlias(alias.to_string())]).await
+        }
         Action::NoAutoconf(name) => {
             set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await
         }
-        Action::NoSnooping(name) => {
-            let data = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)]);
-            let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)];
-            let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
-            Ok(linux
-                .rtnl
-                .request(RouteNetlinkMessage::NewLink(message), 0)
-                .await?)
-        }
+        Action::Attach(name) => attach(linux, name).await,
         Action::Up(name) => {
-            let message = raised(link_message(linux, name, vec![]).await?);
-            Ok(linux
-                .rtnl
-                .request(RouteNetlinkMessage::SetLink(message), 0)
-                .await?)
+            if *name == Name::shaper() {
+                raise(linux, &Name::shaper_end()).await?;
+            }
+            raise(linux, name).await
         }
-        Action::AddFdb(fdb) => {
-            let message = fdb_message(linux, fdb).await?;
-            // The all-zero address has one entry per node; another has one place, which may move.
-            let flags = NLM_F_CREATE
-                | if fdb.mac == ANY {
-                    NLM_F_APPEND
-                } else {
-                    NLM_F_REPLACE
-                };
-            let message = RouteNetlinkMessage::NewNeighbour(message);
-            Ok(linux.rtnl.ensure(message, flags, &[Errno::EEXIST]).await?)
+        Action::SetTunnel(tunnel) => {
+            let devices = [&tunnel.to_pods, &tunnel.to_gateways];
+            let interfaces = interfaces(linux, devices).await?;
+            linux.datapath()?.set_tunnel(tunnel, interfaces)
         }
-        Action::DelFdb(fdb) => {
-            let message = fdb_message(linux, fdb).await?;
-            Ok(linux
-                .rtnl
-                .ensure(RouteNetlinkMessage::DelNeighbour(message), 0, &[Errno::ENOENT])
-                .await?)
+        Action::SetShaper(name) => {
+            let interfaces = interfaces(linux, [name]).await?;
+            linux.datapath()?.set_shaper(name, &interfaces)
         }
-        Action::AddNeighbour(neighbour) => {
-            let message = neighbour_message(linux, neighbour).await?;
-            let message = RouteNetlinkMessage::NewNeighbour(message);
-            Ok(linux.rtnl.request(message, NLM_F_CREATE | NLM_F_REPLACE).await?)
+        Action::SetClass(id, class) => {
+            let shaper = index(linux, &Name::shaper()).await?;
+            let made = shaper::set_class(&mut linux.rtnl, shaper, *id, class).await;
+            Ok(made.map_err(|error| match error.is(Errno::ENOENT) {
+                true => anyhow!(
+                    "the kernel has no HTB, so nothing is guaranteed or limited here: load the module sch_htb \
+                     (CONFIG_NET_SCH_HTB), or take spec.qos and weft.dev/bandwidth away"
+                ),
+                false => error.into(),
+            })?)
         }
-        Action::DelNeighbour(neighbour) => {
-            let message = neighbour_message(linux, neighbour).await?;
-            Ok(linux
-                .rtnl
-                .ensure(RouteNetlinkMessage::DelNeighbour(message), 0, &[Errno::ENOENT])
-                .await?)
+        Action::DelClass(id) => {
+            let shaper = index(linux, &Name::shaper()).await?;
+            Ok(shaper::del_class(&mut linux.rtnl, shaper, *id).await?)
         }
+        Action::SetEntry(id, entry) => {
+            let interfaces = interfaces(linux, entry.links()).await?;
+            linux.datapath()?.set(id, entry, interfaces)
+        }
+        Action::DelEntry(id, key) => linux.datapath()?.remove(id, key),
+        Action::SetGuard(guard) => nft::run(linux.namespace.as_deref(), &guard.script()).await,
+        Action::DelGuard => nft::delete(linux.namespace.as_deref(), &format!("inet {}", guard::TABLE)).await,
+        Action::DelTable(table) => nft::delete(linux.namespace.as_deref(), table).await,
         Action::Pod(_, end, action) => change_pod(pods, end, action).await,
-        Action::AddTable(..) | Action::DelTable(_) | Action::AddElement(..) | Action::DelElement(..) => {
-            Err(anyhow!("table changes go through nft"))
+    }
+}
+
+async fn raise(linux: &mut Linux, name: &Name) -> anyhow::Result<()> {
+    let message = raised(link_message(linux, name, vec![]).await?);
+    Ok(linux
+        .rtnl
+        .request(RouteNetlinkMessage::SetLink(message), 0)
+        .await?)
+}
+
+async fn attach(linux: &mut Linux, name: &Name) -> anyhow::Result<()> {
+    let end = Name::shaper_end();
+    let (name, shaped) = match *name == Name::shaper() {
+        true => (&end, true),
+        false => (name, false),
+    };
+    let link = linux.rtnl.link(name.as_str()).await?;
+    let link = link.ok_or_else(|| anyhow!("interface {name} is gone"))?;
+    let kind = match shaped {
+        true => Kind::Shaper,
+        false => observe::link_state(&link).kind,
+    };
+    let (program, loaded) = linux.datapath()?.program(kind);
+    let index = link.header.index;
+    if matches!(kind, Kind::Vxlan(_))
+        && let Err(error) = ethtool::join_datagrams(linux.namespace.as_deref(), index)
+    {
+        tracing::info!(%name, %error, "datagrams from other nodes are not joined, which takes more processor time");
+    }
+    Ok(traffic::attach(&mut linux.rtnl, index, program.name(), loaded).await?)
+}
+
+/// The indices of those interfaces that are there.
+async fn interfaces(linux: &mut Linux, names: impl IntoIterator<Item = &Name>) -> anyhow::Result<Interfaces> {
+    let mut found = Interfaces::new();
+    for name in names {
+        if let Some(index) = find(linux, name).await? {
+            found.insert(name.clone(), index);
         }
     }
+    Ok(found)
 }
 
 // --- interfaces on the node ---
@@ -168,23 +147,12 @@ async fn add_link(
     pod: Option<&PodLink>,
 ) -> anyhow::Result<()> {
     let made = match &link.kind {
-        Kind::Bridge { .. } => {
-            let data = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)]);
-            let address = LinkAttribute::Address(BRIDGE_MAC.0.to_vec());
-            new_link(linux, name, link.mtu, InfoKind::Bridge, data, vec![address]).await?
-        }
-        Kind::Vxlan(vxlan) => {
-            let local = match vxlan.local {
-                IpAddr::V4(ip) => InfoVxlan::Local(ip),
-                IpAddr::V6(ip) => InfoVxlan::Local6(ip),
-            };
-            let data = vec![
-                InfoVxlan::Id(vxlan.vni),
-                local,
-                InfoVxlan::Port(vxlan.port),
+        Kind::Vxlan(port) => {
+            let data = InfoData::Vxlan(vec![
+                InfoVxlan::CollectMetadata(true),
+                InfoVxlan::Port(*port),
                 InfoVxlan::Learning(false),
-            ];
-            let data = InfoData::Vxlan(data);
+            ]);
             new_link(linux, name, link.mtu, InfoKind::Vxlan, data, vec![]).await?
         }
         Kind::Tap(queues) => {
@@ -205,6 +173,7 @@ async fn add_link(
             let pod = pod.ok_or_else(|| anyhow!("a pod's port without a pod"))?;
             new_pair(linux, pods, name, link.mtu, pod).await?
         }
+        Kind::Shaper => new_shaper(linux, name, link.mtu).await?,
         Kind::Foreign => return Err(anyhow!("not an interface of ours")),
     };
     let finished = finish_link(linux, name, link).await;
@@ -215,72 +184,25 @@ async fn add_link(
     finished
 }
 
-/// Changes where a VXLAN interface sends what it knows no other place for.
-async fn set_remote(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
-    let Some(node) = vxlan.remote else {
-        nexthop::forget(&mut linux.nexthops, vxlan.vni).await?;
-        return clear_default(linux, name, vxlan).await;
-    };
-    match nexthop::lead(&mut linux.nexthops, vxlan.vni, node).await {
-        Ok(()) => {}
-        Err(error) if error.is(Errno::EINVAL) || error.is(Errno::EOPNOTSUPP) => {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(|| {
-                tracing::warn!(
-                    "this kernel has no nexthops for VXLAN (Linux 5.8): when the gateway that this node uses \
-                     changes, frames of that very moment may arrive twice"
-                );
-            });
-            return set_default(linux, name, vxlan).await;
-        }
-        Err(error) => return Err(error.into()),
-    }
-    clear_default(linux, name, vxlan).await?;
-    let group = nexthop::group(vxlan.vni).to_ne_bytes().to_vec();
-    let group = NeighbourAttribute::Other(DefaultNla::new(nexthop::NDA_NH_ID, group));
-    let entry = device_entry(linux, name, ANY, group).await?;
-    let entry = RouteNetlinkMessage::NewNeighbour(entry);
-    Ok(linux
-        .rtnl
-        .ensure(entry, NLM_F_CREATE | NLM_F_EXCL, &[Errno::EEXIST])
-        .await?)
-}
-
-/// Takes away the default destination in the interface's own settings, where an earlier version of the agent set one.
-async fn clear_default(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
-    let link = linux.rtnl.link(name.as_str()).await?;
-    match link.and_then(|link| observe::vxlan_of(&link)?.remote) {
-        Some(_) => set_default(linux, name, vxlan.fixed()).await,
-        None => Ok(()),
-    }
-}
-
-/// Changes it. Both the new one and the old one are there for a moment.
-async fn set_default(linux: &mut Linux, name: &Name, vxlan: Vxlan) -> anyhow::Result<()> {
-    let none = match vxlan.local {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let group = match vxlan.remote.unwrap_or(none) {
-        IpAddr::V4(ip) => InfoVxlan::Group(ip),
-        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
-    };
-    let data = InfoData::Vxlan(vec![InfoVxlan::Id(vxlan.vni), group]);
-    let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
-    let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
-    Ok(linux
-        .rtnl
-        .request(RouteNetlinkMessage::NewLink(message), 0)
-        .await?)
+/// Makes the two interfaces of the shaper.
+async fn new_shaper(linux: &mut Linux, name: &Name, mtu: u32) -> anyhow::Result<bool> {
+    let end = Name::shaper_end();
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(end.as_str().to_owned()),
+        LinkAttribute::Mtu(mtu),
+    ];
+    let data = InfoData::Veth(InfoVeth::Peer(peer));
+    let made = new_link(linux, name, mtu, InfoKind::Veth, data, vec![]).await?;
+    linux.indices.remove(&end);
+    set_link(linux, &end, vec![address_generation(In6AddrGenMode::None)]).await?;
+    Ok(made)
 }
 
 async fn finish_link(linux: &mut Linux, name: &Name, link: &Link) -> anyhow::Result<()> {
     set_link(linux, name, vec![address_generation(In6AddrGenMode::None)]).await?;
-    if let Some(vxlan) = link.kind.vxlan().filter(|vxlan| vxlan.remote.is_some()) {
-        set_remote(linux, name, vxlan).await?;
-    }
-    match &link.port {
-        Some(port) => set_port(linux, name, port).await,
+    match &link.alias {
+        Some(alias) => set_link(linux, name, vec![LinkAttribute::IfAlias(alias.to_string())]).await,
         None => Ok(()),
     }
 }
@@ -347,11 +269,6 @@ async fn new_pair(
 }
 
 async fn del_link(linux: &mut Linux, name: &Name) -> anyhow::Result<()> {
-    let link = linux.rtnl.link(name.as_str()).await?;
-    let vxlan = link.and_then(|link| observe::vxlan_of(&link));
-    if let Some(vxlan) = vxlan.filter(|vxlan| vxlan.port == UPLINK_PORT) {
-        nexthop::forget(&mut linux.nexthops, vxlan.vni).await?;
-    }
     let mut message = LinkMessage::default();
     message
         .attributes
@@ -369,25 +286,6 @@ async fn set_link(linux: &mut Linux, name: &Name, attributes: Vec<LinkAttribute>
     Ok(linux
         .rtnl
         .ensure(RouteNetlinkMessage::SetLink(message), 0, &[Errno::EAFNOSUPPORT])
-        .await?)
-}
-
-async fn set_port(linux: &mut Linux, name: &Name, port: &Port) -> anyhow::Result<()> {
-    let bridge = index(linux, &port.bridge).await?;
-    set_link(linux, name, vec![LinkAttribute::Controller(bridge)]).await?;
-    let data = InfoPortData::BridgePort(vec![
-        InfoBridgePort::Learning(port.learning),
-        InfoBridgePort::UnicastFlood(port.unknown),
-        InfoBridgePort::MulticastFlood(port.group),
-        InfoBridgePort::BroadcastFlood(port.group),
-        InfoBridgePort::NeighSupress(port.suppress),
-        InfoBridgePort::Isolated(port.isolated),
-    ]);
-    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
-    let message = link_message(linux, name, vec![LinkAttribute::LinkInfo(info)]).await?;
-    Ok(linux
-        .rtnl
-        .request(RouteNetlinkMessage::NewLink(message), 0)
         .await?)
 }
 
@@ -413,75 +311,18 @@ fn address_generation(mode: In6AddrGenMode) -> LinkAttribute {
 }
 
 async fn index(linux: &mut Linux, name: &Name) -> anyhow::Result<u32> {
+    let index = find(linux, name).await?;
+    index.ok_or_else(|| anyhow!("interface {name} is gone"))
+}
+
+async fn find(linux: &mut Linux, name: &Name) -> anyhow::Result<Option<u32>> {
     if let Some(index) = linux.indices.get(name) {
-        return Ok(*index);
+        return Ok(Some(*index));
     }
-    let link = linux
-        .rtnl
-        .link(name.as_str())
-        .await?
-        .ok_or_else(|| anyhow!("interface {name} is gone"))?;
-    linux.indices.insert(name.clone(), link.header.index);
-    Ok(link.header.index)
-}
-
-// --- entries ---
-
-async fn fdb_message(linux: &mut Linux, fdb: &Fdb) -> anyhow::Result<NeighbourMessage> {
-    match fdb.via {
-        Via::Bridge => {
-            let mut message = entry(linux, &fdb.link, fdb.mac).await?;
-            message.header.flags = NeighbourFlags::Controller;
-            message.header.state = NeighbourState::Noarp;
-            Ok(message)
-        }
-        Via::Remote(node) => {
-            let node = NeighbourAttribute::Destination(neighbour_address(node));
-            device_entry(linux, &fdb.link, fdb.mac, node).await
-        }
-    }
-}
-
-/// A forwarding entry of a VXLAN device itself.
-async fn device_entry(
-    linux: &mut Linux,
-    link: &Name,
-    mac: Mac,
-    destination: NeighbourAttribute,
-) -> anyhow::Result<NeighbourMessage> {
-    let mut message = entry(linux, link, mac).await?;
-    message.header.flags = NeighbourFlags::Own;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes.push(destination);
-    Ok(message)
-}
-
-/// What all forwarding entries have.
-async fn entry(linux: &mut Linux, link: &Name, mac: Mac) -> anyhow::Result<NeighbourMessage> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = index(linux, link).await?;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
-    Ok(message)
-}
-
-async fn neighbour_message(linux: &mut Linux, neighbour: &Neighbour) -> anyhow::Result<NeighbourMessage> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(neighbour.ip);
-    message.header.ifindex = index(linux, &neighbour.bridge).await?;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes = vec![
-        NeighbourAttribute::Destination(neighbour_address(neighbour.ip)),
-        NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec()),
-    ];
-    Ok(message)
-}
-
-fn neighbour_address(ip: IpAddr) -> NeighbourAddress {
-    match ip {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-    }
+    let link = linux.rtnl.link(name.as_str()).await?;
+    let index = link.map(|link| link.header.index);
+    linux.indices.extend(index.map(|index| (name.clone(), index)));
+    Ok(index)
 }
 
 fn family(ip: IpAddr) -> AddressFamily {

@@ -9,11 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use slice_crds::Rate;
 
 use super::{Kernel, Observation, Outcome, Query};
 use crate::{
-    model::{Element, Kind, Name, Netns, Queues, State, Via},
+    model::{Carried, ClassId, Key, Kind, Name, Netns, Queues, State},
     plan::{Action, Plan, PodAction},
+    programs::Counter,
 };
 
 /// A kernel that tests look into; clones are the same one.
@@ -28,7 +30,9 @@ pub struct Inner {
     pub held: BTreeSet<Name>,
     /// Namespaces that have ended.
     pub gone: BTreeSet<Netns>,
-    pub counters: BTreeMap<(Name, String), u64>,
+    pub counters: BTreeMap<Counter, u64>,
+    pub carried: BTreeMap<ClassId, Carried>,
+    pub underlay_speed: Option<Rate>,
     /// Changes whose text contains one of these are refused.
     pub refused: Vec<String>,
     /// It cannot be looked at.
@@ -62,12 +66,16 @@ impl Kernel for Fake {
         Ok(Observation {
             state,
             counters: inner.counters.clone(),
+            carried: inner.carried.clone(),
             held: inner.held.clone(),
             gone: asked
                 .filter(|netns| inner.gone.contains(*netns))
                 .cloned()
                 .collect(),
             underlay_mtu: query.node_address.map(|_| 1500),
+            underlay_speed: inner.underlay_speed,
+            underlay_drops: None,
+            unread: BTreeMap::new(),
         })
     }
 
@@ -85,6 +93,10 @@ impl Kernel for Fake {
             outcome.record(step, result);
         }
         outcome
+    }
+
+    async fn carried(&mut self) -> anyhow::Result<BTreeMap<ClassId, Carried>> {
+        Ok(self.inner().carried.clone())
     }
 
     fn open_tap(&mut self, name: &Name, queues: u8) -> anyhow::Result<Option<Vec<OwnedFd>>> {
@@ -132,11 +144,6 @@ impl Inner {
                 if links.contains_key(name) {
                     bail!("{name} exists");
                 }
-                if let Some(port) = &link.port
-                    && !links.contains_key(&port.bridge)
-                {
-                    bail!("bridge {} is not there", port.bridge);
-                }
                 if (link.kind == Kind::Veth) != pod.is_some() {
                     bail!("a pair has two ends");
                 }
@@ -144,33 +151,25 @@ impl Inner {
                     bail!("network namespace is gone");
                 }
             }
-            Action::Up(name) if name.as_str().starts_with("wp-") => {
-                let guarded = self.state.tables.values().any(|table| {
-                    let of_port =
-                        |element: &Element| matches!(element, Element::Mac(port, _) if port == name);
-                    table.elements.iter().any(of_port)
-                });
-                if !guarded {
-                    bail!("{name} would open without its filter");
+            Action::Up(name) if links.get(name).is_some_and(|link| !link.attached) => {
+                bail!("{name} would open without its program");
+            }
+            Action::Attach(name) if name.is_pod_port() => {
+                let mut segments = self.state.segments.values();
+                let known = Key::Port(name.clone());
+                if !segments.any(|segment| segment.get(&known).is_some()) {
+                    bail!("the program at {name} would not know whose it is");
                 }
             }
-            Action::AddElement(_, element)
-                if element.link().is_some_and(|link| !links.contains_key(link)) =>
-            {
-                bail!("there is nothing where the fast path would lead");
-            }
-            Action::AddFdb(fdb) if fdb.via == Via::Bridge && fdb.link.as_str().starts_with("wx-") => {
-                let known = self.state.fdb.iter().any(|entry| {
-                    (&entry.link, entry.mac) == (&fdb.link, fdb.mac) && entry.via != Via::Bridge
-                });
-                if !known {
-                    bail!("frames for {} would go to every node", fdb.mac);
+            Action::SetEntry(_, entry) => {
+                if let Some(link) = entry.links().find(|link| !links.contains_key(*link)) {
+                    bail!("interface {link} is gone");
                 }
             }
             Action::DelLink(name)
             | Action::SetMtu(name, _)
-            | Action::SetPort(name, _)
-            | Action::SetRemote(name, _)
+            | Action::SetAlias(name, _)
+            | Action::Attach(name)
             | Action::Up(name)
                 if !links.contains_key(name) =>
             {

@@ -4,6 +4,10 @@
 //!  Linux ─┬ rtnl ───── netlink sockets, one per namespace
 //!         ├ observe ── dumps → State
 //!         ├ change ─── Action → requests
+//!         ├ datapath ─ Entry → maps of the eBPF programs
+//!         ├ traffic ── programs at interfaces
+//!         ├ ethtool ── what an interface does with what it receives
+//!         ├ shaper ─── classes of the queueing discipline
 //!         ├ nft ────── the nft program: scripts in, JSON out
 //!         ├ tap ────── /dev/net/tun
 //!         └ netns ──── short-lived threads that enter namespaces
@@ -11,17 +15,20 @@
 //! ```
 
 mod change;
+mod datapath;
+mod ethtool;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod netns;
-mod nexthop;
 mod nft;
 mod observe;
 mod probe;
 mod rtnl;
+mod shaper;
 mod tap;
+mod traffic;
 
-pub use probe::{FAST_PATH, features};
+pub use probe::EBPF;
 pub use slice_runtime::tap::OFFLOADS as TAP_OFFLOADS;
 
 use std::{
@@ -36,11 +43,13 @@ use std::{
 use anyhow::Context;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
+use slice_crds::Rate;
 use tokio::sync::mpsc;
 
 use crate::{
-    model::{Name, Netns, State},
+    model::{Carried, ClassId, Kind, Name, Netns, State},
     plan::{Plan, PodEnd, Scope, Step},
+    programs::Counter,
 };
 
 /// What an observation is about, beside everything of Weft in the node's own namespace.
@@ -56,14 +65,22 @@ pub struct Query {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
     pub state: State,
-    /// Packets counted, by table and counter.
-    pub counters: BTreeMap<(Name, String), u64>,
+    /// Frames, by slice's number, direction and what became of them.
+    pub counters: BTreeMap<Counter, u64>,
+    /// What the classes of the shaper have carried.
+    pub carried: BTreeMap<ClassId, Carried>,
+    /// Packets to the ports between nodes from elsewhere.
+    pub underlay_drops: Option<u64>,
     /// TAP devices that a process holds open.
     pub held: BTreeSet<Name>,
     /// Namespaces of the query that have ended.
     pub gone: BTreeSet<Netns>,
+    /// Pods' ends that could not be read, and why: their pods are not in the state.
+    pub unread: BTreeMap<Name, String>,
     /// Bytes of the largest packet on the interface with the node's address.
     pub underlay_mtu: Option<u32>,
+    /// What it carries, where it says so.
+    pub underlay_speed: Option<Rate>,
 }
 
 /// A change that was not made.
@@ -83,15 +100,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether an earlier failure forbids a step: one of the same port, or one of the segment as a whole.
+    /// Whether an earlier failure of the same port forbids a step.
     fn forbids(&self, scope: &Scope) -> bool {
-        self.failed.iter().any(|failure| {
-            let failed = &failure.step.scope;
-            match &failed.port {
-                Some(port) => scope.port.as_ref() == Some(port),
-                None => failed.segment == scope.segment,
-            }
-        })
+        let failed = |port: &Name| {
+            let mut failures = self.failed.iter();
+            failures.any(|failure| failure.step.scope.port.as_ref() == Some(port))
+        };
+        scope.port.as_ref().is_some_and(failed)
     }
 
     fn record(&mut self, step: &Step, result: anyhow::Result<()>) {
@@ -116,6 +131,12 @@ pub trait Kernel: Send {
     /// Makes the changes in order. A failure stops its scope and nothing else.
     fn apply(&mut self, plan: &Plan) -> impl Future<Output = Outcome> + Send;
 
+    /// What the classes of the shaper have carried.
+    ///
+    /// # Errors
+    /// Where it could not be read.
+    fn carried(&mut self) -> impl Future<Output = anyhow::Result<BTreeMap<ClassId, Carried>>> + Send;
+
     /// Opens so many queues of a TAP that is there and made for as many, or one where the kernel cannot keep a flow on
     /// one of several. `None` where a process holds the one queue; that nobody holds one with several is what the
     /// caller has seen.
@@ -130,7 +151,8 @@ pub struct Linux {
     /// The node's network namespace; `None` is this process's own.
     namespace: Option<PathBuf>,
     rtnl: rtnl::Rtnl,
-    nexthops: rtnl::Rtnl<nexthop::Message>,
+    /// Why there is none, where there is none.
+    datapath: Result<datapath::DataPath, String>,
     /// Interface indices as last seen.
     indices: BTreeMap<Name, u32>,
     /// The same for those who are told of changes.
@@ -144,25 +166,58 @@ impl Linux {
     /// Where the namespace is gone.
     pub fn open(namespace: Option<&Path>) -> anyhow::Result<Self> {
         let rtnl = rtnl::Rtnl::open(namespace).context("open a netlink socket")?;
-        let nexthops = rtnl::Rtnl::open(namespace).context("open a netlink socket for nexthops")?;
+        let datapath = datapath::DataPath::load().map_err(|error| format!("{error:#}"));
+        if let Err(error) = &datapath {
+            tracing::error!(error, "no frame of a slice is carried on this node");
+        }
         Ok(Self {
             namespace: namespace.map(Path::to_owned),
             rtnl,
-            nexthops,
+            datapath,
             indices: BTreeMap::new(),
             ours: Arc::default(),
             unsteered: BTreeSet::new(),
         })
     }
 
-    /// Tells of every change to an interface or a forwarding entry that may concern Weft, by whomever.
+    fn datapath(&mut self) -> anyhow::Result<&mut datapath::DataPath> {
+        self.datapath.as_mut().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// The classes of the shaper; none where there is no shaper.
+    async fn classes(&mut self) -> anyhow::Result<BTreeMap<ClassId, shaper::Seen>> {
+        let Some(shaper) = self.indices.get(&Name::shaper()) else {
+            return Ok(BTreeMap::new());
+        };
+        let classes = shaper::classes(&mut self.rtnl, *shaper).await;
+        classes.context("read the classes of the shaper")
+    }
+
+    async fn is_attached(&mut self, interface: u32, kind: Kind) -> anyhow::Result<bool> {
+        let Ok(datapath) = &self.datapath else {
+            return Ok(false);
+        };
+        let (_, wanted) = datapath.program(kind);
+        let seen = traffic::attached(&mut self.rtnl, interface).await;
+        Ok(seen.context("read the filters of an interface")? == Some(wanted.id))
+    }
+
+    /// How many entries each of the programs' maps has, by name.
+    ///
+    /// # Errors
+    /// Where there are no programs.
+    pub fn sizes(&mut self) -> anyhow::Result<BTreeMap<&'static str, usize>> {
+        self.datapath()?.sizes()
+    }
+
+    /// Tells of every change to an interface or what is attached to it that may concern Weft, by whomever.
     ///
     /// The channel has room for one word: that something changed. What it was, an observation tells.
     ///
     /// # Errors
     /// Where the namespace is gone.
     pub fn watch(&self) -> anyhow::Result<mpsc::Receiver<()>> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
+        let groups = [MulticastGroup::Link, MulticastGroup::Tc];
         let runtime = tokio::runtime::Handle::current();
         let (connection, _, mut messages) = netns::maybe_within(self.namespace.as_deref(), || {
             let _guard = runtime.enter();
@@ -191,7 +246,7 @@ fn concerns_us(
     ours: &Mutex<BTreeSet<u32>>,
 ) -> bool {
     use netlink_packet_core::NetlinkPayload;
-    use netlink_packet_route::{AddressFamily, link::LinkAttribute};
+    use netlink_packet_route::link::LinkAttribute;
     match payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
@@ -200,10 +255,13 @@ fn concerns_us(
             .iter()
             .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if Name::is_link(name))),
         NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry),
+            RouteNetlinkMessage::NewTrafficFilter(change)
+            | RouteNetlinkMessage::DelTrafficFilter(change)
+            | RouteNetlinkMessage::DelTrafficClass(change)
+            | RouteNetlinkMessage::DelQueueDiscipline(change),
         ) => {
             let ours = ours.lock().unwrap_or_else(PoisonError::into_inner);
-            entry.header.family == AddressFamily::Bridge && ours.contains(&entry.header.ifindex)
+            ours.contains(&change.header.index.cast_unsigned())
         }
         // Some were lost.
         NetlinkPayload::Overrun(_) => true,
@@ -218,6 +276,11 @@ impl Kernel for Linux {
 
     async fn apply(&mut self, plan: &Plan) -> Outcome {
         change::apply(self, plan).await
+    }
+
+    async fn carried(&mut self) -> anyhow::Result<BTreeMap<ClassId, Carried>> {
+        let classes = self.classes().await?;
+        Ok(classes.into_iter().map(|(id, seen)| (id, seen.carried)).collect())
     }
 
     fn open_tap(&mut self, name: &Name, queues: u8) -> anyhow::Result<Option<Vec<OwnedFd>>> {

@@ -1,80 +1,27 @@
 //! nftables through the `nft` program: scripts on its standard input, each one transaction; tables back as JSON
 //! (libnftables-json(5)).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-    io,
-    path::Path,
-    process::Stdio,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path, process::Stdio};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::netns;
-use crate::{
-    model::{
-        Element, Name, Rules, Segment, Table,
-        fastpath::Side,
-        filter::{HOST_TABLE, MARK_CHAIN, family},
-    },
-    plan::Action,
-};
+use crate::model::{Guard, guard};
 
-/// The commands that make table changes, to be run as one transaction.
-pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> String {
-    let mut text = String::new();
-    for action in actions {
-        let result = match action {
-            Action::AddTable(table, rules) => text.write_str(&rules.script(table)),
-            Action::DelTable(table) => writeln!(text, "delete table {} {table}", family(table)),
-            Action::AddElement(table, Element::Hook(port, side)) => {
-                let (family, chain) = (family(table), side.chain());
-                writeln!(
-                    text,
-                    "add chain {family} {table} {port} {{ type filter hook ingress device \"{port}\" priority 0; }}\n\
-                     add rule {family} {table} {port} goto {chain}"
-                )
-            }
-            // Whether the chain goes with its port depends on the kernel's version.
-            Action::DelElement(table, Element::Hook(port, _)) => {
-                let chain = format!("chain {} {table} {port}", family(table));
-                writeln!(text, "add {chain}\nflush {chain}\ndelete {chain}")
-            }
-            Action::AddElement(table, element) => {
-                let (family, set) = (family(table), element.set());
-                writeln!(text, "add element {family} {table} {set} {{ {element} }}")
-            }
-            Action::DelElement(table, element) => {
-                let place = format!("element {} {table} {}", family(table), element.set());
-                match element.key() {
-                    Some(key) => writeln!(text, "delete {place} {{ {key} }}"),
-                    // Added first, so that deleting what is gone already does not fail the transaction.
-                    None => writeln!(
-                        text,
-                        "add {place} {{ {element} }}\ndelete {place} {{ {element} }}"
-                    ),
-                }
-            }
-            Action::AddLink(..)
-            | Action::DelLink(_)
-            | Action::SetMtu(..)
-            | Action::SetPort(..)
-            | Action::SetRemote(..)
-            | Action::NoAutoconf(_)
-            | Action::NoSnooping(_)
-            | Action::Up(_)
-            | Action::AddFdb(_)
-            | Action::DelFdb(_)
-            | Action::AddNeighbour(_)
-            | Action::DelNeighbour(_)
-            | Action::Pod(..) => Ok(()),
-        };
-        result.expect("writing to a string");
-    }
-    text
+/// First characters of every table of Weft's.
+const PREFIX: &str = "weft_";
+
+/// Weft's tables.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Tables {
+    /// Without nodes where it is not as Weft writes it.
+    pub(super) guard: Option<Guard>,
+    /// Packets that it has dropped.
+    pub(super) underlay_drops: Option<u64>,
+    /// Family and name of those that only earlier releases made.
+    pub(super) former: BTreeSet<String>,
 }
 
 /// Runs a script.
@@ -82,25 +29,7 @@ pub(super) fn script<'a>(actions: impl IntoIterator<Item = &'a Action>) -> Strin
 /// # Errors
 /// What nft says, where it refuses; nothing is changed then.
 pub(super) async fn run(namespace: Option<&Path>, script: &str) -> anyhow::Result<()> {
-    feed(namespace, &["-f", "-"], script).await
-}
-
-/// Tries whether this kernel would take the [`fastpath`](crate::model::fastpath); changes nothing.
-///
-/// # Errors
-/// What nft says, where it would not.
-pub(super) async fn check_fast_path(namespace: Option<&Path>) -> anyhow::Result<()> {
-    let table = Segment::of_slice("").fast_path();
-    let hook = Element::Hook(Name::new("lo"), Side::Pod);
-    let actions = [
-        Action::AddTable(table.clone(), Rules::FastPath),
-        Action::AddElement(table, hook),
-    ];
-    feed(namespace, &["-c", "-f", "-"], &script(&actions)).await
-}
-
-async fn feed(namespace: Option<&Path>, arguments: &[&str], script: &str) -> anyhow::Result<()> {
-    let output = nft(namespace, arguments, Some(script)).await?;
+    let output = nft(namespace, &["-f", "-"], Some(script)).await?;
     if !output.status.success() {
         bail!(
             "nft refused the filters: {}",
@@ -110,33 +39,42 @@ async fn feed(namespace: Option<&Path>, arguments: &[&str], script: &str) -> any
     Ok(())
 }
 
+/// Deletes a table, by family and name, that may be gone already.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn delete(namespace: Option<&Path>, table: &str) -> anyhow::Result<()> {
+    run(namespace, &format!("add table {table}\ndelete table {table}\n")).await
+}
+
 /// Weft's tables, and what their counters say.
-pub(super) async fn list(
-    namespace: Option<&Path>,
-) -> anyhow::Result<(BTreeMap<Name, Table>, BTreeMap<(Name, String), u64>)> {
-    let mut reading = Reading::default();
-    for arguments in [
-        // One process for both: each takes some milliseconds.
-        &["-j", "list ruleset bridge; list ruleset netdev"][..],
-        &["-j", "list", "table", "inet", HOST_TABLE],
-    ] {
-        let output = nft(namespace, arguments, None).await?;
-        let absent = String::from_utf8_lossy(&output.stderr).contains("No such file or directory");
-        if !output.status.success() {
-            if absent {
-                continue;
-            }
-            bail!(
-                "nft {}: {}",
-                arguments.join(" "),
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
-        for document in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
-            reading.read(&document.context("read what nft lists")?);
-        }
+pub(super) async fn list(namespace: Option<&Path>) -> anyhow::Result<Tables> {
+    let names = documents(namespace, &["-j", "list", "tables"]).await?;
+    let mut tables = Tables {
+        former: former(&names),
+        ..Tables::default()
+    };
+    let guarded = ["-j", "list", "table", "inet", guard::TABLE];
+    if let Some(json) = documents(namespace, &guarded).await?.first() {
+        read_guard(json, &mut tables);
     }
-    Ok(reading.finish())
+    Ok(tables)
+}
+
+/// What nft lists; nothing where there is no such table.
+async fn documents(namespace: Option<&Path>, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let output = nft(namespace, arguments, None).await?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        if error.contains("No such file or directory") {
+            return Ok(vec![]);
+        }
+        bail!("nft {}: {}", arguments.join(" "), error.trim());
+    }
+    serde_json::Deserializer::from_slice(&output.stdout)
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .context("read what nft lists")
 }
 
 async fn nft(
@@ -169,147 +107,77 @@ async fn nft(
     child.wait_with_output().await.context("wait for nft")
 }
 
-#[derive(Default)]
-struct Reading {
-    tables: BTreeMap<Name, Seen>,
-    counters: BTreeMap<(Name, String), u64>,
+fn objects<'a>(json: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    let all = json["nftables"].as_array().into_iter().flatten();
+    all.filter_map(move |object| object.get(kind))
 }
 
-#[derive(Default)]
-struct Seen {
-    mark: String,
-    rules: usize,
-    elements: BTreeSet<Element>,
-    /// An element that Weft never writes.
-    strange: bool,
+fn former(documents: &[Value]) -> BTreeSet<String> {
+    let tables = documents.iter().flat_map(|json| objects(json, "table"));
+    tables
+        .filter_map(|table| Some((table["family"].as_str()?, table["name"].as_str()?)))
+        .filter(|(_, name)| name.starts_with(PREFIX) && *name != guard::TABLE)
+        .map(|(family, name)| format!("{family} {name}"))
+        .collect()
 }
 
-impl Reading {
-    fn read(&mut self, json: &Value) {
-        let objects = json["nftables"].as_array().into_iter().flatten();
-        for (kind, object) in objects.filter_map(Value::as_object).flatten() {
-            let name = match kind.as_str() {
-                "table" => &object["name"],
-                _ => &object["table"],
-            };
-            let Some(name) = name.as_str().filter(|name| name.starts_with(Name::TABLE_PREFIX)) else {
-                continue;
-            };
-            let name = Name::new(name);
-            let seen = self.tables.entry(name.clone()).or_default();
-            match kind.as_str() {
-                "rule" if object["chain"].as_str().is_some_and(Name::is_link) => seen.read_hook(object),
-                "rule" => {
-                    seen.rules += 1;
-                    if object["chain"] == MARK_CHAIN {
-                        object["comment"]
-                            .as_str()
-                            .unwrap_or_default()
-                            .clone_into(&mut seen.mark);
-                    }
-                }
-                "set" | "map" => seen.read_set(object),
-                "counter" => {
-                    if let (Some(counter), Some(packets)) =
-                        (object["name"].as_str(), object["packets"].as_u64())
-                    {
-                        self.counters.insert((name, counter.to_owned()), packets);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn finish(self) -> (BTreeMap<Name, Table>, BTreeMap<(Name, String), u64>) {
-        let table = |(name, seen): (Name, Seen)| {
-            let rules = Rules::of_mark(&name, &seen.mark);
-            let whole = !seen.strange && rules.count(&name) == seen.rules;
-            let rules = if whole { rules } else { Rules::Altered };
-            (
-                name,
-                Table {
-                    rules,
-                    elements: seen.elements,
-                },
-            )
-        };
-        (self.tables.into_iter().map(table).collect(), self.counters)
-    }
-}
-
-impl Seen {
-    fn read_hook(&mut self, rule: &Value) {
-        let port = rule["chain"].as_str().map(Name::new);
-        let side = rule["expr"][0]["goto"]["target"]
-            .as_str()
-            .and_then(Side::of_chain);
-        let hook = port.zip(side).map(|(port, side)| Element::Hook(port, side));
-        self.strange |= !hook.is_some_and(|hook| self.elements.insert(hook));
-    }
-
-    fn read_set(&mut self, set: &Value) {
-        let name = set["name"].as_str().unwrap_or_default();
-        for element in set["elem"].as_array().into_iter().flatten() {
-            let parts = match (&element["concat"], element) {
-                (Value::Array(parts), _) => parts.clone(),
-                // A map's: key and value. A key may be both ends of a range.
-                (_, Value::Array(pair)) => match pair.as_slice() {
-                    [key, value @ ..] if key["range"].is_array() => {
-                        let ends = key["range"].as_array().into_iter().flatten();
-                        ends.chain(value).cloned().collect()
-                    }
-                    _ => pair.clone(),
-                },
-                _ => vec![element.clone()],
-            };
-            let text = |part: &Value| part.as_str().map_or_else(|| part.to_string(), str::to_owned);
-            let parts: Vec<String> = parts.iter().map(text).collect();
-            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-            match Element::parse(name, &parts) {
-                Some(element) => _ = self.elements.insert(element),
-                None => self.strange = true,
-            }
-        }
-    }
+fn read_guard(json: &Value, tables: &mut Tables) {
+    let elements = objects(json, "set").flat_map(|set| set["elem"].as_array().into_iter().flatten());
+    let nodes: Option<BTreeSet<IpAddr>> = elements.map(|node| node.as_str()?.parse().ok()).collect();
+    let rules = || objects(json, "rule");
+    let mark = rules().find(|rule| rule["chain"] == guard::MARK_CHAIN);
+    let mark = mark.and_then(|rule| rule["comment"].as_str());
+    let seen = Guard {
+        nodes: nodes.unwrap_or_default(),
+    };
+    let whole = mark == Some(&seen.mark()) && rules().count() == Guard::RULES;
+    tables.guard = Some(match whole {
+        true => seen,
+        false => Guard {
+            nodes: BTreeSet::new(),
+        },
+    });
+    let counter = objects(json, "counter").find(|counter| counter["name"] == guard::COUNTER);
+    tables.underlay_drops = counter.and_then(|counter| counter["packets"].as_u64());
 }
 
 #[cfg(test)]
 mod tests {
-    use expect_test::expect;
+    use serde_json::json;
 
     use super::*;
 
     #[test]
-    fn a_listing_becomes_a_table() {
-        let name = Name::new("weft_rwiaduzm");
-        let rules = Rules::Segment {
-            frames_per_second: 1000,
-            non_ip: true,
+    fn a_listing_becomes_a_guard() {
+        let guard = Guard {
+            nodes: ["10.0.0.1", "fd00::1"].map(|node| node.parse().unwrap()).into(),
         };
         let mut objects = vec![
-            serde_json::json!({"table": {"family": "bridge", "name": "weft_rwiaduzm"}}),
-            serde_json::json!({"table": {"family": "bridge", "name": "somebody-else"}}),
-            serde_json::json!({"counter": {"table": "weft_rwiaduzm", "name": "spoofed", "packets": 3}}),
-            serde_json::json!({"set": {"table": "weft_rwiaduzm", "name": "pods", "elem": ["wp-a"]}}),
-            serde_json::json!({"set": {"table": "weft_rwiaduzm", "name": "macs",
-                "elem": [{"concat": ["wp-a", "02:5c:00:00:00:01"]}]}}),
-            serde_json::json!({"rule": {"table": "weft_rwiaduzm", "chain": MARK_CHAIN, "comment": rules.mark(&name)}}),
+            json!({"table": {"family": "inet", "name": "weft_host"}}),
+            json!({"counter": {"name": "underlay", "packets": 3}}),
+            json!({"set": {"name": "nodes4", "elem": ["10.0.0.1"]}}),
+            json!({"set": {"name": "nodes6", "elem": ["fd00::1"]}}),
+            json!({"rule": {"chain": guard::MARK_CHAIN, "comment": guard.mark()}}),
         ];
-        let rule = serde_json::json!({"rule": {"table": "weft_rwiaduzm", "chain": "pod"}});
-        objects.extend(vec![rule; rules.count(&name) - 1]);
+        objects.extend(vec![json!({"rule": {"chain": "input"}}); Guard::RULES - 1]);
         let read = |objects: &[Value]| {
-            let mut reading = Reading::default();
-            reading.read(&serde_json::json!({"nftables": objects}));
-            reading.finish()
+            let mut tables = Tables::default();
+            read_guard(&json!({ "nftables": objects }), &mut tables);
+            (tables.guard.unwrap(), tables.underlay_drops)
         };
-        let (tables, counters) = read(&objects);
-        assert_eq!(tables.len(), 1);
-        assert_eq!(tables[&name].rules, rules);
-        expect![[r#"{Pod(Name("wp-a")), Mac(Name("wp-a"), 02:5c:00:00:00:01)}"#]]
-            .assert_eq(&format!("{:?}", tables[&name].elements));
-        assert_eq!(counters[&(name.clone(), "spoofed".into())], 3);
+        assert_eq!(read(&objects), (guard.clone(), Some(3)));
         objects.pop();
-        assert_eq!(read(&objects).0[&name].rules, Rules::Altered, "a rule is missing");
+        assert_ne!(read(&objects).0, guard, "a rule is missing");
+    }
+
+    #[test]
+    fn tables_of_earlier_releases_are_found() {
+        let json = json!({"nftables": [
+            {"table": {"family": "inet", "name": "weft_host"}},
+            {"table": {"family": "bridge", "name": "weft_rwiaduzm"}},
+            {"table": {"family": "bridge", "name": "somebody-else"}},
+        ]});
+        let found = former(&[json]);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["bridge weft_rwiaduzm"]);
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::PoisonError,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -13,66 +14,83 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoTun, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
 };
-use slice_crds::Mac;
+use slice_crds::{Mac, Rate};
 
 use super::{
-    Linux, Observation, Query, netns, nexthop, nft,
+    Linux, Observation, Query, netns, nft,
     rtnl::{Error, Rtnl},
+    shaper,
 };
 use crate::{
-    model::{Fdb, Kind, Link, Name, Neighbour, PodLink, Port, Queues, Via, Vxlan, table::ANY},
+    model::{Alias, Kind, Link, Name, Netns, PodLink, Queues},
     plan::PodEnd,
 };
 
+/// How long reading one pod's end may take.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
+/// Addresses and routes of a pod's end that are read: a pod may give itself as many as it likes.
+const MOST: usize = 256;
 /// One byte, of linux/if_link.h: whether a TUN or TAP device is made for several queues.
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 
 pub(super) async fn observe(linux: &mut Linux, query: &Query) -> anyhow::Result<Observation> {
     let links = dump_links(&mut linux.rtnl).await.context("read the interfaces")?;
-    let names: BTreeMap<u32, &str> = links
-        .iter()
+    let ours: BTreeMap<u32, Name> = (links.iter())
         .filter_map(|link| Some((link.header.index, name_of(link)?)))
-        .collect();
-    let ours: BTreeMap<u32, Name> = (names.iter())
         .filter(|(_, name)| Name::is_link(name))
-        .map(|(index, name)| (*index, Name::new(*name)))
+        .map(|(index, name)| (index, Name::new(name)))
         .collect();
     let mut seen = Observation::default();
     for link in &links {
         if let Some(name) = ours.get(&link.header.index) {
-            seen.state.links.insert(name.clone(), link_state(link, &names));
-            if link.attributes.contains(&LinkAttribute::Carrier(1)) {
+            let mut state = link_state(link);
+            if *name == Name::shaper() {
+                observe_shaper(linux, &links, link, &mut state).await?;
+            } else if *name == Name::shaper_end() && links.iter().any(is_shaper) {
+                // One with the other.
+                continue;
+            } else {
+                state.attached = linux.is_attached(link.header.index, state.kind).await?;
+            }
+            if state.kind.tap().is_some() && link.attributes.contains(&LinkAttribute::Carrier(1)) {
                 seen.held.insert(name.clone());
             }
+            seen.state.links.insert(name.clone(), state);
         }
     }
-    seen.held.retain(|name| {
-        seen.state
-            .links
-            .get(name)
-            .is_some_and(|link| link.kind.tap().is_some())
-    });
     linux.indices = ours.iter().map(|(index, name)| (name.clone(), *index)).collect();
-
     *linux.ours.lock().unwrap_or_else(PoisonError::into_inner) = ours.keys().copied().collect();
-
-    let nodes = nexthop::list(&mut linux.nexthops)
-        .await
-        .context("read the nexthops")?;
-    read_neighbours(&mut linux.rtnl, &ours, &nodes, &mut seen).await?;
-    read_pods(linux, query, &links, &mut seen).await?;
-    if let Some(address) = query.node_address {
-        seen.underlay_mtu = underlay_mtu(&mut linux.rtnl, &links, address).await?;
+    read_pods(linux, query, &mut seen).await;
+    if let Some(address) = query.node_address
+        && let Some(underlay) = underlay(&mut linux.rtnl, &links, address).await?
+    {
+        seen.underlay_mtu = underlay.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        // What is under /sys is of this process's own namespace.
+        if linux.namespace.is_none() {
+            seen.underlay_speed = name_of(underlay).and_then(speed);
+        }
     }
-    let (tables, counters) = nft::list(linux.namespace.as_deref()).await?;
-    seen.state.tables = tables;
-    seen.counters = counters;
+    let classes = linux.classes().await?;
+    seen.state.queued = shaper::queued(&classes);
+    seen.carried = classes.iter().map(|(id, seen)| (*id, seen.carried)).collect();
+    seen.state.classes = classes.into_iter().map(|(id, seen)| (id, seen.class)).collect();
+    if let Ok(datapath) = &mut linux.datapath {
+        (seen.state.segments, seen.state.tunnel) = datapath.state(&linux.indices);
+        seen.state.shaper = datapath.shaper(&linux.indices);
+        seen.counters = datapath.counters()?;
+    }
+    let tables = nft::list(linux.namespace.as_deref()).await?;
+    seen.state.guard = tables.guard;
+    seen.state.former_tables = tables.former;
+    seen.underlay_drops = tables.underlay_drops;
     Ok(seen)
 }
 
@@ -98,51 +116,47 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-fn link_state(link: &LinkMessage, names: &BTreeMap<u32, &str>) -> Link {
+pub(super) fn link_state(link: &LinkMessage) -> Link {
     let mut state = Link {
         kind: Kind::Foreign,
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         autoconf: false,
-        port: None,
+        alias: None,
+        attached: false,
     };
-    let mut bridge = None;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
-            LinkAttribute::Controller(index) => bridge = names.get(index),
-            LinkAttribute::LinkInfo(infos) => read_info(infos, &mut state),
+            LinkAttribute::IfAlias(text) => state.alias = Alias::parse(text),
+            LinkAttribute::LinkInfo(infos) => state.kind = kind(infos),
             LinkAttribute::AfSpecUnspec(families) => state.autoconf = autoconf(families),
             _ => {}
         }
     }
-    state.port = state.port.zip(bridge).map(|(port, bridge)| Port {
-        bridge: Name::new(*bridge),
-        ..port
-    });
     state
 }
 
-fn read_info(infos: &[LinkInfo], state: &mut Link) {
+fn kind(infos: &[LinkInfo]) -> Kind {
+    let mut kind = Kind::Foreign;
     for info in infos {
         match info {
-            LinkInfo::Kind(InfoKind::Veth) => state.kind = Kind::Veth,
-            LinkInfo::Kind(InfoKind::Tun) => state.kind = Kind::Tap(Queues::One),
+            LinkInfo::Kind(InfoKind::Veth) => kind = Kind::Veth,
+            LinkInfo::Kind(InfoKind::Tun) => kind = Kind::Tap(Queues::One),
             LinkInfo::Data(InfoData::Tun(data)) if data.iter().any(is_multi_queue) => {
-                state.kind = Kind::Tap(Queues::Several);
+                kind = Kind::Tap(Queues::Several);
             }
-            LinkInfo::Data(InfoData::Bridge(data)) => {
-                state.kind = Kind::Bridge {
-                    snooping: data.contains(&InfoBridge::MulticastSnooping(true)),
-                };
+            LinkInfo::Data(InfoData::Vxlan(data)) if data.contains(&InfoVxlan::CollectMetadata(true)) => {
+                let port = data.iter().find_map(|item| match item {
+                    InfoVxlan::Port(port) => Some(*port),
+                    _ => None,
+                });
+                kind = port.map_or(Kind::Foreign, Kind::Vxlan);
             }
-            LinkInfo::Data(InfoData::Vxlan(data)) => {
-                state.kind = vxlan(data).map_or(Kind::Foreign, Kind::Vxlan)
-            }
-            LinkInfo::PortData(InfoPortData::BridgePort(data)) => state.port = Some(port(data)),
             _ => {}
         }
     }
+    kind
 }
 
 fn is_multi_queue(item: &InfoTun) -> bool {
@@ -154,68 +168,6 @@ fn is_multi_queue(item: &InfoTun) -> bool {
     value != [0]
 }
 
-/// What a VXLAN interface says of itself.
-pub(super) fn vxlan_of(link: &LinkMessage) -> Option<Vxlan> {
-    let infos = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(data)) => vxlan(data),
-        _ => None,
-    })
-}
-
-/// `None` where it learns, or lacks what every one of ours has.
-fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
-    let (mut vni, mut port, mut local, mut remote) = (None, None, None, None);
-    for item in data {
-        match item {
-            InfoVxlan::Id(id) => vni = Some(*id),
-            InfoVxlan::Port(number) => port = Some(*number),
-            InfoVxlan::Local(ip) => local = Some(IpAddr::V4(*ip)),
-            InfoVxlan::Local6(ip) => local = Some(IpAddr::V6(*ip)),
-            InfoVxlan::Group(ip) => remote = Some(IpAddr::V4(*ip)),
-            InfoVxlan::Group6(ip) => remote = Some(IpAddr::V6(*ip)),
-            InfoVxlan::Learning(true) => return None,
-            _ => {}
-        }
-    }
-    Some(Vxlan {
-        vni: vni?,
-        port: port?,
-        local: local?,
-        remote: remote.filter(|remote| !remote.is_unspecified()),
-    })
-}
-
-fn port(data: &[InfoBridgePort]) -> Port {
-    let mut port = Port {
-        bridge: Name::new(""),
-        unknown: false,
-        group: false,
-        suppress: false,
-        isolated: false,
-        learning: false,
-    };
-    let (mut multicast, mut broadcast) = (false, false);
-    for item in data {
-        match item {
-            InfoBridgePort::UnicastFlood(on) => port.unknown = *on,
-            InfoBridgePort::MulticastFlood(on) => multicast = *on,
-            InfoBridgePort::BroadcastFlood(on) => broadcast = *on,
-            InfoBridgePort::NeighSupress(on) => port.suppress = *on,
-            InfoBridgePort::Isolated(on) => port.isolated = *on,
-            InfoBridgePort::Learning(on) => port.learning = *on,
-            _ => {}
-        }
-    }
-    port.group = multicast && broadcast;
-    // One of the two is neither of our settings: looking like a learning port gets it set again.
-    port.learning |= multicast != broadcast;
-    port
-}
-
 fn autoconf(families: &[AfSpecUnspec]) -> bool {
     families.iter().any(|family| match family {
         AfSpecUnspec::Inet6(items) => items
@@ -225,123 +177,8 @@ fn autoconf(families: &[AfSpecUnspec]) -> bool {
     })
 }
 
-/// Forwarding entries, and permanent neighbours on our bridges.
-async fn read_neighbours(
-    rtnl: &mut Rtnl,
-    ours: &BTreeMap<u32, Name>,
-    nodes: &BTreeMap<u32, IpAddr>,
-    seen: &mut Observation,
-) -> anyhow::Result<()> {
-    for family in [AddressFamily::Bridge, AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = NeighbourMessage::default();
-        request.header.family = family;
-        let entries = match rtnl.dump(RouteNetlinkMessage::GetNeighbour(request)).await {
-            Ok(entries) => entries,
-            // A kernel without IPv6.
-            Err(Error::Kernel(nix::errno::Errno::EOPNOTSUPP)) if family == AddressFamily::Inet6 => continue,
-            Err(error) => return Err(error).context("read forwarding and neighbour entries"),
-        };
-        for entry in entries {
-            let RouteNetlinkMessage::NewNeighbour(entry) = entry else {
-                continue;
-            };
-            let Some(link) = ours.get(&entry.header.ifindex) else {
-                continue;
-            };
-            if let Some(group) = group_of(&entry) {
-                if let Some(Kind::Vxlan(vxlan)) = seen.state.links.get_mut(link).map(|link| &mut link.kind)
-                    && mac_of(&entry) == Some(ANY)
-                    && group == nexthop::group(vxlan.vni)
-                {
-                    vxlan.remote = nodes.get(&group).copied();
-                }
-            } else if family == AddressFamily::Bridge {
-                let remote = seen
-                    .state
-                    .links
-                    .get(link)
-                    .and_then(|link| link.kind.vxlan()?.remote);
-                // The default destination shows as an entry too.
-                let new = fdb(link, &entry).filter(|fdb| {
-                    fdb.mac != ANY || remote.is_none_or(|remote| fdb.via != Via::Remote(remote))
-                });
-                seen.state.fdb.extend(new);
-            } else {
-                seen.state.neighbours.extend(neighbour(link, &entry));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn fdb(link: &Name, entry: &NeighbourMessage) -> Option<Fdb> {
-    let mac = mac_of(entry)?;
-    let via = if entry.header.flags.contains(NeighbourFlags::Own) {
-        Via::Remote(address_of(entry)?)
-    } else if entry.header.state == NeighbourState::Noarp {
-        Via::Bridge
-    } else {
-        // The port's own address.
-        return None;
-    };
-    Some(Fdb {
-        link: link.clone(),
-        mac,
-        via,
-    })
-}
-
-fn neighbour(link: &Name, entry: &NeighbourMessage) -> Option<Neighbour> {
-    if entry.header.state != NeighbourState::Permanent {
-        return None;
-    }
-    Some(Neighbour {
-        bridge: link.clone(),
-        ip: address_of(entry)?,
-        mac: mac_of(entry)?,
-    })
-}
-
-/// The group of nexthops that the entry names.
-fn group_of(entry: &NeighbourMessage) -> Option<u32> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Other(other) if other.kind() == nexthop::NDA_NH_ID && other.value_len() == 4 => {
-            let mut value = [0; 4];
-            other.emit_value(&mut value);
-            Some(u32::from_ne_bytes(value))
-        }
-        _ => None,
-    })
-}
-
-fn mac_of(entry: &NeighbourMessage) -> Option<Mac> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
-        _ => None,
-    })
-}
-
-fn address_of(entry: &NeighbourMessage) -> Option<IpAddr> {
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        // Forwarding entries carry the address as bare bytes.
-        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
-            16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
-            _ => None,
-        },
-        _ => None,
-    })
-}
-
 /// The pods' ends of the pairs whose host ends are there.
-async fn read_pods(
-    linux: &Linux,
-    query: &Query,
-    links: &[LinkMessage],
-    seen: &mut Observation,
-) -> anyhow::Result<()> {
+async fn read_pods(linux: &Linux, query: &Query, seen: &mut Observation) {
     let mut by_namespace: BTreeMap<_, Vec<(&Name, &PodEnd)>> = BTreeMap::new();
     for (port, end) in &query.pods {
         by_namespace.entry(&end.netns).or_default().push((port, end));
@@ -363,16 +200,19 @@ async fn read_pods(
             continue;
         };
         for (port, end) in paired {
-            let host = links.iter().find(|link| name_of(link) == Some(port.as_str()));
-            let pod = read_pod(&mut rtnl, end, host.map_or(0, |host| host.header.index))
-                .await
-                .with_context(|| format!("read interface {} in {namespace}", end.interface))?;
-            if let Some(pod) = pod {
-                seen.state.pods.insert(port.clone(), pod);
+            let host = linux.indices.get(port).copied().unwrap_or_default();
+            match tokio::time::timeout(READ_TIMEOUT, read_pod(&mut rtnl, end, host)).await {
+                Ok(Ok(pod)) => seen.state.pods.extend(pod.map(|pod| (port.clone(), pod))),
+                // What a pod makes of its own namespace is nobody else's trouble.
+                Ok(Err(error)) => _ = seen.unread.insert(port.clone(), error.to_string()),
+                Err(_) => {
+                    _ = seen
+                        .unread
+                        .insert(port.clone(), format!("not read within {READ_TIMEOUT:?}"))
+                }
             }
         }
     }
-    Ok(())
 }
 
 /// The pod's end, where it is there and is the other end of the interface with index `host`.
@@ -401,11 +241,10 @@ async fn read_pod(rtnl: &mut Rtnl, end: &PodEnd, host: u32) -> Result<Option<Pod
             _ => {}
         }
     }
-    let addresses = rtnl
-        .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
-        .await?;
-    for message in &addresses {
-        if let RouteNetlinkMessage::NewAddress(message) = message
+    let mut request = AddressMessage::default();
+    request.header.index = link.header.index;
+    for message in read_some(rtnl, &end.netns, RouteNetlinkMessage::GetAddress(request)).await? {
+        if let RouteNetlinkMessage::NewAddress(message) = &message
             && message.header.index == link.header.index
         {
             pod.addresses
@@ -415,7 +254,9 @@ async fn read_pod(rtnl: &mut Rtnl, end: &PodEnd, host: u32) -> Result<Option<Pod
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        match rtnl.dump(RouteNetlinkMessage::GetRoute(request)).await {
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        request.attributes.push(RouteAttribute::Oif(link.header.index));
+        match read_some(rtnl, &end.netns, RouteNetlinkMessage::GetRoute(request)).await {
             Ok(routes) => {
                 pod.routes
                     .extend(routes.iter().filter_map(|message| match message {
@@ -423,11 +264,25 @@ async fn read_pod(rtnl: &mut Rtnl, end: &PodEnd, host: u32) -> Result<Option<Pod
                         _ => None,
                     }));
             }
+            // A kernel without IPv6.
             Err(Error::Kernel(nix::errno::Errno::EOPNOTSUPP)) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(Some(pod))
+}
+
+/// The first entries of one of a pod's tables. What is wanted and beyond them is taken to be missing, and added to no effect.
+async fn read_some(
+    rtnl: &mut Rtnl,
+    namespace: &Netns,
+    message: RouteNetlinkMessage,
+) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    let dump = rtnl.dump_at_most(message, MOST).await?;
+    if dump.cut {
+        *rtnl = Rtnl::open(Some(namespace.path())).map_err(|_| Error::Closed)?;
+    }
+    Ok(dump.entries)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -465,7 +320,12 @@ fn direct_route(route: &RouteMessage, interface: u32) -> Option<IpNet> {
     IpNet::new(destination, route.header.destination_prefix_length).ok()
 }
 
-async fn underlay_mtu(rtnl: &mut Rtnl, links: &[LinkMessage], node: IpAddr) -> anyhow::Result<Option<u32>> {
+/// The interface that has an address.
+async fn underlay<'a>(
+    rtnl: &mut Rtnl,
+    links: &'a [LinkMessage],
+    node: IpAddr,
+) -> anyhow::Result<Option<&'a LinkMessage>> {
     let addresses = rtnl
         .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
         .await
@@ -478,11 +338,41 @@ async fn underlay_mtu(rtnl: &mut Rtnl, links: &[LinkMessage], node: IpAddr) -> a
         }
         _ => None,
     });
-    let link = index.and_then(|index| links.iter().find(|link| link.header.index == index));
-    Ok(link.and_then(|link| {
-        link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })
-    }))
+    Ok(index.and_then(|index| links.iter().find(|link| link.header.index == index)))
+}
+
+/// What an interface carries, where its driver says so (ethtool(8), sysfs-class-net).
+fn speed(interface: &str) -> Option<Rate> {
+    let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/speed")).ok()?;
+    // -1 stands for unknown.
+    let mbps: u32 = text.trim().parse().ok()?;
+    (mbps > 0).then(|| Rate::from_mbps(mbps))
+}
+
+fn is_shaper(link: &LinkMessage) -> bool {
+    name_of(link) == Some(Name::shaper().as_str())
+}
+
+/// The two ends of the shaper as one interface: it is one only with both.
+async fn observe_shaper(
+    linux: &mut Linux,
+    links: &[LinkMessage],
+    link: &LinkMessage,
+    state: &mut Link,
+) -> anyhow::Result<()> {
+    let name = Name::shaper_end();
+    let end = links.iter().find(|link| name_of(link) == Some(name.as_str()));
+    let Some(end) = end.filter(|end| end.attributes.contains(&LinkAttribute::Link(link.header.index))) else {
+        state.kind = Kind::Foreign;
+        return Ok(());
+    };
+    let seen = link_state(end);
+    if state.kind == Kind::Veth {
+        state.kind = Kind::Shaper;
+    }
+    state.up &= seen.up;
+    state.autoconf |= seen.autoconf;
+    state.mtu = state.mtu.min(seen.mtu);
+    state.attached = linux.is_attached(end.header.index, Kind::Shaper).await?;
+    Ok(())
 }

@@ -29,23 +29,42 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::shares::Part;
+
 pub use table::{ASK_EVERY, DEAD_AFTER, Table};
 
 /// UDP port of the agents.
 pub const PORT: u16 = 14791;
-/// Gateways that one message is about at most: it fits into a packet of 1280 bytes.
-pub const MAX_GATEWAYS: usize = 24;
+/// Gateways that a question is about at most: it and its answer fit into a packet of 1280 bytes.
+const ASKED: usize = 7;
+/// Gateways that a question is answered about at most.
+const MAX_GATEWAYS: usize = 24;
+/// Clusters that are named of those that a gateway does not reach. Where it may be more, none is sure to be reached.
+pub const MAX_MISSING: usize = 8;
 
 /// A gateway of the cluster: its slice's VNI and its ordinal.
 pub type Gateway = (u32, u32);
 
 /// What a gateway's own node reports of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Peer clusters that it reaches.
     pub reached: u32,
     /// It is about to stop.
     pub draining: bool,
+    /// Numbers of peer clusters that have gateways and that it does not reach, in order, [`MAX_MISSING`] at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<u32>,
+    /// Which part of what the slice is given its node uses, where the slice is given anything; not of agents before 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+}
+
+impl Health {
+    /// Whether it is not known to reach a cluster.
+    pub fn lacks(&self, cluster: u32) -> bool {
+        self.missing.len() >= MAX_MISSING || self.missing.contains(&cluster)
+    }
 }
 
 /// What is exchanged.
@@ -65,7 +84,7 @@ pub enum Message {
 }
 
 /// How another node's gateway is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Adjacency {
     /// Its node answers with this.
     Reports(Health),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Adjacency, Gateway, Health, Local, MAX_GATEWAYS, Message, View};
+use super::{ASKED, Adjacency, Gateway, Health, Local, MAX_GATEWAYS, Message, View};
 
 /// Between two questions.
 pub const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -128,14 +128,15 @@ impl Table {
             Message::Answer { nonce, reports } => {
                 let target = self.targets.get_mut(&from)?;
                 let place = nonce.wrapping_sub(target.nonce);
-                if place >= (target.gateways.len().div_ceil(MAX_GATEWAYS)) as u64 {
+                if place >= (target.gateways.len().div_ceil(ASKED)) as u64 {
                     return None;
                 }
                 target.answered = Some(now);
                 self.changed |= std::mem::take(&mut target.silent);
                 for (gateway, report) in reports {
                     if target.gateways.contains(&gateway) {
-                        self.changed |= target.reports.insert(gateway, report) != Some(report);
+                        let before = target.reports.insert(gateway, report.clone());
+                        self.changed |= before != Some(report);
                     }
                 }
                 None
@@ -154,7 +155,7 @@ impl Table {
             }
             target.next = now + ASK_EVERY;
             let gateways: Vec<Gateway> = target.gateways.iter().copied().collect();
-            for (place, gateways) in (0..).zip(gateways.chunks(MAX_GATEWAYS)) {
+            for (place, gateways) in (0..).zip(gateways.chunks(ASKED)) {
                 let question = Message::Ask {
                     nonce: target.nonce.wrapping_add(place),
                     gateways: gateways.to_vec(),
@@ -190,7 +191,7 @@ impl Table {
             for gateway in &target.gateways {
                 let adjacency = match target.reports.get(gateway) {
                     _ if target.silent => Adjacency::Silent,
-                    Some(Some(health)) => Adjacency::Reports(*health),
+                    Some(Some(health)) => Adjacency::Reports(health.clone()),
                     Some(None) => Adjacency::Absent,
                     None => continue,
                 };
@@ -221,7 +222,7 @@ impl Table {
 fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Health>) -> Message {
     let reports = gateways
         .iter()
-        .map(|gateway| (*gateway, own.get(gateway).copied()));
+        .map(|gateway| (*gateway, own.get(gateway).cloned()));
     Message::Answer {
         nonce,
         reports: reports.collect(),
@@ -230,14 +231,19 @@ fn answer(nonce: u64, gateways: &[Gateway], own: &BTreeMap<Gateway, Health>) -> 
 
 #[cfg(test)]
 mod tests {
+    use crate::shares::Part;
+
     use std::sync::Arc;
 
     use super::*;
+    use crate::liveness::MAX_MISSING;
 
     const MS: Duration = Duration::from_millis(1);
     const WELL: Health = Health {
         reached: 2,
         draining: false,
+        missing: vec![],
+        part: None,
     };
 
     fn ip(last: u8) -> IpAddr {
@@ -247,7 +253,7 @@ mod tests {
     fn local(wanted: &[(IpAddr, Gateway)], own: &[(Gateway, Health)]) -> Local {
         let mut local = Local {
             nodes: (1..=9).map(ip).collect(),
-            own: own.iter().copied().collect(),
+            own: own.iter().cloned().collect(),
             ..Local::default()
         };
         for (address, gateway) in wanted {
@@ -296,7 +302,7 @@ mod tests {
         }
 
         fn observed(&mut self) -> Option<Adjacency> {
-            self.asks.view(self.now).get(&(ip(2), (7, 0))).copied()
+            self.asks.view(self.now).get(&(ip(2), (7, 0))).cloned()
         }
     }
 
@@ -319,12 +325,12 @@ mod tests {
             }
             let view = pair.asks.view(pair.now);
             if !Arc::ptr_eq(&view, &seen) {
-                changes.push((at, view[&(ip(2), (7, 0))]));
+                changes.push((at, view[&(ip(2), (7, 0))].clone()));
                 seen = view;
             }
         }
         let (well, silent) = (Adjacency::Reports(WELL), Adjacency::Silent);
-        assert_eq!(changes, [(0, well), (1210, silent), (2000, well)]);
+        assert_eq!(changes, [(0, well.clone()), (1210, silent), (2000, well)]);
         assert!(polls <= 32, "{polls} wake-ups in 3 s");
         pair.asks.configure(pair.now, &local(&[], &[]), || 0);
         assert!(pair.asks.view(pair.now).is_empty());
@@ -361,7 +367,7 @@ mod tests {
             draining: true,
             ..WELL
         };
-        pair.own(&[((7, 0), draining)]);
+        pair.own(&[((7, 0), draining.clone())]);
         assert_eq!(pair.observed(), Some(Adjacency::Reports(draining)));
         pair.own(&[]);
         assert_eq!(pair.observed(), Some(Adjacency::Absent));
@@ -429,18 +435,34 @@ mod tests {
             r#"{"type":"answer","nonce":1,"words":[[[7,0],{"reached":2,"draining":false}],[[8,1],null]]}"#;
         assert_eq!(serde_json::to_string(&answer).unwrap(), text);
         assert_eq!(serde_json::from_str::<Message>(text).unwrap(), answer);
+        let partly = Health {
+            missing: vec![3],
+            part: Some(Part::even(2)),
+            ..WELL
+        };
+        let text = serde_json::to_string(&partly).unwrap();
+        let share = r#"{"u":500,"w":1000}"#;
+        let expected =
+            format!(r#"{{"reached":2,"draining":false,"missing":[3],"part":{{"e":{share},"i":{share}}}}}"#);
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<Health>(&text).unwrap(), partly);
     }
 
     #[test]
     fn many_gateways_are_asked_for_in_several_packets() {
         let now = Instant::now();
         let wanted: Vec<_> = (0..200).map(|vni| (ip(2), (vni, 0))).collect();
-        let own: Vec<_> = (0..200).map(|vni| ((vni, 0), WELL)).collect();
+        let longest = Health {
+            missing: (500..).take(MAX_MISSING).collect(),
+            part: Some(Part::default()),
+            ..WELL
+        };
+        let own: Vec<_> = (0..200).map(|vni| ((vni, 0), longest.clone())).collect();
         let (mut asks, mut has) = (Table::default(), Table::default());
         asks.configure(now, &local(&wanted, &[]), || u64::MAX);
         has.configure(now, &local(&[], &own), || 0);
         let questions = asks.poll(now);
-        assert_eq!(questions.len(), 9);
+        assert_eq!(questions.len(), 29);
         for (_, question) in questions {
             assert!(serde_json::to_vec(&question).unwrap().len() < 1200);
             let answer = has.handle(now, ip(1), question).unwrap();

@@ -127,7 +127,7 @@ mod tests {
     }
 
     async fn observes(view: &mut watch::Receiver<View>, expected: Adjacency) {
-        let holds = |view: &View| view.values().copied().eq([expected]);
+        let holds = |view: &View| view.values().eq([&expected]);
         let found = tokio::time::timeout(Duration::from_secs(5), view.wait_for(holds)).await;
         found.expect("in time").expect("the agent runs");
     }
@@ -140,12 +140,12 @@ mod tests {
         let nodes = [asks, has].into();
         let health = Health {
             reached: 1,
-            draining: false,
+            ..Health::default()
         };
         let owner = Local {
             address: Some(has),
             nodes,
-            own: [((7, 0), health)].into(),
+            own: [((7, 0), health.clone())].into(),
             ..Local::default()
         };
         let (_local, mut view, _stop) = agent(Local {

@@ -3,14 +3,11 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use slice_crds::Mac;
-
-use super::Name;
 
 /// An interface in the node's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,23 +18,84 @@ pub struct Link {
     pub up: bool,
     /// Whether the kernel may give it an IPv6 address by itself. It never should: nothing on the node is in a slice.
     pub autoconf: bool,
-    pub port: Option<Port>,
+    /// What it is for, which only the node can say: its ports have one.
+    pub alias: Option<Alias>,
+    /// Whether this agent's program is the first to see what it receives.
+    pub attached: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `snooping`: whether it forwards multicast to those only whom it heard asking. Off: a pod's question
-    /// would have to cross the WAN first.
-    Bridge {
-        snooping: bool,
-    },
-    Vxlan(Vxlan),
+    /// For all slices and nodes: each frame says which (`external`). With its UDP destination port.
+    Vxlan(u16),
     /// For how many queues, which cannot be changed.
     Tap(Queues),
     /// The host end of a pair whose other end is in [`super::State::pods`].
     Veth,
+    /// Holds frames until it is their turn, and gives them back by its other end, which has the program: both are one.
+    Shaper,
     /// Carries one of our names and is something else.
     Foreign,
+}
+
+/// Whose port an interface is, as its alias says (ifAlias of RFC 2863, `ip link`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    pub slice: String,
+    pub holder: Holder,
+}
+
+/// Who is behind a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The pod of an index.
+    Index(u32),
+    /// The gateway of an ordinal.
+    Gateway(u32),
+}
+
+impl Alias {
+    pub fn index(slice: &str, index: u32) -> Self {
+        Self {
+            slice: slice.to_owned(),
+            holder: Holder::Index(index),
+        }
+    }
+
+    pub fn gateway(slice: &str, ordinal: u32) -> Self {
+        Self {
+            slice: slice.to_owned(),
+            holder: Holder::Gateway(ordinal),
+        }
+    }
+
+    /// From the text; `None` where it is another.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let ["slice", slice, what, number] = words[..] else {
+            return None;
+        };
+        let number = number.parse().ok()?;
+        let holder = match what {
+            "index" => Holder::Index(number),
+            "gateway" => Holder::Gateway(number),
+            _ => return None,
+        };
+        Some(Self {
+            slice: slice.to_owned(),
+            holder,
+        })
+    }
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slice {} ", self.slice)?;
+        match self.holder {
+            Holder::Index(index) => write!(f, "index {index}"),
+            Holder::Gateway(ordinal) => write!(f, "gateway {ordinal}"),
+        }
+    }
 }
 
 /// How many queues a TAP device is made for.
@@ -55,55 +113,13 @@ impl Queues {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vxlan {
-    pub vni: u32,
-    /// UDP destination port.
-    pub port: u16,
-    /// The node's address: source of outer packets, and their family.
-    pub local: IpAddr,
-    /// Where frames go whose destination is not in its table. It changes in place: no frame is lost or doubled.
-    pub remote: Option<IpAddr>,
-}
-
-impl Vxlan {
-    /// What cannot be changed without making the interface anew.
-    pub fn fixed(self) -> Self {
-        Self { remote: None, ..self }
-    }
-}
-
 impl Kind {
     pub const fn tap(&self) -> Option<Queues> {
         match self {
             Self::Tap(queues) => Some(*queues),
-            Self::Bridge { .. } | Self::Vxlan(_) | Self::Veth | Self::Foreign => None,
+            Self::Vxlan(_) | Self::Veth | Self::Shaper | Self::Foreign => None,
         }
     }
-
-    pub const fn vxlan(&self) -> Option<Vxlan> {
-        match self {
-            Self::Vxlan(vxlan) => Some(*vxlan),
-            Self::Bridge { .. } | Self::Tap(_) | Self::Veth | Self::Foreign => None,
-        }
-    }
-}
-
-/// A place on a bridge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    pub bridge: Name,
-    /// Gets frames whose destination the bridge does not know.
-    pub unknown: bool,
-    /// Gets broadcast and multicast.
-    pub group: bool,
-    /// Does not get the ARP and ND questions that the bridge can answer.
-    pub suppress: bool,
-    /// Exchanges nothing with other isolated ports, whatever the filters say: without it, a filter table that
-    /// somebody deletes would make a loop of the two VXLAN devices.
-    pub isolated: bool,
-    /// The bridge learns addresses from it. Never: every address is known beforehand.
-    pub learning: bool,
 }
 
 /// A network namespace by the path of its file.
@@ -146,38 +162,33 @@ pub struct PodLink {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bridge { .. } => f.write_str("bridge"),
-            Self::Vxlan(Vxlan {
-                vni,
-                port,
-                local,
-                remote,
-            }) => {
-                write!(f, "vxlan {vni} port {port} local {local}")?;
-                remote.map_or(Ok(()), |remote| write!(f, " remote {remote}"))
-            }
+            Self::Vxlan(port) => write!(f, "vxlan external port {port}"),
             Self::Tap(Queues::One) => f.write_str("tap"),
             Self::Tap(Queues::Several) => f.write_str("tap multi_queue"),
             Self::Veth => f.write_str("veth"),
+            Self::Shaper => f.write_str("shaper"),
             Self::Foreign => f.write_str("foreign"),
         }
     }
 }
 
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "master {}", self.bridge)?;
-        for (set, word) in [
-            (self.unknown, " unknown"),
-            (self.group, " group"),
-            (self.suppress, " suppress"),
-            (self.isolated, " isolated"),
-            (self.learning, " learning"),
-        ] {
-            if set {
-                f.write_str(word)?;
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_is_read_as_it_was_written() {
+        for alias in [Alias::index("shop", 70), Alias::gateway("shop", 1)] {
+            assert_eq!(Alias::parse(&alias.to_string()), Some(alias));
         }
-        Ok(())
+        for text in [
+            "",
+            "slice shop",
+            "slice shop index x",
+            "slice shop port 1",
+            "slice a index 1 2",
+        ] {
+            assert_eq!(Alias::parse(text), None, "{text}");
+        }
     }
 }

@@ -1,61 +1,89 @@
 //! What a node's kernel holds for Weft, as plain values: the same types say what it should hold and what it does.
 //!
 //! ```text
-//!  State ─ links ──────── bridge, VXLAN, TAP, host ends of veth pairs, and each one's place on a bridge
+//!  State ─ links ──────── VXLAN devices, TAPs and host ends of veth pairs, and which of them have the programs
 //!        ├ pods ───────── the other ends, inside the pods' network namespaces
-//!        ├ fdb ────────── static entries of bridges and VXLAN devices
-//!        ├ neighbours ─── permanent entries that let a bridge answer ARP and ND
-//!        └ tables ─────── nftables: filters, and the way past the bridge
+//!        ├ tunnel ─────── by which devices frames go to other nodes
+//!        ├ segments ───── what the programs know of each slice
+//!        ├ shaper ─────── by which device frames go that wait for their turn
+//!        ├ classes ────── whose turn it is
+//!        └ guard ──────── nftables: who may send to the VXLAN ports
 //! ```
 //!
 //! Deliberately not here: interface indices, handles, sockets. What is not Weft's by name is not represented.
 
-pub mod element;
-pub mod fastpath;
-pub mod filter;
+pub mod class;
+pub mod guard;
 pub mod link;
-pub mod table;
+pub mod segment;
 
-pub use element::{Element, Exit};
-pub use filter::{Rules, Table};
-pub use link::{Kind, Link, Netns, PodLink, Port, Queues, Vxlan};
-pub use table::{Fdb, Neighbour, Via};
+pub use class::{Carried, Class, ClassId, Flow};
+pub use guard::Guard;
+pub use link::{Alias, Holder, Kind, Link, Netns, PodLink, Queues};
+pub use segment::{Clusters, Entry, Hop, Key, Members, Port, Segment};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
+    sync::Arc,
 };
 
 use slice_crds::names;
 
-/// UDP port of the VXLAN mesh between the nodes of a cluster. Not 4789: another network plugin may use that.
-pub const MESH_PORT: u16 = 14789;
-/// UDP port of what nodes send to a gateway on another node.
-pub const UPLINK_PORT: u16 = 14790;
+/// UDP port of frames for pods of another node. Not 4789: another network plugin may use that.
+pub const TO_PODS_PORT: u16 = 14789;
+/// UDP port of frames for a gateway of another node.
+pub const TO_GATEWAYS_PORT: u16 = 14790;
 
 /// The name of a kernel interface or of an nftables table that belongs to Weft.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
 impl Name {
-    /// First characters of every interface that belongs to Weft on a node: the bridge, then its ports.
-    pub const LINK_PREFIXES: [&'static str; 5] = ["wb-", "wx-", "wu-", "wt-", "wp-"];
-    /// First characters of every nftables table that belongs to Weft.
-    pub const TABLE_PREFIX: &'static str = "weft_";
-    /// Last characters of every segment's second table; see [`fastpath`].
-    pub const FAST_PATH_SUFFIX: &'static str = "_fastpath";
+    /// First characters of every interface that belongs to Weft on a node: what carries frames to other nodes, gateways'
+    /// and pods' ports, the shaper's two ends. Releases before 0.3 had bridges too.
+    pub const LINK_PREFIXES: [&'static str; 7] =
+        ["wx-", "wu-", "wt-", "wp-", "wq-", "wr-", Self::FORMER_BRIDGE];
+    /// First characters of the bridges that earlier releases made.
+    pub const FORMER_BRIDGE: &'static str = "wb-";
 
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
+    }
+
+    /// The VXLAN device for pods of other nodes.
+    pub fn to_pods() -> Self {
+        Self::new("wx-pods")
+    }
+
+    /// The VXLAN device for gateways of other nodes.
+    pub fn to_gateways() -> Self {
+        Self::new("wu-gateways")
+    }
+
+    /// The shaper: what is sent to it waits for its turn.
+    pub fn shaper() -> Self {
+        Self::new("wq-shaper")
+    }
+
+    /// Its other end, where frames come back.
+    pub fn shaper_end() -> Self {
+        Self::new("wr-shaper")
+    }
+
+    /// The TAP device of a gateway.
+    pub fn tap(slice: &str, ordinal: u32) -> Self {
+        Self::new(names::tap(slice, ordinal))
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is that of a segment's [`fastpath`].
-    pub fn is_fast_path(&self) -> bool {
-        self.0.ends_with(Self::FAST_PATH_SUFFIX)
+    /// Whether a pod is behind it, or was.
+    pub fn is_pod_port(&self) -> bool {
+        self.0.starts_with("wp-")
     }
 
     /// Whether an interface on a node is Weft's.
@@ -70,69 +98,22 @@ impl fmt::Display for Name {
     }
 }
 
-/// The names of one segment: bridge, VXLAN devices and filter table of a slice on a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Segment(String);
-
-impl Segment {
-    pub fn of_slice(slice: &str) -> Self {
-        Self(names::bridge(slice).split_off("wb-".len()))
-    }
-
-    /// The segment that a bridge or a filter table belongs to.
-    pub fn of_name(name: &str) -> Option<Self> {
-        let hash = name
-            .strip_prefix("wb-")
-            .or_else(|| name.strip_prefix(Name::TABLE_PREFIX))?;
-        let hash = hash.strip_suffix(Name::FAST_PATH_SUFFIX).unwrap_or(hash);
-        Some(Self(hash.to_owned()))
-    }
-
-    /// Whether an interface or a table is this segment's by its name: all but the pods' ports, which are named after
-    /// their pods.
-    pub fn owns(&self, name: &Name) -> bool {
-        let named = |prefix: &str| name.0.strip_prefix(prefix) == Some(&self.0);
-        let tap = || {
-            let ordinal = name
-                .0
-                .strip_prefix("wt-")
-                .and_then(|rest| rest.strip_prefix(&self.0));
-            ordinal.is_some_and(|ordinal| ordinal.bytes().all(|byte| byte.is_ascii_digit()))
-        };
-        ["wb-", "wx-", "wu-"].into_iter().any(named)
-            || tap()
-            || *name == self.table()
-            || *name == self.fast_path()
-    }
-
-    pub fn bridge(&self) -> Name {
-        Name(format!("wb-{}", self.0))
-    }
-
-    pub fn mesh(&self) -> Name {
-        Name(format!("wx-{}", self.0))
-    }
-
-    pub fn uplink(&self) -> Name {
-        Name(format!("wu-{}", self.0))
-    }
-
-    pub fn tap(&self, ordinal: u32) -> Name {
-        Name(format!("wt-{}{ordinal}", self.0))
-    }
-
-    pub fn table(&self) -> Name {
-        Name(format!("{}{}", Name::TABLE_PREFIX, self.0))
-    }
-
-    pub fn fast_path(&self) -> Name {
-        Name(format!("{}{}", self.table(), Name::FAST_PATH_SUFFIX))
-    }
+/// By which devices frames go to other nodes, and from which address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    pub to_pods: Name,
+    pub to_gateways: Name,
+    pub local: IpAddr,
 }
 
-impl fmt::Display for Segment {
+impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let Self {
+            to_pods,
+            to_gateways,
+            local,
+        } = self;
+        write!(f, "tunnel {to_pods} {to_gateways} local {local}")
     }
 }
 
@@ -142,9 +123,17 @@ pub struct State {
     pub links: BTreeMap<Name, Link>,
     /// By the host end's name. A host end without its other end here is one whose other end was not found.
     pub pods: BTreeMap<Name, PodLink>,
-    pub fdb: BTreeSet<Fdb>,
-    pub neighbours: BTreeSet<Neighbour>,
-    pub tables: BTreeMap<Name, Table>,
+    pub tunnel: Option<Tunnel>,
+    /// By slice.
+    pub segments: BTreeMap<String, Arc<Segment>>,
+    /// The device that the programs send to what is to be shaped.
+    pub shaper: Option<Name>,
+    pub classes: BTreeMap<ClassId, Class>,
+    /// Classes in which frames wait. Only observed; nobody desires it.
+    pub queued: BTreeSet<ClassId>,
+    pub guard: Option<Guard>,
+    /// Tables of earlier releases, as nft names them: family and name.
+    pub former_tables: BTreeSet<String>,
 }
 
 #[cfg(test)]
@@ -152,38 +141,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_has_the_names_of_its_slice() {
-        let segment = Segment::of_slice("shop");
-        assert_eq!(segment.bridge().as_str(), names::bridge("shop"));
-        assert_eq!(segment.mesh().as_str(), names::vxlan("shop"));
-        assert_eq!(segment.uplink().as_str(), names::uplink("shop"));
-        assert_eq!(segment.tap(12).as_str(), names::tap("shop", 12));
-        assert_eq!(segment.table().as_str(), names::filter_table("shop"));
-        let tables = [segment.table(), segment.fast_path()];
-        for table in tables {
-            assert_eq!(Segment::of_name(table.as_str()), Some(segment.clone()));
-        }
-    }
-
-    #[test]
-    fn a_segment_owns_what_has_its_name() {
-        let (shop, bank) = (Segment::of_slice("shop"), Segment::of_slice("bank"));
-        let names = [
-            shop.bridge(),
-            shop.mesh(),
-            shop.uplink(),
-            shop.tap(12),
-            shop.table(),
-            shop.fast_path(),
-        ];
-        for name in names {
-            assert!(shop.owns(&name) && !bank.owns(&name), "{name}");
-        }
-        assert!(!shop.owns(&Name::new("wp-rwiaduzm")) && !shop.owns(&Name::new("wt-rwiaduzmx")));
-    }
-
-    #[test]
     fn other_interfaces_are_not_ours() {
+        for name in [
+            Name::to_pods(),
+            Name::to_gateways(),
+            Name::shaper(),
+            Name::shaper_end(),
+            Name::tap("shop", 3),
+        ] {
+            assert!(Name::is_link(name.as_str()), "{name}");
+            assert!(name.as_str().len() <= names::MAX_INTERFACE, "{name}");
+        }
         assert!(Name::is_link("wb-rwiaduzm") && Name::is_link("wp-abc"));
         assert!(
             !["cni0", "eth0", "vethwb-1", "weft"]

@@ -6,17 +6,38 @@ use slice_crds::names;
 use slice_netop::{
     agent::Event,
     liveness::{self, Adjacency, Health},
-    model::{Element, Exit, Name, Segment, filter::Family},
+    model::{Clusters, Key, Name},
     status::Standing,
+    world::World,
 };
-use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway};
+use slice_runtime::handover::{FromGateway, MAX_QUEUES, Report, ToGateway, Tunnel};
 
-use crate::support::{Near, Node, block, edit_gateway, gateway, peer, shop, slice};
+use crate::support::{Near, Node, block, edit_gateway, gateway, labelled, peer, pod, shop, slice};
 
-/// The element that decides by which exit the pods' frames leave the node.
-fn way(exit: Exit) -> String {
-    let table = Segment::of_slice("shop").table();
-    format!("element {table} ways {}", Element::Way(exit))
+/// How the pods' frames for all clusters leave, as a change of the kernel.
+fn exit(hop: &str) -> String {
+    format!("+ entry shop exit to all {hop}")
+}
+
+fn tap(ordinal: u32) -> String {
+    format!("dev {}", Name::tap("shop", ordinal))
+}
+
+fn up(peer: &str) -> Tunnel {
+    Tunnel {
+        peer: peer.into(),
+        up: true,
+        away: false,
+        endpoint: None,
+        handshake_age_ms: None,
+        rtt_micros: None,
+    }
+}
+
+/// A pod that wants to send.
+fn web(world: &mut World) {
+    labelled(world, "cart", "shop");
+    pod(world, "cart", "web", &[]);
 }
 
 #[tokio::test]
@@ -24,30 +45,24 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     let mut node = Node::new();
     node.objects(|world| {
         shop(world);
+        web(world);
         block(world, "shop", "n2", 16, 8);
         gateway(world, "shop", 0, None);
         gateway(world, "shop", 1, Some("n2"));
     });
+    node.sandbox("web");
     node.settle().await;
-    let uplink = names::uplink("shop");
     let log = node.kernel.take_log();
     assert!(
-        log.iter()
-            .any(|step| step.contains(&uplink) && step.contains("remote 192.168.7.2")),
+        log.contains(&exit("node 192.168.7.2")),
         "the other node's gateway is used: {log:?}"
     );
-    assert!(log.contains(&format!("+ {}", way(Exit::UPLINK))));
 
     let mut near = node.connect("shop", 0, false).await;
     let log = node.kernel.take_log();
-    let place = |step: String| log.iter().position(|line| *line == step).unwrap();
-    let moved = place(format!("+ {}", way(Exit::tap(0))));
-    assert_eq!(
-        place(format!("- {}", way(Exit::UPLINK))) + 1,
-        moved,
-        "in one transaction"
-    );
-    assert!(place(format!("~ link {uplink} remote none")) > moved);
+    let place = |step: &str| log.iter().position(|line| line == step);
+    let (attached, moved) = (format!("~ link {} up", Name::tap("shop", 0)), exit(&tap(0)));
+    assert!(place(&attached).unwrap() < place(&moved).unwrap(), "{log:?}");
     let (ToGateway::Config(config), _) = near.receive().await else {
         panic!("configuration first")
     };
@@ -87,13 +102,63 @@ async fn a_gateway_gets_its_tap_and_its_node_uses_it_until_it_goes() {
     node.lose(near).await;
     let log = node.kernel.take_log();
     assert!(
-        log.contains(&format!("~ link {uplink} remote 192.168.7.2")),
+        log.contains(&exit("node 192.168.7.2")),
         "the other node's gateway again: {log:?}"
     );
     assert!(
         !node.reports().gateways.contains_key("weft-gateway-shop-0"),
         "its object never said it was here"
     );
+}
+
+#[tokio::test]
+async fn a_new_gateway_carries_to_a_cluster_when_it_reports_a_tunnel_there() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        peer(world, "shop", "tokyo", 2);
+        web(world);
+        block(world, "shop", "n2", 16, 8);
+        gateway(world, "shop", 0, None);
+        gateway(world, "shop", 1, Some("n2"));
+    });
+    node.sandbox("web");
+    let well = Health {
+        reached: 1,
+        ..Health::default()
+    };
+    let place = ("192.168.7.2".parse().unwrap(), (77, 1));
+    node.event(Event::Liveness(Arc::new(
+        [(place, Adjacency::Reports(well))].into(),
+    )));
+    node.settle().await;
+    let toward = |hop: &str| format!("exit to 2 {hop}");
+    let log = node.kernel.take_log();
+    assert!(
+        log.iter().any(|step| step.ends_with(&toward("node 192.168.7.2"))),
+        "{log:?}"
+    );
+
+    let near = node.connect("shop", 0, false).await;
+    let log = node.kernel.take_log();
+    assert!(
+        log.iter().any(|step| step.ends_with("up")),
+        "it has its TAP: {log:?}"
+    );
+    assert!(
+        !log.iter().any(|step| step.contains("exit to 2")),
+        "it has no tunnel yet: {log:?}"
+    );
+
+    near.send(FromGateway::Report(Report {
+        tunnels: vec![up("tokyo/0")],
+        reached: 1,
+        ..Report::default()
+    }));
+    node.gateway_event().await;
+    node.settle().await;
+    let log = node.kernel.take_log();
+    assert!(log.iter().any(|step| step.ends_with(&toward(&tap(0)))), "{log:?}");
 }
 
 /// A pod that was deleted by force runs on for a while, beside its successor on another node.
@@ -145,6 +210,7 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
         peer(world, "shop", "tokyo", 2);
+        web(world);
         for (n, name) in (1..).zip(["n1", "n2", "n3"]) {
             block(world, "shop", name, 8 * n, 8);
         }
@@ -152,6 +218,7 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
         gateway(world, "shop", 1, Some("n2"));
         gateway(world, "shop", 2, Some("n3"));
     });
+    node.sandbox("web");
     node.settle().await;
     let (first, second) = (("192.168.7.2", (77, 1)), ("192.168.7.3", (77, 2)));
     let asked = node.liveness.borrow().wanted.clone();
@@ -160,38 +227,41 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     }
     let well = Health {
         reached: 1,
-        draining: false,
+        ..Health::default()
     };
     type Place<'a> = (&'a str, liveness::Gateway);
     let observe = |node: &mut Node, observed: &[(Place<'_>, Adjacency)]| {
         let observed = observed
             .iter()
-            .map(|((address, gateway), adjacency)| ((address.parse().unwrap(), *gateway), *adjacency));
+            .map(|((address, gateway), adjacency)| ((address.parse().unwrap(), *gateway), adjacency.clone()));
         node.event(Event::Liveness(Arc::new(observed.collect())));
     };
     observe(
         &mut node,
-        &[(first, Adjacency::Reports(well)), (second, Adjacency::Silent)],
+        &[
+            (first, Adjacency::Reports(well.clone())),
+            (second, Adjacency::Silent),
+        ],
     );
     node.settle().await;
     node.kernel.take_log();
     observe(
         &mut node,
-        &[(first, Adjacency::Silent), (second, Adjacency::Reports(well))],
+        &[
+            (first, Adjacency::Silent),
+            (second, Adjacency::Reports(well.clone())),
+        ],
     );
     node.settle().await;
-    let uplink = names::uplink("shop");
-    assert_eq!(
-        node.kernel.take_log(),
-        [format!("~ link {uplink} remote 192.168.7.3")],
-        "one change, at one moment"
-    );
+    let moved = ["2", "all"].map(|to| format!("+ entry shop exit to {to} node 192.168.7.3"));
+    assert_eq!(node.kernel.take_log(), moved, "at one moment each");
 
     let mut near = node.connect("shop", 0, false).await;
     let report = |reached, draining| {
         FromGateway::Report(Report {
             reached,
             draining,
+            tunnels: vec![up("tokyo/0")],
             ..Report::default()
         })
     };
@@ -203,30 +273,11 @@ async fn a_gateway_that_falls_silent_is_left_and_one_that_drains_still_carries_f
     };
     node.kernel.take_log();
     let log = take(&mut node, &near, report(1, false)).await;
-    assert!(log.contains(&format!("+ {}", way(Exit::tap(0)))), "{log:?}");
+    assert!(log.contains(&exit(&tap(0))), "{log:?}");
     assert_eq!(node.liveness.borrow().own[&(77, 0)], well);
 
     let log = take(&mut node, &near, report(1, true)).await;
-    let others = |sign, port: &str| {
-        let table = Segment::of_slice("shop").fast_path();
-        let element = |family| Element::Others(family, Name::new(port));
-        Family::ALL.map(|family| format!("{sign} element {table} others {}", element(family)))
-    };
-    let by_the_bridge = [
-        format!("~ link {uplink} remote 192.168.7.3"),
-        format!("- {}", way(Exit::tap(0))),
-        format!("+ {}", way(Exit::UPLINK)),
-    ];
-    assert_eq!(
-        log,
-        [
-            &others('-', &names::tap("shop", 0))[..],
-            &by_the_bridge,
-            &others('+', &uplink),
-        ]
-        .concat(),
-        "the other way is open before it is taken, and what others send still passes"
-    );
+    assert_eq!(log, moved, "what others send still passes");
     assert!(node.liveness.borrow().own[&(77, 0)].draining, "the others know");
     assert!(take(&mut node, &near, report(1, true)).await.is_empty());
     assert!(matches!(near.receive().await, (ToGateway::Config(_), _)));
@@ -240,10 +291,12 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
     let mut node = Node::new();
     node.objects(|world| {
         shop(world);
+        web(world);
         block(world, "shop", "n2", 16, 8);
         gateway(world, "shop", 0, Some("n1"));
         gateway(world, "shop", 1, Some("n2"));
     });
+    node.sandbox("web");
     let mut near = node.connect("shop", 0, false).await;
     near.receive().await;
     near.receive().await;
@@ -277,7 +330,7 @@ async fn a_gateway_that_outlives_its_agent_keeps_its_tap_and_its_place() {
         node.kernel
             .take_log()
             .iter()
-            .any(|step| step.ends_with("remote 192.168.7.2"))
+            .any(|step| *step == exit("node 192.168.7.2"))
     );
 }
 
@@ -411,23 +464,22 @@ async fn a_gateway_of_a_lost_node_is_left_for_another() {
     let mut node = Node::new();
     node.objects(|world| {
         slice(world, "shop", 77, "10.80.0.0/24");
+        web(world);
         for (n, name) in (1..).zip(["n1", "n2", "n3"]) {
             block(world, "shop", name, 8 * n, 8);
         }
         gateway(world, "shop", 1, Some("n2"));
         gateway(world, "shop", 2, Some("n3"));
     });
+    node.sandbox("web");
     node.settle().await;
-    let uplink = Name::new(names::uplink("shop"));
     let used = |node: &Node| {
-        node.kernel.inner().state.links[&uplink]
-            .kind
-            .vxlan()
-            .unwrap()
-            .remote
+        let inner = node.kernel.inner();
+        let exit = inner.state.segments["shop"].get(&Key::Exit(Clusters::All));
+        exit.unwrap().to_string()
     };
-    let ordinal = match used(&node).unwrap().to_string().as_str() {
-        "192.168.7.2" => 1,
+    let ordinal = match used(&node).as_str() {
+        "exit to all node 192.168.7.2" => 1,
         _ => 2,
     };
     let lost = |node: &mut Node, ordinal, lost| {

@@ -8,3 +8,4 @@ mod support;
 mod blocks;
 mod gateways;
 mod pods;
+mod shaping;

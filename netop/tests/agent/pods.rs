@@ -9,7 +9,7 @@ use slice_crds::{
 use slice_netop::{
     agent::{Chain, Event, Fetched},
     cni::wire::{Command, Reply},
-    model::{Name, filter::PASSAGE_TABLE},
+    model::{Name, State},
     world::{PodView, World},
 };
 
@@ -236,13 +236,13 @@ async fn one_slice_in_trouble_leaves_the_others_alone() {
         pod(world, "cart", "web", &[]);
     });
     node.sandbox("web");
-    let table = names::filter_table("bank");
-    node.kernel.inner().refused.push(format!("table {table}"));
+    let of_bank = format!("~ link {} attach", port("bank", "web"));
+    node.kernel.inner().refused.push(of_bank);
     node.settle().await;
     assert_eq!(
         node.attached(),
         [port("shop", "web")],
-        "no port of bank opens without its filter"
+        "no port of bank opens without its program"
     );
     let reports = node.reports();
     assert_eq!(reports.blocks["shop.n1"].ready.status, Some(true));
@@ -256,39 +256,6 @@ async fn one_slice_in_trouble_leaves_the_others_alone() {
     node.settle().await;
     assert_eq!(node.attached().len(), 2);
     assert_eq!(node.reports().blocks["bank.n1"].ready.status, Some(true));
-}
-
-#[tokio::test]
-async fn a_node_whose_own_filters_let_nothing_pass_says_so_until_something_does() {
-    let mut node = Node::with_web().await;
-    let table = Name::new(PASSAGE_TABLE);
-    let mut look = async |offered, passed| {
-        for (counter, packets) in [("offered4", offered), ("passed4", passed)] {
-            let counter = (table.clone(), counter.to_owned());
-            node.kernel.inner().counters.insert(counter, packets);
-        }
-        node.event(Event::Tick);
-        node.settle().await;
-        let ready = node.reports().blocks["shop.n1"].ready.clone();
-        let dropped = node.metric("weft_netop_dropped_frames_total");
-        (ready.status == Some(true), ready.message, dropped)
-    };
-    assert!(look(10, 10).await.0, "all pass");
-    let (ready, _, dropped) = look(12, 10).await;
-    assert!(ready && dropped == 2.0, "a few may be on their way");
-    let (ready, message, dropped) = look(14, 10).await;
-    assert!(!ready && dropped == 4.0);
-    assert!(
-        message.contains("every IPv4 frame")
-            && message.contains("iptables -I FORWARD -i wb-+ -o wb-+ -j ACCEPT"),
-        "{message}"
-    );
-    assert!(!look(14, 10).await.0, "still, where nothing is sent");
-    let (ready, _, dropped) = look(20, 12).await;
-    assert!(
-        ready && dropped == 8.0,
-        "some are dropped: what the node's filters are there for"
-    );
 }
 
 #[tokio::test]
@@ -317,28 +284,15 @@ async fn a_pod_cannot_be_in_two_slices_with_one_subnet() {
 
 #[tokio::test]
 async fn what_others_change_is_repaired_and_counted_and_what_was_asked_for_is_not() {
-    let mut node = Node::new();
-    node.objects(|world| {
-        shop(world);
-    });
-    node.settle().await;
+    let mut node = Node::with_web().await;
     node.event(Event::Tick);
     node.settle().await;
     assert_eq!(node.metric("weft_netop_drift_repaired_total"), 0.0);
-    node.kernel
-        .inner()
-        .state
-        .links
-        .remove(&Name::new(names::vxlan("shop")));
+    let device = Name::to_pods();
+    node.kernel.inner().state.links.remove(&device);
     node.event(Event::KernelChanged);
     node.settle().await;
-    assert!(
-        node.kernel
-            .inner()
-            .state
-            .links
-            .contains_key(&Name::new(names::vxlan("shop")))
-    );
+    assert!(node.kernel.inner().state.links.contains_key(&device));
     assert!(node.metric("weft_netop_drift_repaired_total") > 0.0);
 }
 
@@ -539,30 +493,27 @@ async fn the_networks_of_the_nodes_pods_are_reported() {
 async fn a_pod_cannot_take_another_index_by_its_own_interface() {
     let mut node = Node::with_web().await;
     let own = port("shop", "web");
-    let set = |node: &Node, index: u32, entry: bool| {
+    // As the release before left it, or somebody by hand.
+    let set = |node: &Node, index: u32, nameless: bool| {
         let mut inner = node.kernel.inner();
         inner.state.pods.get_mut(&own).unwrap().mac = Mac::of_index(index);
-        if !entry {
-            inner.state.fdb.retain(|fdb| fdb.link != own);
+        if nameless {
+            inner.state.links.get_mut(&own).unwrap().alias = None;
         }
     };
     let index = |node: &Node| node.kernel.inner().state.pods[&own].mac.index();
-    set(&node, 200, true);
-    node.restart().await;
-    node.settle().await;
-    assert_eq!(index(&node), Some(8));
+    for nameless in [false, true] {
+        set(&node, 12, nameless);
+        node.restart().await;
+        node.settle().await;
+        assert_eq!(index(&node), Some(8), "its port has no alias: {nameless}");
+    }
     // Neither where everything else that tells is lost.
-    set(&node, 200, false);
+    set(&node, 12, true);
     std::fs::remove_file(node.run.checkpoint()).unwrap();
     node.restart().await;
     node.settle().await;
     assert_eq!(index(&node), Some(8));
-    // One of the node's own is as good as another.
-    set(&node, 12, false);
-    std::fs::remove_file(node.run.checkpoint()).unwrap();
-    node.restart().await;
-    node.settle().await;
-    assert_eq!(index(&node), Some(12));
 }
 
 #[tokio::test]
@@ -598,4 +549,64 @@ async fn a_failure_is_announced_once_though_its_figures_change() {
     node.advance(Duration::from_secs(4));
     node.settle().await;
     assert!(node.announced()[0].starts_with("Attached c: "));
+}
+
+/// The node starts again: interfaces and everything under /run are gone, the pods are the same ones.
+#[tokio::test]
+async fn after_a_reboot_every_pod_comes_back_with_its_address() {
+    let mut node = Node::new();
+    let names = ["db-0", "db-1", "db-2", "db-3"];
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+    });
+    // Not in the order in which anybody would give them out.
+    for name in ["db-2", "db-0", "db-3", "db-1"] {
+        node.objects(|world| pod(world, "cart", name, &[]));
+        node.sandbox(name);
+        node.settle().await;
+    }
+    let indices = |node: &Node| {
+        let inner = node.kernel.inner();
+        names.map(|name| inner.state.pods[&port("shop", name)].mac.index().unwrap())
+    };
+    let before = indices(&node);
+    node.kernel.inner().state = State::default();
+    std::fs::remove_dir_all(&node.run.run).unwrap();
+    node.forget_sandboxes();
+    node.restart().await;
+    let required = std::fs::read_to_string(node.run.members()).unwrap();
+    assert!(
+        required.contains("cart"),
+        "those that must wait do, until the agent is back"
+    );
+    node.settle().await;
+    for name in names {
+        node.sandbox(name);
+        node.settle().await;
+    }
+    assert_eq!(indices(&node), before);
+}
+
+/// A StatefulSet's pod that is deleted comes back as another pod of its name.
+#[tokio::test]
+async fn a_pod_of_the_same_name_gets_the_address_that_rests() {
+    let mut node = Node::with_web().await;
+    node.objects(|world| {
+        world.pods.remove("uid-web");
+        pod(world, "cart", "other", &[]);
+    });
+    node.sandbox("other");
+    node.settle().await;
+    node.objects(|world| {
+        pod(world, "cart", "web", &[]);
+        let mut again = PodView::clone(&world.pods.remove("uid-web").unwrap());
+        (again.uid, again.sandbox_uid) = ("uid-again".into(), "uid-again".into());
+        world.pods.insert("uid-again".into(), Arc::new(again));
+    });
+    node.sandbox("again");
+    node.settle().await;
+    let again = port("shop", "again");
+    let index = node.kernel.inner().state.pods[&again].mac.index();
+    assert_eq!(index, Some(8), "what web had, and rests");
 }

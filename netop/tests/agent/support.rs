@@ -17,9 +17,9 @@ use slice_netop::{
         server::Call,
         wire::{Command, Reply, Request},
     },
-    files::RunDirectory,
+    files::Directories,
     gateways::{GatewayEvent, Server},
-    kernel::{FAST_PATH, fake::Fake},
+    kernel::{EBPF, fake::Fake},
     liveness,
     metrics::Metrics,
     model::{Name, Netns},
@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub struct Node {
     pub agent: Agent<Fake>,
     pub kernel: Fake,
-    pub run: RunDirectory,
+    pub run: Directories,
     pub fetches: mpsc::Receiver<Fetch>,
     pub chain: watch::Sender<Chain>,
     pub liveness: watch::Receiver<liveness::Local>,
@@ -57,7 +57,7 @@ struct Ends {
     gateway_events: mpsc::Receiver<GatewayEvent>,
 }
 
-fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
+fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
     let registry = Registry::new();
     let (fetch, fetches) = mpsc::channel(16);
     let (announcement, announcements) = mpsc::channel(64);
@@ -68,9 +68,9 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
     let setup = Setup {
         node: "n1".into(),
         node_address: None,
-        run: run.clone(),
+        directories: run.clone(),
         netns: NetnsDirectory("/run/netns".into()),
-        features: ["nftables", "tap", FAST_PATH]
+        features: ["nftables", "tap", EBPF]
             .map(|feature| (feature.to_owned(), true))
             .into(),
         metrics: Metrics::register(&registry),
@@ -79,6 +79,7 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
         announcements: announcement,
         reports: report,
         chain: chain_seen,
+        shown: watch::channel(Arc::default()).0,
         liveness: local,
     };
     let ends = Ends {
@@ -96,7 +97,10 @@ fn start(kernel: &Fake, run: &RunDirectory, uid: u32) -> (Agent<Fake>, Ends) {
 impl Node {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let run = RunDirectory(directory.path().to_owned());
+        let run = Directories {
+            run: directory.path().join("run"),
+            state: directory.path().join("state"),
+        };
         let kernel = Fake::default();
         let (agent, ends) = start(&kernel, &run, nix::unistd::getuid().as_raw());
         let mut node = Self {
@@ -288,6 +292,14 @@ impl Node {
         family.get_metric()[0].get_counter().get_value()
     }
 
+    /// The values of a gauge, by its labels' order.
+    pub fn gauges(&self, name: &str) -> Vec<f64> {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        let metrics = family.get_metric().iter();
+        metrics.map(|metric| metric.get_gauge().get_value()).collect()
+    }
+
     pub fn dial(&self, slice: &str) -> Near {
         let path = self.run.gateway(slice).join("netop.sock");
         Near(Some(
@@ -391,8 +403,10 @@ pub fn slice(world: &mut World, name: &str, vni: u32, subnet: &str) {
         join: None,
         attach: AttachMode::Required,
         gateway: GatewayPlacement::default(),
+        frames: None,
         broadcast: Broadcast::default(),
         dscp: 0,
+        shaping: None,
         source: None,
     };
     put_slice(world, name, spec);
@@ -443,7 +457,7 @@ pub fn block(world: &mut World, slice: &str, node: &str, start: u32, size: u32) 
         withdrawn: None,
     };
     let block = SliceBlock::new(&names::block(slice, node), spec);
-    world.blocks.insert((slice.into(), node.into()), Arc::new(block));
+    world.blocks.insert(Arc::new(block));
 }
 
 /// A gateway, connected to the agent of `node` where there is one.
@@ -466,8 +480,7 @@ pub fn gateway(world: &mut World, slice: &str, ordinal: u32, node: Option<&str>)
 
 /// Changes the spec of a block, which is its next generation.
 pub fn edit_block(world: &mut World, slice: &str, node: &str, change: impl FnOnce(&mut SliceBlockSpec)) {
-    let block = world.blocks.get_mut(&(slice.into(), node.into())).unwrap();
-    let block = Arc::make_mut(block);
+    let block = world.blocks.get_mut(slice, node).unwrap();
     change(&mut block.spec);
     *block.metadata.generation.get_or_insert(1) += 1;
 }
@@ -535,5 +548,11 @@ pub fn bare_annotations(world: &mut World) {
 }
 
 pub fn teardown(world: &mut World) {
-    world.node = Some(Arc::new(SliceNode::new("n1", SliceNodeSpec { teardown: true })));
+    world.node = Some(Arc::new(SliceNode::new(
+        "n1",
+        SliceNodeSpec {
+            teardown: true,
+            uplink: None,
+        },
+    )));
 }

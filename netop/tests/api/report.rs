@@ -1,6 +1,9 @@
 //! Statuses and annotations.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use prometheus::Registry;
@@ -81,6 +84,7 @@ fn all() -> Reports {
         pod_networks: vec!["10.244.1.0/24".parse().unwrap()],
         features: BTreeMap::new(),
         ready: ready.clone(),
+        guarantees: None,
     };
     let block = BlockReport {
         attachments: 2,
@@ -230,6 +234,41 @@ async fn a_gateway_that_another_node_may_write_by_now_is_no_error() {
     writing.server.reaches(BLOCK, 2).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(writing.metrics.status_errors.get(), 1, "of what is its own it is");
+}
+
+/// Whoever waits for it is not kept, and whoever fights about it is.
+#[tokio::test]
+async fn a_pods_annotations_may_change_a_few_times_at_once() {
+    const PATH: &str = "/pods/web/status";
+    let mut reports = all();
+    reports.pods = [pod("web")].into();
+    let writing = writing(reports).await;
+    writing.server.reaches(PATH, 1).await;
+    let change = |version: usize| {
+        writing.reports.send_modify(|reports| {
+            reports.pods.get_mut("uid-web").unwrap().resource_version = Some(version.to_string());
+        });
+    };
+    let begun = Instant::now();
+    // As after a write of somebody else's, and as after the own.
+    writing.server.answers(PATH, Answer::Refuse(409));
+    for version in 8..11 {
+        change(version);
+        writing.server.reaches(PATH, version - 6).await;
+    }
+    // One after the other they would take three seconds.
+    assert!(
+        begun.elapsed() < 2 * MOMENT - Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    for version in 11..41 {
+        change(version);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let passed = begun.elapsed().as_secs() as usize + 1;
+    let count = writing.server.count(PATH);
+    assert!(count <= 4 + passed, "{count} writes in {passed} s");
 }
 
 #[tokio::test]

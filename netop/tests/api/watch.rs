@@ -59,8 +59,8 @@ async fn one_object_that_cannot_be_decoded_leaves_the_others_to_work_from() {
     assert_eq!(
         world
             .blocks
-            .keys()
-            .map(|(_, node)| node.as_str())
+            .iter()
+            .map(|block| block.spec.node.as_str())
             .collect::<Vec<_>>(),
         ["n1"]
     );

@@ -16,8 +16,8 @@ use prometheus::Registry;
 use slice_crds::{
     IndexRange, Mac, labels, names,
     v1alpha1::{
-        AttachMode, Broadcast, GatewayPlacement, Slice, SliceBlock, SliceBlockSpec, SliceGateway,
-        SliceGatewaySpec, SliceNode, SliceNodeSpec, SliceSpec,
+        AttachMode, Broadcast, GatewayPlacement, PeerCluster, Slice, SliceBlock, SliceBlockSpec,
+        SliceGateway, SliceGatewaySpec, SliceNode, SliceNodeSpec, SliceSpec,
     },
 };
 use slice_netop::{
@@ -26,7 +26,7 @@ use slice_netop::{
         server::Call,
         wire::{Command, Reply, Request},
     },
-    files::RunDirectory,
+    files::Directories,
     gateways::{GatewayEvent, Server},
     kernel::Linux,
     metrics::Metrics,
@@ -64,12 +64,15 @@ fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started 
     let (gateway_events, gateways) = mpsc::channel(16);
     let (chain, chain_seen) = watch::channel(Chain::Installed);
     let (report, reports) = watch::channel(Reports::default());
-    let run = RunDirectory(run.to_owned());
+    let run = Directories {
+        run: run.to_owned(),
+        state: run.join("state"),
+    };
     let setup = Setup {
         node: node.into(),
         node_address: None,
         server: Server::new(run.clone(), nix::unistd::getuid().as_raw(), gateway_events),
-        run,
+        directories: run,
         netns: NetnsDirectory("/nowhere".into()),
         features: BTreeMap::new(),
         metrics: Metrics::register(&Registry::new()),
@@ -77,6 +80,7 @@ fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started 
         announcements: mpsc::channel(1).0,
         reports: report,
         chain: chain_seen,
+        shown: watch::channel(Arc::default()).0,
         liveness: watch::channel(slice_netop::liveness::Local::default()).0,
     };
     Started {
@@ -173,13 +177,20 @@ fn world() -> World {
         cluster_number: 1,
         ranges: vec![IndexRange::new(0, 64)],
         releasing: vec![],
-        peers: vec![],
+        peers: vec![PeerCluster {
+            name: "tokyo".into(),
+            number: 2,
+            ranges: vec![IndexRange::new(128, 64)],
+            gateways: vec![],
+        }],
         namespaces: vec![],
         join: None,
         attach: AttachMode::Required,
         gateway: GatewayPlacement::default(),
+        frames: None,
         broadcast: Broadcast::default(),
         dscp: 0,
+        shaping: None,
         source: None,
     };
     let mut world = World::default();
@@ -198,7 +209,7 @@ fn world() -> World {
             withdrawn: None,
         };
         let block = SliceBlock::new(&names::block("shop", &node), spec);
-        world.blocks.insert(("shop".into(), node), Arc::new(block));
+        world.blocks.insert(Arc::new(block));
     }
     let gateway = SliceGatewaySpec {
         slice: "shop".into(),
@@ -327,7 +338,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
     assert_eq!(copies(&tap), 1);
 
     // Both agents start again, with nothing but what is on the node; one of them without its checkpoint.
-    std::fs::remove_file(runs[1].directory.path().join("attachments.json")).unwrap();
+    std::fs::remove_file(runs[1].directory.path().join("state/attachments.json")).unwrap();
     let pings = Pings::start(web, ip("10.80.0.16"));
     let states = [0, 1].map(|n| runs[n].agent.state().unwrap().clone());
     drop(stream);
@@ -359,7 +370,10 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
     for (run, world) in runs.iter_mut().zip(&mut worlds) {
         world.node = Some(Arc::new(SliceNode::new(
             &run.node,
-            SliceNodeSpec { teardown: true },
+            SliceNodeSpec {
+                teardown: true,
+                uplink: None,
+            },
         )));
         run.chain.send_replace(Chain::Removed);
         run.step(Event::World(Arc::new(world.clone()))).await;
@@ -402,7 +416,7 @@ async fn a_gateway_gets_the_queues_that_it_can_use_and_every_flow_keeps_to_one()
     assert!(matches!(run.add("web", &web).await, Reply::Attached(_)));
     let made_for = |run: &Run| {
         let state = run.agent.state().unwrap();
-        state.links[&Name::new(names::tap("shop", 0))].kind.clone()
+        state.links[&Name::tap("shop", 0)].kind
     };
 
     let first = run.called(false, 4).await;
@@ -414,7 +428,7 @@ async fn a_gateway_gets_the_queues_that_it_can_use_and_every_flow_keeps_to_one()
     // Flows to another cluster: each keeps to its queue, also after frames of it came back by another.
     let (here, there) = (
         (Mac::of_index(8), ip("10.80.0.8")),
-        (Mac::of_index(40), ip("10.80.0.40")),
+        (Mac::of_index(130), ip("10.80.0.130")),
     );
     let wire = Wire::open(&web, "sl-shop");
     let mut taken: BTreeMap<u16, usize> = BTreeMap::new();
@@ -495,7 +509,7 @@ async fn odd_nodes_harm_nobody_and_a_slice_that_goes_is_confirmed() {
             withdrawn: None,
         };
         let block = SliceBlock::new(&names::block("shop", &node), spec);
-        world.blocks.insert(("shop".into(), node), Arc::new(block));
+        world.blocks.insert(Arc::new(block));
     }
     here(&mut world, "n1");
     let mut runs = [1, 2].map(|n| Run::new(&format!("n{n}"), &cluster.nodes[n - 1].space));
@@ -527,10 +541,7 @@ async fn odd_nodes_harm_nobody_and_a_slice_that_goes_is_confirmed() {
     assert!(!seen.present && seen.ready.status == Some(true), "{seen:?}");
     assert!(!web.ip("-br link").contains("sl-shop"));
     // Somebody makes what has its name.
-    let bridge = names::bridge("shop");
-    cluster.nodes[0]
-        .space
-        .ip(&format!("link add {bridge} type bridge"));
+    cluster.nodes[0].space.ip("link add wp-anybodys type bridge");
     let before = run.agent.state().unwrap().links.len();
     run.step(Event::Tick).await;
     assert_eq!((before, run.block().present), (0, true));

@@ -15,6 +15,10 @@ async fn pods_reach_each_other_on_one_node_and_across_nodes() {
     let c = cluster.add_pod("shop", 1, 0);
     cluster.sync().await;
     for (from, to) in [(&a, &b), (&a, &c), (&c, &b)] {
+        // Made by the kernel, which looks for duplicates of it for a second or two.
+        let link_local = format!("fe80::5c:ff:fe00:{:x}", to.index).parse().unwrap();
+        let answers = |_| ping(&from.space, link_local, 56, SECOND).is_some();
+        assert!((0..5).any(answers), "{link_local} from {}", from.v4());
         for ip in [to.v4(), to.v6()] {
             assert!(
                 ping(&from.space, ip, 56, SECOND).is_some(),

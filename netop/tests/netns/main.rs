@@ -16,10 +16,10 @@ mod support;
 
 mod agent;
 mod attach;
-mod cost;
-mod fastpath;
-mod filter;
+mod cni;
 mod frames;
+mod guard;
 mod programs;
+mod qos;
 mod repair;
 mod steering;

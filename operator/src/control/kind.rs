@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Node, Secret, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
     rbac::v1::RoleBinding,
 };
@@ -37,6 +37,8 @@ pub enum Kind {
     Slice,
     SliceBlock,
     SliceNode,
+    /// Its taints.
+    Node,
     SliceGateway,
     StatefulSet,
     Service,
@@ -83,6 +85,7 @@ impl Kind {
             Self::Slice | Self::SliceStatus => ApiResource::erase::<Slice>(&()),
             Self::SliceBlock => ApiResource::erase::<SliceBlock>(&()),
             Self::SliceNode => ApiResource::erase::<SliceNode>(&()),
+            Self::Node => ApiResource::erase::<Node>(&()),
             Self::SliceGateway => ApiResource::erase::<SliceGateway>(&()),
             Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
@@ -112,7 +115,7 @@ impl Kind {
             | Self::ClusterStatus
             | Self::SliceStatus
             | Self::ServiceExportStatus => Manner::Status,
-            Self::ConfigMap => Manner::Fields,
+            Self::ConfigMap | Self::Node => Manner::Fields,
             Self::Hub
             | Self::SliceAllocation
             | Self::MemberHub
@@ -155,7 +158,12 @@ impl Kind {
     pub const fn is_namespaced(self) -> bool {
         !matches!(
             self,
-            Self::Namespace | Self::Slice | Self::SliceStatus | Self::SliceBlock | Self::SliceNode
+            Self::Namespace
+                | Self::Node
+                | Self::Slice
+                | Self::SliceStatus
+                | Self::SliceBlock
+                | Self::SliceNode
         )
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use slice_crds::{names, wire::SliceAllocationSpec};
+use slice_crds::{names, v1alpha1::QosProfileSpec, wire::SliceAllocationSpec};
 
 use super::{
     input::{Input, Source},
@@ -82,7 +82,7 @@ pub struct Hub {
     /// Slices that choose their clusters by labels.
     pub(super) selecting: BTreeSet<String>,
     /// Code points by namespace and profile.
-    pub(super) profiles: BTreeMap<(String, String), u8>,
+    pub(super) profiles: BTreeMap<(String, String), QosProfileSpec>,
     pub(super) outputs: Outputs,
     pub(super) notices: Notices,
     pub(super) dirty_slices: BTreeSet<String>,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use slice_crds::{
     annotations::{CLUSTER_UID, DELETE, GONE_CLUSTERS, MADE_AFTER, NOW},
     read,
-    v1alpha1::{Cluster, QosProfile, SliceConfig},
+    v1alpha1::{Cluster, QosProfile, QosProfileSpec, SliceConfig},
     wire::{
         JoinToken, MemberJoin, MemberReport, MemberReportSpec, MemberService, MemberSlice, MemberSliceReport,
         MemberSliceReportSpec, Service, SliceAllocation, SliceShare,
@@ -115,7 +115,7 @@ pub struct Input {
 pub enum Object {
     SliceConfig(Result<Arc<SliceConfig>, Unreadable>),
     Cluster(Result<Arc<Cluster>, Unreadable>),
-    QosProfile(Result<u8, String>),
+    QosProfile(Result<QosProfileSpec, String>),
     Allocation {
         object: Result<Arc<SliceAllocation>, String>,
         /// A person asked for the deletion not to wait.
@@ -165,9 +165,7 @@ impl Input {
         let object = match source {
             Source::SliceConfig => Object::SliceConfig(users(value)),
             Source::Cluster => Object::Cluster(users(value)),
-            Source::QosProfile => {
-                Object::QosProfile(read::<QosProfile>(value).map(|profile| profile.spec.dscp))
-            }
+            Source::QosProfile => Object::QosProfile(read::<QosProfile>(value).map(|profile| profile.spec)),
             Source::SliceAllocation => Object::Allocation {
                 object: read(value).map(Arc::new),
                 at_once: annotation(value, DELETE) == Some(NOW),

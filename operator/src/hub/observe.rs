@@ -60,9 +60,9 @@ impl Hub {
                 self.touch_cluster(&name);
                 self.touch_slices_of(&name);
             }
-            (Object::QosProfile(Ok(dscp)), _) => {
+            (Object::QosProfile(Ok(profile)), _) => {
                 self.touch_users_of(&namespace, &name);
-                self.profiles.insert((namespace, name), dscp);
+                self.profiles.insert((namespace, name), profile);
             }
             (
                 Object::Allocation {

@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use slice_crds::{
     index, labels,
-    v1alpha1::{AttachMode, Cluster, Exposure, NamespaceRule, SliceConfig, SliceGatewaySettings},
+    v1alpha1::{
+        AttachMode, Broadcast, Cluster, Exposure, Frames, NamespaceRule, QosProfileSpec, Shaping,
+        SliceConfig, SliceGatewaySettings,
+    },
     wire::{
-        AllocationState as State, ClusterAllocation, GatewaySettings, Grant, KeySettings, MemberSliceSpec,
-        Peer, PeerGateway, Range, Rule, SHARD, SliceAllocationSpec, SliceShareSpec,
+        self, AllocationState as State, ClusterAllocation, GatewaySettings, Grant, KeySettings,
+        MemberSliceSpec, Peer, PeerGateway, Range, Rule, SHARD, SliceAllocationSpec, SliceShareSpec,
     },
 };
 
@@ -29,8 +32,9 @@ pub(super) fn member_slice(
     cluster: Option<&Cluster>,
     allocation: &SliceAllocationSpec,
     own: &ClusterAllocation,
-    dscp: u8,
+    qos: &QosProfileSpec,
 ) -> MemberSliceSpec {
+    let carried = config.spec.carried();
     MemberSliceSpec {
         slice: Grant {
             namespaces: rules(&config.spec.namespaces, &own.name),
@@ -41,8 +45,10 @@ pub(super) fn member_slice(
             }
             .to_owned(),
             gateway: gateway(config, cluster),
-            broadcast: config.spec.broadcast,
-            dscp,
+            frames: Some(frames(&carried, &own.name)),
+            broadcast: Broadcast::from(&carried),
+            dscp: qos.dscp,
+            shaping: qos.shaping().map(shaping),
             ..grant(allocation, own)
         },
         hub: hub.to_owned(),
@@ -95,6 +101,23 @@ fn grant(allocation: &SliceAllocationSpec, own: &ClusterAllocation) -> Grant {
 }
 
 /// Those of the rules that hold in a cluster.
+fn frames(carried: &Frames, cluster: &str) -> wire::Frames {
+    wire::Frames {
+        broadcast_per_second: carried.broadcast_per_second,
+        non_ip: carried.non_ip,
+        tagged: carried.tagged,
+        routers: rules(&carried.routers, cluster),
+    }
+}
+
+fn shaping(shaping: Shaping) -> wire::Shaping {
+    wire::Shaping {
+        guaranteed_mbps: shaping.guaranteed_mbps.unwrap_or_default(),
+        ceiling_mbps: shaping.ceiling_mbps.unwrap_or_default(),
+        priority: shaping.priority,
+    }
+}
+
 fn rules(rules: &[NamespaceRule], cluster: &str) -> Vec<Rule> {
     let here = rules
         .iter()

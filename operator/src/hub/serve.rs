@@ -132,9 +132,9 @@ impl Hub {
                 None
             }
             (None, Some((current, own)), Some(config)) => {
-                let dscp = self.dscp(config);
+                let qos = self.qos(config);
                 let mut spec =
-                    render::member_slice(scene.identity, config, cluster.as_deref(), current, &own, dscp);
+                    render::member_slice(scene.identity, config, cluster.as_deref(), current, &own, &qos);
                 if scene.rules.is_some() {
                     let before = state.and_then(|state| state.served.get(slice));
                     spec.slice.namespaces = before.map(|served| served.rules.clone()).unwrap_or_default();

@@ -14,7 +14,7 @@ use slice_crds::{
     Cidr, IndexRange, Subnets,
     conditions::reason,
     index, names,
-    v1alpha1::{SliceConfig, SliceConfigSpec, SliceConfigStatus},
+    v1alpha1::{QosProfileSpec, SliceConfig, SliceConfigSpec, SliceConfigStatus},
     wire::{AllocationState as State, ClusterAllocation, SliceAllocation, SliceAllocationSpec},
 };
 
@@ -399,10 +399,13 @@ impl Hub {
         self.outputs.want(key, Content::status(&status));
     }
 
-    pub(super) fn dscp(&self, config: &SliceConfig) -> u8 {
-        let Some(qos) = &config.spec.qos else { return 0 };
+    /// What a slice is given; nothing, where it names a profile that is not there.
+    pub(super) fn qos(&self, config: &SliceConfig) -> QosProfileSpec {
+        let Some(qos) = &config.spec.qos else {
+            return QosProfileSpec::default();
+        };
         let Some(profile) = &qos.profile else {
-            return qos.dscp.unwrap_or_default();
+            return qos.inline();
         };
         let key = (config.namespace().unwrap_or_default(), profile.clone());
         self.profiles.get(&key).copied().unwrap_or_default()
@@ -415,7 +418,7 @@ impl Hub {
         let namespace = config.namespace().unwrap_or_default();
         if !self.profiles.contains_key(&(namespace.clone(), profile.clone())) {
             trouble.add(reason::UNKNOWN_PROFILE, format!(
-                "spec.qos.profile names \"{profile}\", which is no QoSProfile in namespace {namespace}: create it, or correct the name; until then the slice has no DSCP"
+                "spec.qos.profile names \"{profile}\", which is no QoSProfile in namespace {namespace}: create it, or correct the name; until then the slice has neither guarantee nor ceiling, priority or DSCP"
             ));
         }
     }

@@ -112,6 +112,8 @@ pub(super) struct Dirty {
     pub(super) labels: bool,
     pub(super) report: bool,
     pub(super) corefile: bool,
+    /// Of these nodes.
+    pub(super) taints: BTreeSet<String>,
 }
 
 /// A moment's figures.
@@ -312,6 +314,7 @@ impl Member {
             || dirty.labels
             || dirty.report
             || dirty.corefile
+            || !dirty.taints.is_empty()
     }
 
     pub(super) fn touch_all(&mut self) {
@@ -322,6 +325,7 @@ impl Member {
         self.dirty.labels = true;
         self.dirty.report = true;
         self.dirty.corefile = true;
+        self.dirty.taints.extend(self.node_facts.keys().cloned());
     }
 
     pub(super) fn touch_slices(&mut self) {
@@ -430,6 +434,8 @@ impl Member {
                 self.plan_labels();
             } else if std::mem::take(&mut self.dirty.corefile) {
                 self.plan_corefile();
+            } else if let Some(node) = self.dirty.taints.pop_first() {
+                self.plan_taint(&node);
             } else if std::mem::take(&mut self.dirty.report) {
                 self.plan_report();
             } else {

@@ -154,8 +154,8 @@ impl Source {
             Self::MemberService => &[Kind::MemberService],
             Self::MemberReport => &[Kind::MemberReport],
             Self::MemberSliceReport => &[Kind::MemberSliceReport],
-            Self::Node
-            | Self::Namespace
+            Self::Node => &[Kind::Node],
+            Self::Namespace
             | Self::Pod
             | Self::GatewayPod
             | Self::Service

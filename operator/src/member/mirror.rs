@@ -94,8 +94,10 @@ mod tests {
             join: None,
             attach: AttachMode::Required,
             gateway: Default::default(),
+            frames: None,
             broadcast: Default::default(),
             dscp: 0,
+            shaping: None,
             source: Some(SliceSource {
                 hub: hub.into(),
                 revision,

@@ -9,20 +9,28 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Node, Taint},
+    jiff::Timestamp,
+};
 use kube::ResourceExt;
+use slice_crds::{annotations::UPLINK, names::AGENT_NOT_READY, v1alpha1::SliceNode};
 
 /// A node that is not ready for this long is taken for dead: what it would do for a slice is no slice's problem.
 const DEAD: Duration = Duration::from_secs(600);
 
 /// What matters of a Node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeFacts {
     pub name: String,
     pub addresses: Vec<IpAddr>,
     pub pod_cidrs: Vec<String>,
+    /// What it has to other clusters, as [`UPLINK`] says.
+    pub uplink: Option<String>,
     /// Since when it is not ready; `None` where it is.
     pub unready_since: Option<Timestamp>,
+    /// Where it has [`AGENT_NOT_READY`]: its other taints.
+    pub other_taints: Option<Vec<Taint>>,
     created: Option<Timestamp>,
     /// Why it can never take part.
     foreign: Option<&'static str>,
@@ -86,6 +94,7 @@ impl NodeFacts {
                         .unwrap_or_else(|| spec.pod_cidr.clone().into_iter().collect())
                 })
                 .unwrap_or_default(),
+            uplink: node.annotations().get(UPLINK).cloned(),
             unready_since: match ready {
                 Some(ready) if ready.status == "True" => None,
                 Some(ready) => ready
@@ -95,9 +104,15 @@ impl NodeFacts {
                     .or_else(|| created(node)),
                 None => created(node),
             },
+            other_taints: other_taints(node),
             created: created(node),
             foreign,
         }
+    }
+
+    /// Whether the object of this name is about this node, and not about one that had the name before.
+    pub fn is_subject_of(&self, object: &SliceNode) -> bool {
+        created(object) >= self.created
     }
 
     fn is_dead(&self, now: Timestamp) -> bool {
@@ -106,8 +121,17 @@ impl NodeFacts {
     }
 }
 
-fn created(node: &Node) -> Option<Timestamp> {
-    node.creation_timestamp().map(|time| time.0)
+fn other_taints(node: &Node) -> Option<Vec<Taint>> {
+    let taints = node.spec.as_ref()?.taints.as_ref()?;
+    let (ours, others): (Vec<_>, Vec<_>) = taints
+        .iter()
+        .cloned()
+        .partition(|taint| taint.key == AGENT_NOT_READY);
+    (!ours.is_empty()).then_some(others)
+}
+
+fn created(object: &impl ResourceExt) -> Option<Timestamp> {
+    object.creation_timestamp().map(|time| time.0)
 }
 
 /// Sorts the nodes out.

@@ -75,6 +75,7 @@ impl Member {
                 self.dirty.slices.insert(slice);
             }
             Object::SliceNode(Ok(node)) => {
+                self.dirty.taints.insert(name.clone());
                 self.slice_nodes.insert(name, node);
                 self.dirty.report = true;
             }
@@ -83,6 +84,7 @@ impl Member {
                 self.dirty.imports = true;
             }
             Object::Node(Ok(facts)) if self.node_facts.get(&name) != Some(&facts) => {
+                self.dirty.taints.insert(name.clone());
                 self.node_facts.insert(name, facts);
                 self.nodes_dirty = true;
                 self.dirty.report = true;
@@ -153,6 +155,9 @@ impl Member {
                     at: now.clock,
                     silent: false,
                 };
+                if before.is_none() || was_silent {
+                    self.dirty.taints.insert(node.clone());
+                }
                 self.agents.insert(node, agent);
                 if was_silent {
                     self.touch_slices();

@@ -11,12 +11,13 @@ use k8s_openapi::{
     api::core::v1::{ObjectReference, Service},
     jiff::SignedDuration,
 };
+use serde_json::json;
 use slice_crds::{
     conditions::{self, Verdict, reason},
     labels::{self, Attachment},
     membership::{self, Labels, Rules},
     names,
-    v1alpha1::{Slice, SliceBlock, SliceBlockSpec, SliceNode, SliceNodeSpec},
+    v1alpha1::{Slice, SliceBlock, SliceBlockSpec, SliceNode, SliceNodePhase, SliceNodeSpec},
     wire::{self, MemberReport, MemberSliceReport},
 };
 
@@ -53,13 +54,19 @@ impl Member {
         if let Some(first) = self.gone.values().min().copied() {
             self.wake_after(blocks::REST.saturating_sub(now.clock.saturating_sub(first)), now);
         }
-        for node in self.node_facts.keys() {
-            // Taking down is asked for by the uninstaller, not by us.
-            let spec = self
-                .slice_nodes
-                .get(node)
-                .map_or_else(SliceNodeSpec::default, |there| there.spec.clone());
+        for (node, facts) in &self.node_facts {
             let key = Key::new(Kind::SliceNode, "", node);
+            let there = self.slice_nodes.get(node);
+            // One that is older is about another machine of that name: its agent reports on an object of its own.
+            if there.is_some_and(|there| !facts.is_subject_of(there)) {
+                self.local.remove(key);
+                continue;
+            }
+            // Taking down is asked for by the uninstaller, not by us.
+            let spec = SliceNodeSpec {
+                teardown: there.is_some_and(|there| there.spec.teardown),
+                uplink: facts.uplink.clone(),
+            };
             self.local.want(key, Content::of(&SliceNode::new(node, spec)));
         }
         let stale: Vec<Key> = self
@@ -74,6 +81,25 @@ impl Member {
             self.dirty.report = true;
         }
         self.touch_slices();
+    }
+
+    /// Takes [`names::AGENT_NOT_READY`] off a node whose agent is ready. Nothing here puts it there.
+    pub(super) fn plan_taint(&mut self, node: &str) {
+        let key = Key::new(Kind::Node, "", node);
+        let facts = self.node_facts.get(node);
+        let alive = self.agents.get(node).is_some_and(|agent| !agent.silent);
+        let ready = self.slice_nodes.get(node).is_some_and(|there| {
+            let status = there.status.as_ref();
+            status.is_some_and(|status| status.phase == SliceNodePhase::Ready)
+                && facts.is_some_and(|facts| facts.is_subject_of(there))
+        });
+        match facts.and_then(|facts| facts.other_taints.as_ref()) {
+            Some(others) if alive && ready => {
+                let spec = json!({ "taints": others });
+                self.local.want(key, Content::spec(BTreeMap::new(), &spec));
+            }
+            _ => self.local.release(&key),
+        }
     }
 
     fn silent(&self) -> BTreeSet<String> {
@@ -523,7 +549,7 @@ impl Member {
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
         let Some(address) = address else { return };
         let after = corefile::with_stub(before, address);
-        let data = serde_json::json!({"metadata": {}, "data": {"Corefile": after}});
+        let data = json!({"metadata": {}, "data": {"Corefile": after}});
         self.local.want(key.clone(), Content::of(&data));
     }
 

@@ -192,8 +192,10 @@ mod tests {
             join: None,
             attach: AttachMode::Required,
             gateway: Default::default(),
+            frames: None,
             broadcast: Default::default(),
             dscp: 0,
+            shaping: None,
             source: None,
         };
         Rules::parse(slice, &spec).unwrap()

@@ -1,7 +1,9 @@
 //! A member beside its hub: both roles, and the agents' ledgers, driven by hand.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use slice_crds::conditions;
+use slice_crds::{conditions, names};
 
 use crate::simulation::{Agent, World, node};
 
@@ -144,6 +146,70 @@ fn odd_nodes_are_left_out_and_the_others_go_on() {
         text.contains("kubectl delete node") || text.contains("--node-ip"),
         "a remedy that lasts: {text}"
     );
+}
+
+#[test]
+fn a_node_has_its_startup_taint_until_its_own_agent_is_ready() {
+    let mut world = world();
+    let registered = || {
+        let mut object = node("a3", 3);
+        object["spec"]["taints"] = json!([
+            {"key": "example.org/gpu", "effect": "NoSchedule"},
+            {"key": names::AGENT_NOT_READY, "value": "true", "effect": "NoExecute"},
+        ]);
+        object
+    };
+    let taints = |world: &World| -> Vec<String> {
+        let node = world.clusters[0].server.get("Node", "", "a3").unwrap();
+        let taints = node["spec"]["taints"].as_array().unwrap();
+        taints
+            .iter()
+            .map(|taint| taint["key"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let set_phase = |world: &mut World, phase: &str| {
+        let server = &mut world.clusters[0].server;
+        let mut object = server.get("SliceNode", "", "a3").unwrap().clone();
+        object["status"] = json!({"phase": phase});
+        server.put("SliceNode", object);
+    };
+    let (both, other) = (["example.org/gpu", names::AGENT_NOT_READY], ["example.org/gpu"]);
+
+    world.clusters[0].server.put("Node", registered());
+    world.calm(1);
+    assert_eq!(taints(&world), both);
+    set_phase(&mut world, "Ready");
+    world.calm(1);
+    assert_eq!(taints(&world), both, "whoever wrote that does not live");
+    set_phase(&mut world, "Degraded");
+    // Which renews its Lease.
+    world.clusters[0].agents.push(Agent::new("a3"));
+    world.calm(1);
+    assert_eq!(taints(&world), both);
+    set_phase(&mut world, "Ready");
+    world.calm(1);
+    assert_eq!(taints(&world), other);
+    let spec = &world.clusters[0].server.get("Node", "", "a3").unwrap()["spec"];
+    assert_eq!(spec["podCIDRs"], json!(["10.244.3.0/24"]), "nothing else changes");
+    let rest = world.writes();
+    world.calm(2);
+    assert_eq!(world.writes(), rest);
+
+    // Another machine of that name, before the first one's objects are gone.
+    world.advance(Duration::from_secs(5));
+    let uid = |world: &World| {
+        let object = world.clusters[0].server.get("SliceNode", "", "a3").unwrap();
+        object["metadata"]["uid"].clone()
+    };
+    let before = uid(&world);
+    world.clusters[0].server.delete("Node", "", "a3");
+    world.clusters[0].server.put("Node", registered());
+    world.calm(1);
+    assert_eq!(taints(&world), both);
+    assert_ne!(uid(&world), before);
+    set_phase(&mut world, "Ready");
+    world.calm(1);
+    assert_eq!(taints(&world), other);
 }
 
 #[test]

@@ -200,8 +200,10 @@ fn merge(kind: Kind, there: &mut Value, body: &Value) {
         return;
     }
     for (field, value) in body.as_object().into_iter().flatten() {
-        if field != "metadata" {
-            there[field] = value.clone();
+        match field.as_str() {
+            "metadata" => {}
+            _ if kind.manner() == Manner::Fields => merge_patch(&mut there[field], value),
+            _ => there[field] = value.clone(),
         }
     }
     for field in ["labels", "annotations"] {
@@ -210,6 +212,18 @@ fn merge(kind: Kind, there: &mut Value, body: &Value) {
         map.retain(|key, _| !key.starts_with("weft.dev/") || wanted.contains_key(key));
         map.extend(wanted);
         there["metadata"][field] = map.into();
+    }
+}
+
+/// RFC 7386.
+fn merge_patch(there: &mut Value, patch: &Value) {
+    match patch {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                merge_patch(&mut there[field], value);
+            }
+        }
+        other => *there = other.clone(),
     }
 }
 

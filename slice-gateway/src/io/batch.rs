@@ -12,7 +12,7 @@ use super::{
     exchange::Exchange,
     merge::{MAX_PIECES, Merger},
     sockets::Sockets,
-    tap::{MAX_HEADER, Tap},
+    tap::Tap,
     udp::{MAX_BATCH, MAX_SEGMENTS},
     vnet,
 };
@@ -174,10 +174,10 @@ impl Batches {
         for item in 0..self.merger.items() {
             let meta = self.merger.finish(item, &mut self.frame_bytes);
             let count = self.merger.count(item) as u64;
-            let mut header = [0; MAX_HEADER];
+            let mut header = [0; vnet::HEADER];
             vnet::write(meta, &mut header);
             let mut pieces = [IoSlice::new(&[]); MAX_PIECES + 1];
-            pieces[0] = IoSlice::new(&header[..tap.header()]);
+            pieces[0] = IoSlice::new(&header);
             let mut used = 1;
             for piece in self.merger.pieces(item) {
                 pieces[used] = IoSlice::new(&self.frame_bytes[piece.start..piece.end]);

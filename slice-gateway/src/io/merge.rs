@@ -1,5 +1,5 @@
 //! Making super-frames of what arrived: consecutive segments of a flow go to the TAP in one write, and through the
-//! bridge, the pod's interface and its TCP as one packet.
+//! node, the pod's interface and its TCP as one packet.
 //!
 //! Only what the kernel's own GRO would merge is merged (net/ipv4/tcp_offload.c), and only with a checksum that was
 //! verified here: the kernel is told to trust it. Frames of one flow keep their order; no frame waits for another
@@ -227,8 +227,8 @@ mod tests {
 
     use super::*;
     use crate::proto::segment::{
-        Checksum, Gso,
-        tests::{open, super_frame},
+        Checksum,
+        tests::{open, plain, super_frame},
     };
 
     const ACK: u8 = 0x10;
@@ -237,7 +237,7 @@ mod tests {
     fn flow(kind: Kind, v6: bool, payload: usize, size: usize, port: u8, flags: u8) -> Vec<Vec<u8>> {
         let (mut frame, start) = super_frame(kind, v6, false, payload, flags);
         frame[start + 1] = port;
-        let mut segments = open(&frame, start, Gso { kind, size }).unwrap();
+        let mut segments = open(&frame, start, plain(kind, size)).unwrap();
         let mut all = Vec::new();
         while let Some(range) = segments.next(&mut frame) {
             all.push(frame[range].to_vec());
@@ -284,15 +284,7 @@ mod tests {
         let mut whole = frame.clone();
         crate::proto::segment::complete(&mut whole, checksum).unwrap();
         crate::proto::segment::tests::verify(&whole, kind);
-        let mut segments = open(
-            &frame,
-            transport.into(),
-            Gso {
-                kind,
-                size: size.into(),
-            },
-        )
-        .unwrap();
+        let mut segments = open(&frame, transport.into(), plain(kind, size.into())).unwrap();
         let mut all = Vec::new();
         while let Some(range) = segments.next(&mut frame) {
             all.push(frame[range].to_vec());

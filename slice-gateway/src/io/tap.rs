@@ -1,6 +1,6 @@
 //! The TAP device, whose descriptor comes from the node agent (Documentation/networking/tuntap.rst).
 //!
-//! Every frame has a `virtio_net_hdr` before it (linux/virtio_net.h), of the length that the device says.
+//! Every frame has a `virtio_net_hdr` before it (linux/virtio_net.h), of the length that its holder sets ([`vnet`]).
 
 use std::{
     fs::File,
@@ -14,12 +14,7 @@ use nix::{
 };
 use slice_runtime::tap::set_offloads;
 
-use super::inspect::Kinds;
-
-/// Longest `virtio_net_hdr` that is understood. The kernel knows 10 and 12 bytes, and more to come.
-pub const MAX_HEADER: usize = 32;
-/// Shortest.
-const MIN_HEADER: usize = 10;
+use super::{inspect::Kinds, vnet};
 
 /// What the device may leave to us (linux/if_tun.h).
 const TUN_F_CSUM: u32 = 0x01;
@@ -28,6 +23,8 @@ const TUN_F_TSO6: u32 = 0x04;
 const TUN_F_TSO_ECN: u32 = 0x08;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
+const TUN_F_UDP_TUNNEL_GSO: u32 = 0x80;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: u32 = 0x100;
 
 /// How much of the sender's work the device hands on undone: the more, the fewer and larger the frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +38,8 @@ pub enum Level {
     Tcp,
     /// And UDP (USO, Linux 6.2).
     Udp,
+    /// And both in a UDP tunnel, as a VXLAN that pods make in the slice (Linux 6.17).
+    Tunnel,
 }
 
 impl Level {
@@ -50,6 +49,7 @@ impl Level {
             Self::Checksum => "checksum",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Tunnel => "tunnel",
         }
     }
 
@@ -59,6 +59,7 @@ impl Level {
             Self::Checksum => TUN_F_CSUM,
             Self::Tcp => Self::Checksum.flags() | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN,
             Self::Udp => Self::Tcp.flags() | TUN_F_USO4 | TUN_F_USO6,
+            Self::Tunnel => Self::Udp.flags() | TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM,
         }
     }
 }
@@ -76,9 +77,9 @@ mod ioctl {
         nix::request_code_read!(b'T', 210, size_of::<c_uint>()),
         ifreq
     );
-    nix::ioctl_read_bad!(
-        tungetvnethdrsz,
-        nix::request_code_read!(b'T', 215, size_of::<c_int>()),
+    nix::ioctl_write_ptr_bad!(
+        tunsetvnethdrsz,
+        nix::request_code_write!(b'T', 216, size_of::<c_int>()),
         c_int
     );
 }
@@ -87,7 +88,6 @@ mod ioctl {
 #[derive(Debug)]
 pub struct Tap {
     file: File,
-    header: usize,
     level: Level,
     merges: Kinds,
     reads: bool,
@@ -110,28 +110,18 @@ impl Tap {
             let error = format!("not a TAP queue with IFF_NO_PI and IFF_VNET_HDR: flags {flags:#x}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
         }
-        let mut header: libc::c_int = 0;
-        // SAFETY: the descriptor is open and the kernel writes one int.
-        unsafe { ioctl::tungetvnethdrsz(fd.as_raw_fd(), &raw mut header) }?;
-        let header = usize::try_from(header)
-            .ok()
-            .filter(|header| (MIN_HEADER..=MAX_HEADER).contains(header))
-            .ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("virtio_net_hdr of {header} bytes"),
-                )
-            })?;
+        let header = vnet::HEADER as libc::c_int;
+        // SAFETY: the descriptor is open and the kernel reads one int.
+        unsafe { ioctl::tunsetvnethdrsz(fd.as_raw_fd(), &raw const header) }?;
         let old = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(old | OFlag::O_NONBLOCK))?;
         let mut this = Self {
             file: fd.into(),
-            header,
             level: Level::None,
             merges: Kinds::None,
             reads: true,
         };
-        this.level = [Level::Udp, Level::Tcp, Level::Checksum]
+        this.level = [Level::Tunnel, Level::Udp, Level::Tcp, Level::Checksum]
             .into_iter()
             .find(|level| set_offloads(&this, level.flags()).is_ok())
             .unwrap_or_default();
@@ -139,7 +129,7 @@ impl Tap {
             // A kernel that cannot be asked to leave super-frames whole may not know them at all.
             Level::None | Level::Checksum => Kinds::None,
             Level::Tcp => Kinds::Tcp,
-            Level::Udp => Kinds::TcpAndUdp,
+            Level::Udp | Level::Tunnel => Kinds::TcpAndUdp,
         };
         Ok(this)
     }
@@ -177,19 +167,13 @@ impl Tap {
         self.merges = Kinds::None;
     }
 
-    /// Bytes of the `virtio_net_hdr`.
-    pub fn header(&self) -> usize {
-        self.header
-    }
-
     /// Reads one frame; its header goes to `header`, the rest to `frame`. Returns the frame's length.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] where there is none.
-    pub fn read(&self, header: &mut [u8; MAX_HEADER], frame: &mut [u8]) -> io::Result<usize> {
-        let header = &mut header[..self.header];
+    pub fn read(&self, header: &mut [u8; vnet::HEADER], frame: &mut [u8]) -> io::Result<usize> {
         let read = (&self.file).read_vectored(&mut [IoSliceMut::new(header), IoSliceMut::new(frame)])?;
-        Ok(read.saturating_sub(self.header))
+        Ok(read.saturating_sub(vnet::HEADER))
     }
 
     /// Writes one frame, which begins with a `virtio_net_hdr` and may be in several pieces.

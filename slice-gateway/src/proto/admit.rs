@@ -110,7 +110,8 @@ impl Segment {
             return Err(Reason::SpoofedSource);
         }
         self.carries(&frame)?;
-        if frame.vlan().is_none() && frame.is_neighbour_discovery() {
+        let routes = self.frames.routers && frame.is_from_router();
+        if frame.vlan().is_none() && frame.is_neighbour_discovery() && !routes {
             return Err(Reason::NeighbourDiscovery);
         }
         if !frame.is_from(source, &self.subnets) {
@@ -134,7 +135,7 @@ impl Segment {
         if frame.destination.is_link_local_group() {
             return Err(Reason::LinkLocalGroup);
         }
-        if frame.vlan().is_none() && frame.is_from_router() {
+        if frame.vlan().is_none() && frame.is_from_router() && !self.frames.routers {
             return Err(Reason::Router);
         }
         Ok(())
@@ -394,6 +395,23 @@ mod tests {
         assert_eq!(strict.inbound(&odd, 0).map(drop), Err(Reason::NotIp));
         let packet = ipv4(70, Mac::of_index(5), [10, 80, 0, 70]);
         assert_eq!(strict.inbound(&packet, 0).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn routers_only_where_the_slice_says_so() {
+        let mut open = segment();
+        open.frames.routers = true;
+        let own = "fe80::5c:ff:fe00:46";
+        let advertisement = |from: &str| icmpv6(70, from, &[134, 0, 0, 0]);
+        assert_eq!(
+            segment().inbound(&advertisement(own), 0).map(drop),
+            Err(Reason::Router)
+        );
+        assert_eq!(open.inbound(&advertisement(own), 0).map(drop), Ok(()));
+        let foreign = open.inbound(&advertisement("fe80::5c:ff:fe00:47"), 0);
+        assert_eq!(foreign.map(drop), Err(Reason::SpoofedAddress));
+        let question = open.inbound(&icmpv6(70, own, &[135, 0, 0, 0]), 0);
+        assert_eq!(question.map(drop), Err(Reason::NeighbourDiscovery));
     }
 
     /// Nine destination options before a router advertisement walked round the checks once.

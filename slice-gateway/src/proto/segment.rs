@@ -9,13 +9,16 @@
 //!
 //! Segments are made one after the other, each in its place: the headers go right before their payload, over bytes
 //! that have been encrypted to elsewhere by then. No payload is ever moved.
+//!
+//! The headers of a super-frame in a UDP tunnel (a VXLAN that pods make in the slice) are those of two packets, one in
+//! the other; what is cut is the inner one's payload.
 
 use std::ops::Range;
 
 use slice_frame::{
-    Content, Frame,
+    Frame,
     checksum::Sum,
-    ip::{self, Fragment},
+    ip::{self, Fragment, Packet},
 };
 
 use super::reason::Reason;
@@ -40,6 +43,19 @@ pub struct Gso {
     pub kind: Kind,
     /// Bytes of payload in each segment but the last.
     pub size: usize,
+    /// What is cut is in a UDP tunnel.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// Where the headers around what is in a UDP tunnel are (VXLAN, RFC 7348; Geneve, RFC 8926).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The outer UDP header.
+    pub transport: usize,
+    /// The inner IP header.
+    pub network: usize,
+    /// The outer checksum is to be made. Otherwise there is none.
+    pub checksum: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +93,9 @@ const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
-/// Ethernet with a tag, IPv4 or IPv6 with some options, TCP with all options.
-const MAX_HEADERS: usize = 192;
+/// Ethernet with a tag, IPv4 or IPv6 with some options, TCP with all options, and the same around them with a tunnel's
+/// header.
+const MAX_HEADERS: usize = 384;
 
 /// In UDP a sum of zero would mean that there is none (RFC 768).
 const fn nonzero(sum: [u8; 2], udp: bool) -> [u8; 2] {
@@ -89,78 +106,158 @@ const fn nonzero(sum: [u8; 2], udp: bool) -> [u8; 2] {
     }
 }
 
+/// The headers of an IP packet whose length differs from segment to segment.
+#[derive(Clone, Copy)]
+struct Layer {
+    network: usize,
+    transport: usize,
+    v6: bool,
+    kind: Kind,
+    /// Whether the transport checksum is to be made.
+    checksum: bool,
+    /// Over the addresses and the protocol.
+    pseudo: Sum,
+}
+
+impl Layer {
+    /// Those of a packet that reaches to the end of the frame and is no fragment.
+    fn new(frame: &[u8], network: usize, packet: &Packet, kind: Kind, checksum: bool) -> Option<Self> {
+        let whole = packet.protocol == kind.protocol()
+            && packet.fragment == Fragment::Whole
+            && packet.end == frame.len();
+        if !whole {
+            return None;
+        }
+        let v6 = frame.get(network)? >> 4 == 6;
+        let addresses = if v6 { 8..40 } else { 12..20 };
+        let addresses = frame.get(network + addresses.start..network + addresses.end)?;
+        Some(Self {
+            network,
+            transport: packet.transport,
+            v6,
+            kind,
+            checksum,
+            pseudo: Sum::default().with(addresses).with_u16(kind.protocol().into()),
+        })
+    }
+
+    const fn checksum_at(&self) -> usize {
+        self.transport
+            + match self.kind {
+                Kind::Tcp => TCP_CHECKSUM,
+                Kind::Udp => UDP_CHECKSUM,
+            }
+    }
+
+    /// Makes the fields zero that a sum is made over.
+    fn clear(&self, headers: &mut [u8]) {
+        headers[self.checksum_at()..][..2].fill(0);
+        if !self.v6 {
+            headers[self.network + 10..self.network + 12].fill(0);
+        }
+    }
+
+    /// Writes lengths, and the IPv4 identification of the `count`th segment, which is all of `segment`.
+    fn set_length(&self, segment: &mut [u8], count: u16) {
+        let network_length = length(&segment[self.network..]);
+        let transport_length = length(&segment[self.transport..]);
+        let network = &mut segment[self.network..];
+        if self.v6 {
+            network[4..6].copy_from_slice(&(network_length - ip::V6_HEADER as u16).to_be_bytes());
+        } else {
+            network[2..4].copy_from_slice(&network_length.to_be_bytes());
+            let identification = u16::from_be_bytes([network[4], network[5]]).wrapping_add(count);
+            network[4..6].copy_from_slice(&identification.to_be_bytes());
+            let sum = Sum::default()
+                .with(&network[..self.transport - self.network])
+                .finish();
+            network[10..12].copy_from_slice(&sum);
+        }
+        if self.kind == Kind::Udp {
+            segment[self.transport + 4..self.transport + 6].copy_from_slice(&transport_length.to_be_bytes());
+        }
+    }
+
+    /// Over the whole pseudo-header.
+    fn pseudo(&self, segment: &[u8]) -> Sum {
+        self.pseudo.with_u16(length(&segment[self.transport..]))
+    }
+
+    fn set_checksum(&self, segment: &mut [u8], sum: Sum) {
+        let sum = nonzero(sum.finish(), self.kind == Kind::Udp);
+        segment[self.checksum_at()..][..2].copy_from_slice(&sum);
+    }
+}
+
+fn length(bytes: &[u8]) -> u16 {
+    u16::try_from(bytes.len()).expect("shorter than a super-frame")
+}
+
 /// A super-frame that is being cut.
 pub struct Segments {
     headers: [u8; MAX_HEADERS],
     /// Bytes of `headers` that are used.
     length: usize,
-    network: usize,
-    transport: usize,
-    kind: Kind,
-    v6: bool,
+    /// Around the packet that is cut.
+    outer: Option<Layer>,
+    inner: Layer,
     size: usize,
     /// Bytes of the super-frame.
     total: usize,
     /// Payload bytes that have been cut off.
     done: usize,
-    /// Over the addresses and the protocol.
-    pseudo: Sum,
 }
 
 impl Segments {
-    /// Takes a super-frame, which is `read` and whose transport header starts at `transport`.
+    /// Takes a super-frame, which is `read` and whose innermost transport header starts at `transport`.
     pub fn new(frame: &[u8], read: &Frame, transport: usize, gso: Gso) -> Result<Self, Reason> {
         Self::parse(frame, read, transport, gso).ok_or(Reason::BadOffload)
     }
 
-    fn parse(frame: &[u8], read: &Frame, transport: usize, Gso { kind, size }: Gso) -> Option<Self> {
-        let network = read.network;
+    fn parse(frame: &[u8], read: &Frame, transport: usize, gso: Gso) -> Option<Self> {
+        let Gso { kind, size, tunnel } = gso;
         let packet = read.packet()?;
-        let v6 = read.content == Content::V6;
-        let whole = packet.protocol == kind.protocol()
-            && packet.fragment == Fragment::Whole
-            && packet.transport == transport
-            && packet.end == frame.len();
-        if !whole {
+        let (outer, inner) = match tunnel {
+            None => (None, Layer::new(frame, read.network, packet, kind, true)?),
+            Some(tunnel) => {
+                let outer = Layer::new(frame, read.network, packet, Kind::Udp, tunnel.checksum)?;
+                let behind = outer.transport + UDP_HEADER;
+                if outer.transport != tunnel.transport || tunnel.network < behind {
+                    return None;
+                }
+                let packet = Packet::read(frame, tunnel.network).ok()?;
+                (
+                    Some(outer),
+                    Layer::new(frame, tunnel.network, &packet, kind, true)?,
+                )
+            }
+        };
+        if inner.transport != transport {
             return None;
         }
-        let addresses = if v6 { 8..40 } else { 12..20 };
-        let addresses = frame.get(network + addresses.start..network + addresses.end)?;
-        let length = match kind {
-            Kind::Tcp => {
-                transport
-                    + Some(usize::from(frame.get(transport + 12)? >> 4) * 4).filter(|n| *n >= TCP_HEADER)?
-            }
-            Kind::Udp => transport + UDP_HEADER,
-        };
+        let length = transport
+            + match kind {
+                Kind::Tcp => {
+                    Some(usize::from(frame.get(transport + 12)? >> 4) * 4).filter(|n| *n >= TCP_HEADER)?
+                }
+                Kind::Udp => UDP_HEADER,
+            };
         if size == 0 || length > MAX_HEADERS || length >= frame.len() {
             return None;
         }
         let mut headers = [0; MAX_HEADERS];
         headers[..length].copy_from_slice(&frame[..length]);
-        let checksum = transport
-            + if kind == Kind::Tcp {
-                TCP_CHECKSUM
-            } else {
-                UDP_CHECKSUM
-            };
-        headers[checksum..checksum + 2].fill(0);
-        if !v6 {
-            headers[network + 10..network + 12].fill(0);
+        for layer in outer.iter().chain([&inner]) {
+            layer.clear(&mut headers);
         }
-        let pseudo = Sum::default().with(addresses).with_u16(kind.protocol().into());
-        let total = frame.len();
         Some(Self {
             headers,
             length,
-            network,
-            transport,
-            kind,
-            v6,
+            outer,
+            inner,
             size,
-            total,
+            total: frame.len(),
             done: 0,
-            pseudo,
         })
     }
 
@@ -183,41 +280,30 @@ impl Segments {
         let start = self.done;
         let segment = &mut frame[start..end];
         segment[..self.length].copy_from_slice(&self.headers[..self.length]);
-
-        let length = |from: usize| u16::try_from(end - start - from).expect("shorter than a super-frame");
-        let network_length = length(self.network);
-        let transport_length = length(self.transport);
-        let network = &mut segment[self.network..];
-        if self.v6 {
-            network[4..6].copy_from_slice(&(network_length - ip::V6_HEADER as u16).to_be_bytes());
-        } else {
-            network[2..4].copy_from_slice(&network_length.to_be_bytes());
-            let count = (self.done / self.size) as u16;
-            let identification = u16::from_be_bytes([network[4], network[5]]).wrapping_add(count);
-            network[4..6].copy_from_slice(&identification.to_be_bytes());
-            let sum = Sum::default()
-                .with(&network[..self.transport - self.network])
-                .finish();
-            network[10..12].copy_from_slice(&sum);
+        let count = (self.done / self.size) as u16;
+        for layer in self.outer.iter().chain([&self.inner]) {
+            layer.set_length(segment, count);
         }
-        let transport = &mut segment[self.transport..];
-        let checksum = match self.kind {
-            Kind::Tcp => {
-                let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
-                let sequence = sequence.wrapping_add(self.done as u32);
-                transport[4..8].copy_from_slice(&sequence.to_be_bytes());
-                // What concerns the end belongs to the last, what concerns the beginning to the first (RFC 3168 §6.1.2).
-                let gone = if last { 0 } else { FIN | PSH } | if first { 0 } else { CWR };
-                transport[TCP_FLAGS] &= !gone;
-                TCP_CHECKSUM
-            }
-            Kind::Udp => {
-                transport[4..6].copy_from_slice(&transport_length.to_be_bytes());
-                UDP_CHECKSUM
-            }
-        };
-        let sum = self.pseudo.with_u16(transport_length).with(transport).finish();
-        transport[checksum..checksum + 2].copy_from_slice(&nonzero(sum, self.kind == Kind::Udp));
+        let inner = self.inner;
+        if inner.kind == Kind::Tcp {
+            let transport = &mut segment[inner.transport..];
+            let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
+            let sequence = sequence.wrapping_add(self.done as u32);
+            transport[4..8].copy_from_slice(&sequence.to_be_bytes());
+            // What concerns the end belongs to the last, what concerns the beginning to the first (RFC 3168 §6.1.2).
+            let gone = if last { 0 } else { FIN | PSH } | if first { 0 } else { CWR };
+            transport[TCP_FLAGS] &= !gone;
+        }
+        let pseudo = inner.pseudo(segment);
+        inner.set_checksum(segment, pseudo.with(&segment[inner.transport..]));
+        if let Some(outer) = self.outer.filter(|outer| outer.checksum) {
+            // With its checksum, what is behind the inner headers sums up to the complement of the inner pseudo-header
+            // (Documentation/networking/checksum-offloads.rst, "LCO").
+            let between = &segment[outer.transport..inner.transport];
+            let behind = u16::from_be_bytes(pseudo.finish());
+            let sum = outer.pseudo(segment).with(between).with_u16(behind);
+            outer.set_checksum(segment, sum);
+        }
         self.done += end - payload;
         Some(start..end)
     }
@@ -285,6 +371,15 @@ pub(crate) mod tests {
         (frame, start)
     }
 
+    /// What is cut into segments of `size` bytes of payload, in no tunnel.
+    pub(crate) fn plain(kind: Kind, size: usize) -> Gso {
+        Gso {
+            kind,
+            size,
+            tunnel: None,
+        }
+    }
+
     pub(crate) fn open(frame: &[u8], transport: usize, gso: Gso) -> Result<Segments, Reason> {
         let read = Frame::read(frame).map_err(|_| Reason::Unreadable)?;
         Segments::new(frame, &read, transport, gso)
@@ -300,18 +395,36 @@ pub(crate) mod tests {
         all
     }
 
+    /// Around a frame: Ethernet, IP, UDP and VXLAN. The outer checksums are not made.
+    fn tunnelled((inner, transport): &(Vec<u8>, usize), v6: bool, checksum: bool) -> (Vec<u8>, Tunnel) {
+        let (mut frame, udp) = super_frame(Kind::Udp, v6, false, VXLAN + inner.len(), 0);
+        let headers = frame.len() - inner.len();
+        frame[headers - VXLAN..headers].copy_from_slice(&[8, 0, 0, 0, 0, 0, 9, 0]);
+        frame[headers..].copy_from_slice(inner);
+        let network = Frame::read(&inner[..]).unwrap().network;
+        assert!(*transport > network);
+        let tunnel = Tunnel {
+            transport: udp,
+            network: headers + network,
+            checksum,
+        };
+        (frame, tunnel)
+    }
+
+    /// Bytes of a VXLAN header.
+    const VXLAN: usize = 8;
+
     /// Whether both checksums are right, and the payload.
     pub(crate) fn verify(frame: &[u8], kind: Kind) -> &[u8] {
         let read = Frame::read(frame).unwrap();
         let packet = read.packet().unwrap();
         let header = &frame[read.network..packet.transport];
         let transport = &frame[packet.transport..packet.end];
-        let addresses = match read.content {
-            Content::V4 => {
-                assert_eq!(Sum::default().with(header).finish(), [0, 0], "IPv4 checksum");
-                &header[12..20]
-            }
-            _ => &header[8..40],
+        let addresses = if header[0] >> 4 == 4 {
+            assert_eq!(Sum::default().with(header).finish(), [0, 0], "IPv4 checksum");
+            &header[12..20]
+        } else {
+            &header[8..40]
         };
         let pseudo = Sum::default()
             .with(addresses)
@@ -352,7 +465,7 @@ pub(crate) mod tests {
             for (v6, tag) in [(false, false), (true, false), (false, true), (true, true)] {
                 for (payload, size) in [(1, 100), (100, 100), (101, 100), (5000, 1318), (60_000, 1318)] {
                     let (frame, start) = super_frame(kind, v6, tag, payload, 0x10);
-                    let segments = cut(&frame, start, Gso { kind, size });
+                    let segments = cut(&frame, start, plain(kind, size));
                     assert_eq!(segments.len(), payload.div_ceil(size));
                     let joined: Vec<u8> = segments
                         .iter()
@@ -365,16 +478,79 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_in_a_tunnel_is_cut_there() {
+        for kind in [Kind::Tcp, Kind::Udp] {
+            for (outer, inner, tag, checksum) in [
+                (false, false, false, true),
+                (false, true, false, false),
+                (true, false, true, true),
+                (true, true, true, true),
+            ] {
+                let inner = super_frame(kind, inner, tag, 5001, 0x10 | PSH);
+                let (frame, tunnel) = tunnelled(&inner, outer, checksum);
+                let gso = Gso {
+                    kind,
+                    size: 1268,
+                    tunnel: Some(tunnel),
+                };
+                let headers = frame.len() - inner.0.len();
+                let segments = cut(&frame, headers + inner.1, gso);
+                assert_eq!(segments.len(), 4);
+                let mut joined: Vec<u8> = Vec::new();
+                for segment in &segments {
+                    let sum = &segment[tunnel.transport + UDP_CHECKSUM..][..2];
+                    assert_eq!(sum == [0, 0], !checksum);
+                    let inner = if checksum {
+                        verify(segment, Kind::Udp)
+                    } else {
+                        let read = Frame::read(&segment[..]).unwrap();
+                        assert_eq!(read.packet().unwrap().end, segment.len());
+                        &segment[headers - VXLAN..]
+                    };
+                    assert_eq!(inner[..VXLAN], frame[headers - VXLAN..headers]);
+                    joined.extend(verify(&inner[VXLAN..], kind));
+                }
+                assert_eq!(joined, frame[frame.len() - 5001..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_is_none_is_refused() {
+        let inner = super_frame(Kind::Tcp, false, false, 900, 0x10);
+        let (mut frame, tunnel) = tunnelled(&inner, false, true);
+        let start = frame.len() - inner.0.len() + inner.1;
+        let gso = |tunnel| Gso {
+            kind: Kind::Tcp,
+            size: 300,
+            tunnel: Some(tunnel),
+        };
+        assert!(open(&frame, start, gso(tunnel)).is_ok());
+        assert!(open(&frame, start, plain(Kind::Tcp, 300)).is_err());
+        assert!(open(&inner.0, inner.1, gso(tunnel)).is_err());
+        for (transport, network) in [
+            (tunnel.transport + 1, tunnel.network),
+            (tunnel.transport, tunnel.transport),
+            (tunnel.transport, tunnel.network + 1),
+            (tunnel.transport, 60_000),
+        ] {
+            let lie = Tunnel {
+                transport,
+                network,
+                ..tunnel
+            };
+            assert!(open(&frame, start, gso(lie)).is_err(), "{lie:?}");
+        }
+        // The inner packet ends before the outer one does.
+        let length = &mut frame[tunnel.network + 3];
+        *length = length.wrapping_sub(1);
+        assert!(open(&frame, start, gso(tunnel)).is_err());
+    }
+
+    #[test]
     fn sequence_and_identification_count_up_and_wrap() {
         let (frame, start) = super_frame(Kind::Tcp, false, false, 900, 0x10);
-        let segments = cut(
-            &frame,
-            start,
-            Gso {
-                kind: Kind::Tcp,
-                size: 300,
-            },
-        );
+        let segments = cut(&frame, start, plain(Kind::Tcp, 300));
         let sequences: Vec<&[u8]> = segments.iter().map(|segment| &segment[38..42]).collect();
         assert_eq!(
             sequences,
@@ -387,14 +563,7 @@ pub(crate) mod tests {
     #[test]
     fn flags_go_where_they_belong() {
         let (frame, start) = super_frame(Kind::Tcp, true, false, 900, 0x10 | FIN | PSH | CWR);
-        let segments = cut(
-            &frame,
-            start,
-            Gso {
-                kind: Kind::Tcp,
-                size: 300,
-            },
-        );
+        let segments = cut(&frame, start, plain(Kind::Tcp, 300));
         let flags: Vec<u8> = segments.iter().map(|segment| segment[54 + TCP_FLAGS]).collect();
         assert_eq!(flags, [0x10 | CWR, 0x10, 0x10 | FIN | PSH]);
     }
@@ -418,10 +587,7 @@ pub(crate) mod tests {
     #[test]
     fn nonsense_is_refused() {
         let (frame, start) = super_frame(Kind::Tcp, false, false, 900, 0x10);
-        let gso = Gso {
-            kind: Kind::Tcp,
-            size: 300,
-        };
+        let gso = plain(Kind::Tcp, 300);
         let refused = |frame: &[u8], start, gso| open(frame, start, gso).is_err();
         assert!(!refused(&frame, start, gso));
         assert!(refused(&frame, start + 4, gso));
@@ -437,13 +603,18 @@ pub(crate) mod tests {
         #[test]
         fn any_bytes_can_be_cut_or_not(
             mut frame in prop::collection::vec(any::<u8>(), 0..400), start in 0usize..120, size in 0usize..200,
-            v6: bool, tcp: bool
+            v6: bool, tcp: bool, tunnel in prop::option::of((0usize..80, 0usize..120, any::<bool>()))
         ) {
             let (good, _) = super_frame(if tcp { Kind::Tcp } else { Kind::Udp }, v6, false, 0, 0x10);
             let keep = frame.len().min(15);
             frame[..keep].copy_from_slice(&good[..keep]);
             let kind = if tcp { Kind::Tcp } else { Kind::Udp };
-            if let Ok(mut segments) = open(&frame, start, Gso { kind, size }) {
+            let tunnel = tunnel.map(|(transport, network, checksum)| Tunnel {
+                transport,
+                network,
+                checksum,
+            });
+            if let Ok(mut segments) = open(&frame, start, Gso { kind, size, tunnel }) {
                 let longest = segments.longest();
                 while let Some(range) = segments.next(&mut frame) {
                     prop_assert!(range.len() <= longest);

@@ -12,7 +12,6 @@ use slice_gateway::{
     io::{
         inspect::Kinds,
         merge::Merger,
-        tap::MAX_HEADER,
         vnet::{self, Meta},
     },
     proto::{
@@ -55,6 +54,7 @@ pub(crate) fn frame(bytes: &[u8]) {
     let rules = rules(Frames {
         non_ip: options & 1 != 0,
         tagged: options & 2 != 0,
+        routers: options & 4 != 0,
     });
     let inbound = [0, 1].map(|cluster| rules.inbound(bytes, cluster));
     let Ok(frame) = Frame::read(bytes) else {
@@ -122,7 +122,8 @@ fn carried(rules: &Segment, frame: &Frame) {
     assert!(!frame.tagged || rules.frames.tagged);
     assert!(frame.content != Content::Other || rules.frames.non_ip);
     if frame.vlan().is_none() {
-        assert!(!frame.is_neighbour_discovery() && !frame.is_from_router());
+        let routes = rules.frames.routers && frame.is_from_router();
+        assert!(routes || !frame.is_neighbour_discovery() && !frame.is_from_router());
         let index = frame.source.index().expect("an attachment's");
         assert!(
             frame.is_from(index, &rules.subnets),
@@ -162,13 +163,16 @@ pub(crate) fn packet(bytes: &[u8]) {
     let _ = (ip::V4::parse(bytes), probe::parse(bytes));
 }
 
-/// What the TAP hands over: a `virtio_net_hdr` of 10 bytes and a frame.
+/// What the TAP hands over: a `virtio_net_hdr` and a frame. The header's bytes that only a tunnel has are there where it
+/// says that there is one.
 pub(crate) fn superframe(bytes: &[u8]) {
-    let Some((head, frame)) = bytes.split_first_chunk::<10>() else {
+    let tunnel = bytes.get(1).is_some_and(|kind| kind & 0x60 != 0);
+    let length = if tunnel { vnet::HEADER } else { 10 };
+    let Some((head, frame)) = bytes.split_at_checked(length) else {
         return;
     };
-    let mut header = [0; MAX_HEADER];
-    header[..10].copy_from_slice(head);
+    let mut header = [0; vnet::HEADER];
+    header[..length].copy_from_slice(head);
     let Ok(offload) = vnet::parse(&header) else { return };
     let mut frame = frame.to_vec();
     let original = frame.clone();
@@ -332,8 +336,13 @@ fn cut(meta: Meta, mut frame: Vec<u8>) -> Vec<Vec<u8>> {
     };
     let size = usize::from(size);
     let read = Frame::read(&frame[..]).expect("what was joined can be read");
-    let mut segments = Segments::new(&frame, &read, transport.into(), Gso { kind, size })
-        .expect("what was joined can be cut");
+    let gso = Gso {
+        kind,
+        size,
+        tunnel: None,
+    };
+    let mut segments =
+        Segments::new(&frame, &read, transport.into(), gso).expect("what was joined can be cut");
     let mut all = Vec::new();
     while let Some(range) = segments.next(&mut frame) {
         all.push(frame[range].to_vec());

@@ -24,8 +24,13 @@ use traffic::{Pinger, frame, receive_all};
 const ODD: u16 = 0x88b5;
 const MARKER: &[u8] = b"the crown jewels of the slice";
 
-/// Sends `bytes` over TCP from one pod to another's address and checks that they arrive.
+/// Sends `bytes` over TCP from one pod to another's address in the slice and checks that they arrive.
 fn transfer(lab: &Lab, from: &str, to: (&str, IpAddr), bytes: usize) -> Duration {
+    transfer_over(lab, from, to, MTU, bytes)
+}
+
+/// The same over an interface with that MTU.
+fn transfer_over(lab: &Lab, from: &str, to: (&str, IpAddr), mtu: u16, bytes: usize) -> Duration {
     let payload: Vec<u8> = MARKER.iter().copied().cycle().take(bytes).collect();
     let listener = within(&lab.at(to.0), || TcpListener::bind((to.1, 0)).unwrap());
     let address = listener.local_addr().unwrap();
@@ -39,7 +44,7 @@ fn transfer(lab: &Lab, from: &str, to: (&str, IpAddr), bytes: usize) -> Duration
     let start = Instant::now();
     let mut stream = within(&lab.at(from), || TcpStream::connect(address).unwrap());
     stream.write_all(&payload).unwrap();
-    let expected_mss = u32::from(MTU) - if address.is_ipv4() { 40 } else { 60 } - 12;
+    let expected_mss = u32::from(mtu) - if address.is_ipv4() { 40 } else { 60 } - 12;
     assert_eq!(
         SockRef::from(&stream).tcp_mss().unwrap(),
         expected_mss,
@@ -134,12 +139,9 @@ fn any_ethertype_crosses() {
 #[test]
 fn super_frames_cross_as_the_datagrams_that_they_are() {
     let lab = Lab::new(&[1, 1], Underlay::V4);
-    for level in ["a-gw0", "b-gw0"] {
-        let metrics = lab.admin(level, "/metrics");
-        assert!(
-            metrics.contains(r#"weft_gateway_tap_offload{level="udp",slice="shop"} 1"#),
-            "{metrics}"
-        );
+    for gateway in ["a-gw0", "b-gw0"] {
+        let level = lab.report(gateway).data_path.unwrap().tap_offload;
+        assert!(["udp", "tunnel"].contains(&level.as_str()), "{gateway}: {level}");
     }
     for (from, to) in addresses('a', 0).into_iter().zip(addresses('b', 0)) {
         let receiver = within(&lab.at("b-pod0"), || UdpSocket::bind((to, 0)).unwrap());
@@ -158,6 +160,60 @@ fn super_frames_cross_as_the_datagrams_that_they_are() {
             assert!(buffer[..length].iter().all(|byte| *byte == n), "datagram {n}");
         }
     }
+}
+
+/// Pods make a VXLAN in the slice and send super-frames through it.
+#[test]
+fn what_is_in_a_tunnel_of_the_pods_own_crosses_as_the_segments_that_it_is() {
+    const BYTES: usize = 8 << 20;
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let whole = lab.report("a-gw0").data_path.unwrap().tap_offload == "tunnel";
+    let read = || -> u64 {
+        let metrics = lab.admin("a-gw0", "/metrics");
+        let mut lines = metrics.lines();
+        let line =
+            lines.find_map(|line| line.strip_prefix("weft_gateway_tap_frames_read_total{slice=\"shop\"} "));
+        line.unwrap().parse().unwrap()
+    };
+    for (family, headers, options) in [
+        (0, 50, "udpcsum"),
+        (0, 50, "noudpcsum"),
+        (1, 70, "udpcsum"),
+        (1, 70, "udp6zerocsumtx udp6zerocsumrx"),
+    ] {
+        let mtu = MTU - headers;
+        let ends = [('a', 'b', 1), ('b', 'a', 2)];
+        for (own, other, host) in ends {
+            let (pod, local) = (format!("{own}-pod0"), addresses(own, 0)[family]);
+            let remote = addresses(other, 0)[family];
+            let device = format!("vx0 mtu {mtu} type vxlan id 9 dstport 5555 dev slice0");
+            lab.ip_in(
+                &pod,
+                &format!("link add {device} local {local} remote {remote} {options}"),
+            );
+            lab.ip_in(&pod, &format!("address add 192.168.99.{host}/24 dev vx0"));
+            lab.ip_in(&pod, &format!("address add fd99::{host}/64 dev vx0 nodad"));
+            lab.ip_in(&pod, "link set vx0 up");
+        }
+        for to in ["192.168.99.2", "fd99::2"].map(|to| to.parse::<IpAddr>().unwrap()) {
+            within(&lab.at("a-pod0"), || Pinger::new(to)).ping("through the tunnel in the slice");
+            let before = read();
+            transfer_over(&lab, "a-pod0", ("b-pod0", to), mtu, BYTES);
+            let frames = eventually("the gateway counts the frames", || {
+                Some(read() - before).filter(|frames| *frames >= (BYTES >> 16) as u64)
+            });
+            let segments = BYTES / usize::from(mtu);
+            assert!(
+                !whole || frames < segments as u64 / 3,
+                "{options}, {to}: {frames} frames for {segments} segments"
+            );
+        }
+        for pod in ["a-pod0", "b-pod0"] {
+            lab.ip_in(pod, "link delete vx0");
+        }
+    }
+    let metrics = lab.admin("a-gw0", "/metrics");
+    assert!(!metrics.contains("reason=\"bad_offload\""), "{metrics}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod plot;
 mod record;
 mod scene;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ pub struct Round {
     pub fault: Fault,
     /// When it ended (RFC 3339).
     pub at: String,
-    /// Whom it struck, who talked, and the silences of their UDP conversation.
+    /// Whom it struck, who talked, the silences of their UDP conversation, and when datagrams left that had no answer.
     pub what: String,
     pub outage_ms: f64,
     pub lost: f64,
@@ -150,9 +150,9 @@ pub async fn run(options: &Options) -> Result<()> {
     record.write()?;
     say(record.figures().table());
     let svg = plot::svg(&record);
-    write(&options.out.with_extension("svg"), &svg)?;
+    docs::write(&options.out.with_extension("svg"), &svg)?;
     if options.docs {
-        write(&docs::folder().join("plots/failover.svg"), &svg)?;
+        docs::write(&docs::folder().join("plots/failover.svg"), &svg)?;
         docs::replace("benchmarks.md", "failover", &page::text(&record))?;
     }
     progress.done(format!("written to {}", options.out.display()));
@@ -183,11 +183,4 @@ async fn measure(options: &Options, record: &mut Record, progress: &Progress) ->
         progress.done(format!("{} {}", seen.len(), fault.name()));
     }
     scene.close().await
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    }
-    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }

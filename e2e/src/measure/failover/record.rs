@@ -8,8 +8,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Round, write};
-use crate::{measure::Figures, progress::say};
+use super::{Fault, Round};
+use crate::{
+    measure::{Figures, docs},
+    progress::say,
+};
 
 /// Rounds of all faults that were measured on one machine.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ impl Record {
     /// Writes rounds and figures.
     pub(super) fn write(&self) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.kept).context("encode the rounds")?;
-        write(&self.rounds_file(), &(text + "\n"))?;
+        docs::write(&self.rounds_file(), &(text + "\n"))?;
         self.figures().write(&self.figures_file)
     }
 

@@ -120,10 +120,11 @@ impl<'a> Scene<'a> {
             fault,
             at: Timestamp::now().to_string(),
             what: format!(
-                "{} of {} from {from} to {to}: {}",
+                "{} of {} from {from} to {to}: silent {}, without an answer {}",
                 fault.name(),
                 victim.name,
-                json!(udp.gaps)
+                json!(udp.gaps),
+                json!(udp.missing)
             ),
             // A silence that is not listed is as long as what it lost.
             outage_ms: match udp.lost {

@@ -5,8 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use aya::programs::{
+    TcAttachType,
+    tc::{self, NlOptions, TcAttachOptions},
+};
 use slice_crds::{IndexRange, Mac};
-use slice_datapath::{Hop, Port, Role, SliceRules};
+use slice_datapath::{Hop, Port, Role, SliceRules, Tunnel};
 use slice_frame::Subnets;
 use slice_netop::programs::{Limits, Program, Programs};
 
@@ -24,6 +28,7 @@ pub fn rules(group_rate: u32) -> SliceRules {
         ),
         non_ip: true,
         tagged: false,
+        routers: false,
         group_rate,
     }
 }
@@ -54,6 +59,23 @@ pub struct BedPod {
     pub index: u32,
 }
 
+/// Attaches a program to what an interface receives, for as long as there is the interface.
+fn attach(space: &Space, programs: &mut Programs, program: Program, interface: &str) {
+    space.run(|| {
+        // There is one already where it was attached before.
+        let _ = tc::qdisc_add_clsact(interface);
+        let classifier = programs.program(program);
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: 1,
+            ..NlOptions::default()
+        });
+        let link = classifier.attach_with_options(interface, TcAttachType::Ingress, options);
+        let link = classifier.take_link(link.map_err(io::Error::other)?);
+        std::mem::forget(link.map_err(io::Error::other)?);
+        Ok(())
+    });
+}
+
 /// A node's address, as the maps have it.
 pub fn address(number: u32) -> Ipv6Addr {
     v4(number).to_ipv6_mapped()
@@ -73,13 +95,18 @@ impl Bed {
         };
         Self::new(count, |node| {
             let mut programs = Programs::load(limits).unwrap();
-            node.space
-                .ip("link add wx0 type vxlan external gbp dstport 14789 nolearning");
-            node.space.ip("link set wx0 mtu 65000 up");
-            let attached = |programs: &mut Programs| programs.attach(Program::FromNode, "wx0");
-            node.space
-                .run(|| attached(&mut programs).map_err(io::Error::other));
-            programs.set_tunnel(node.interface("wx0")).unwrap();
+            for (name, port) in [("wx0", 14789), ("wu0", 14790)] {
+                let kind = format!("vxlan external dstport {port} nolearning");
+                node.space.ip(&format!("link add {name} type {kind}"));
+                node.space.ip(&format!("link set {name} mtu 65000 up"));
+                attach(&node.space, &mut programs, Program::FromNode, name);
+            }
+            let tunnel = Tunnel {
+                to_pods: node.interface("wx0"),
+                to_gateways: node.interface("wu0"),
+                local: address(node.number),
+            };
+            programs.set_tunnel(tunnel).unwrap();
             node.carrier = Carrier::Programs(Box::new(programs));
             node.add_slice(SLICE, &rules(group_rate));
         })
@@ -156,13 +183,11 @@ impl BedNode {
         let (number, count, others) = (self.number, self.count, self.others());
         let programs = self.programs();
         programs.set_slice(slice, rules).unwrap();
-        for other in 0..count {
-            let hop = match other == number {
-                true => Hop::HERE,
-                false => Hop::node(address(other)),
-            };
+        for other in (0..count).filter(|other| *other != number) {
             let block = IndexRange::new(other * 64, 64);
-            programs.set_route(slice, block, hop).unwrap();
+            programs
+                .set_route(slice, block, Hop::node(address(other)))
+                .unwrap();
         }
         for other in others {
             programs.set_node(slice, address(other), false).unwrap();
@@ -171,8 +196,10 @@ impl BedNode {
     }
 
     fn set_members(&mut self, slice: u32, ports: &[u32]) {
-        let others: Vec<Ipv6Addr> = self.others().into_iter().map(address).collect();
-        self.programs().set_members(slice, ports, &others).unwrap();
+        let others = self.others().into_iter().map(address).map(Hop::node);
+        let ports = ports.iter().map(|port| Hop::port(*port, 0));
+        let members: Vec<Hop> = ports.chain(others).collect();
+        self.programs().set_members(slice, members).unwrap();
     }
 
     /// Makes an interface the port of an index.
@@ -182,6 +209,7 @@ impl BedNode {
             slice,
             role: Role::Pod,
             index,
+            class: 0,
         };
         let space = &self.space;
         let Carrier::Programs(programs) = &mut self.carrier else {
@@ -189,9 +217,9 @@ impl BedNode {
         };
         programs.set_port(interface, port).unwrap();
         programs
-            .set_route(slice, IndexRange::new(index, 1), Hop::port(interface))
+            .set_route(slice, IndexRange::new(index, 1), Hop::port(interface, 0))
             .unwrap();
-        space.run(|| programs.attach(Program::FromPort, name).map_err(io::Error::other));
+        attach(space, programs, Program::FromPort, name);
         interface
     }
 

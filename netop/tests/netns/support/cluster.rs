@@ -1,17 +1,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Broadcast};
+use slice_crds::{IndexRange, Mac, Subnets, names, v1alpha1::Frames};
+use slice_datapath::{Direction, Reason};
 use slice_netop::{
-    desired::{AttachmentIntent, NodeIntent, SegmentIntent, Uplink, desired},
+    desired::{AttachmentIntent, Carried, Exit, Made, NodeIntent, Remote, SegmentIntent, desired},
     kernel::{Kernel, Linux, Observation, Query},
-    model::{
-        Name, Netns, PodLink, Queues, State,
-        filter::{Family, PASSAGE_TABLE},
-    },
+    model::{Clusters, Name, Netns, PodLink, Queues, State},
     plan::{Plan, diff},
+    programs::Counter,
 };
 
 use super::{Space, Tap};
@@ -49,6 +49,22 @@ fn block(n: usize) -> IndexRange {
     IndexRange::new(8 * (u32::try_from(n).unwrap() + 1), 8)
 }
 
+/// The number of the other cluster, which has the indices from 0x4000 to 0x4fff.
+pub const FAR: u32 = 9;
+
+/// The same for every cluster there is.
+pub fn everywhere<T: Copy>(what: T) -> BTreeMap<Clusters, T> {
+    BTreeMap::from([(Clusters::One(FAR), what), (Clusters::All, what)])
+}
+
+fn remote(n: usize) -> Remote {
+    Remote {
+        blocks: BTreeSet::from([block(n)]),
+        has_gateway: false,
+        is_member: true,
+    }
+}
+
 impl Cluster {
     pub fn new(nodes: usize) -> Self {
         Self::with_underlay(nodes, false)
@@ -62,14 +78,6 @@ impl Cluster {
         Self { underlay, nodes, v6 }
     }
 
-    /// Lets every frame take the bridge, as on a kernel that cannot do otherwise.
-    pub fn without_fast_path(mut self) -> Self {
-        for node in &mut self.nodes {
-            node.intent.fast_path = false;
-        }
-        self
-    }
-
     /// Puts a slice on every node.
     pub fn add_slice(&mut self, name: &str, (vni, subnets): (u32, Subnets)) {
         let addresses: Vec<IpAddr> = self.nodes.iter().map(|node| node.address).collect();
@@ -79,17 +87,16 @@ impl Cluster {
                 vni,
                 mtu: 1370,
                 subnets,
-                broadcast: Broadcast::default(),
-                local: node.address,
-                remotes: others
-                    .map(|(other, address)| (*address, BTreeSet::from([block(other)])))
-                    .collect(),
+                carried: Carried::from(&Frames::default()),
+                shaping: None,
+                remotes: others.map(|(other, address)| (*address, remote(other))).collect(),
+                clusters: BTreeMap::from([(FAR, BTreeSet::from([IndexRange::new(0x4000, 0x1000)]))]),
                 taps: BTreeMap::new(),
-                uplink: Uplink::None,
-                relay: None,
+                exits: BTreeMap::new(),
+                relays: BTreeMap::new(),
                 attachments: BTreeMap::new(),
             };
-            node.intent.segments.insert(name.to_owned(), segment);
+            node.intent.segments.insert(name.to_owned(), segment.into());
             node.intent.nodes = addresses.iter().copied().collect();
         }
     }
@@ -106,6 +113,8 @@ impl Cluster {
         let port = Name::new(names::pod_port(slice, &format!("uid-{node}-{nth}")));
         let attachment = AttachmentIntent {
             index,
+            router: false,
+            limit: None,
             netns: Netns::new(space.path()),
         };
         self.nodes[node]
@@ -137,14 +146,15 @@ impl Cluster {
             let segment = other.segment(slice);
             if n == node {
                 segment.taps.insert(0, Queues::One);
-                segment.uplink = Uplink::Local(0);
-                segment.relay = Some(0);
+                segment.exits = everywhere(Exit::Local(0));
+                segment.relays = everywhere(0);
             } else {
-                segment.uplink = Uplink::Remote(address);
+                segment.exits = everywhere(Exit::Remote(address));
+                segment.remotes.get_mut(&address).unwrap().has_gateway = true;
             }
         }
         self.sync().await;
-        let name = Name::new(names::tap(slice, 0));
+        let name = Name::tap(slice, 0);
         let opened = self.nodes[node].kernel.open_tap(&name, 1).unwrap();
         Tap::new(opened.expect("nobody holds it").remove(0))
     }
@@ -172,18 +182,18 @@ impl Node {
             kernel,
             address,
             intent: NodeIntent {
-                fast_path: true,
+                local: Some(address),
                 ..NodeIntent::default()
             },
         }
     }
 
     pub fn segment(&mut self, slice: &str) -> &mut SegmentIntent {
-        self.intent.segments.get_mut(slice).unwrap()
+        Arc::make_mut(self.intent.segments.get_mut(slice).unwrap())
     }
 
     pub fn desired(&self) -> State {
-        desired(&self.intent)
+        desired(&self.intent, &mut Made::default())
     }
 
     pub async fn observe(&mut self) -> Observation {
@@ -202,16 +212,14 @@ impl Node {
             .unwrap()
     }
 
-    /// Packets that these counters of a filter table have counted, as one look shows them.
-    pub async fn counted<const N: usize>(&mut self, table: &Name, counters: [&str; N]) -> [u64; N] {
-        let seen = self.observe().await.counters;
-        counters.map(|counter| seen[&(table.clone(), counter.to_owned())])
-    }
-
-    /// IP frames that bridges were to pass on, and did: before and after the node's own filters see them.
-    pub async fn passage(&mut self, family: Family) -> [u64; 2] {
-        let counters = [family.offered_counter(), family.passed_counter()];
-        self.counted(&Name::new(PASSAGE_TABLE), counters).await
+    /// Frames of a slice that were dropped for a reason.
+    pub async fn dropped(&mut self, slice: u32, direction: Direction, reason: Reason) -> u64 {
+        let counter = Counter {
+            slice,
+            direction,
+            reason: Some(reason),
+        };
+        self.observe().await.counters.get(&counter).copied().unwrap_or(0)
     }
 
     pub async fn plan(&mut self) -> Plan {

@@ -4,11 +4,7 @@ use std::{
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU16, Ordering},
-    },
-    thread::JoinHandle,
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,7 +12,7 @@ use nix::libc;
 use slice_crds::Mac;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use super::Space;
+use super::{Background, Space};
 
 const ETH_P_ALL: u16 = 3;
 
@@ -207,6 +203,10 @@ pub fn ping(from: &Space, to: IpAddr, size: usize, timeout: Duration) -> Option<
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
     };
     let socket = from.run(|| Socket::new(domain, Type::RAW, Some(protocol)));
+    if matches!(to, IpAddr::V6(to) if to.is_unicast_link_local()) {
+        // Such an address is one of an interface's.
+        socket.bind_device(Some(b"sl-shop")).unwrap();
+    }
     let mut packet = vec![request, 0, 0, 0, 0x57, 0xef, sequence[0], sequence[1]];
     packet.resize(8 + size, 0x55);
     if to.is_ipv4() {
@@ -241,30 +241,23 @@ pub fn ping(from: &Space, to: IpAddr, size: usize, timeout: Duration) -> Option<
 }
 
 /// One echo request after the other, from a thread of its own.
-pub struct Pings {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<(u32, u32, Space)>,
-}
+pub struct Pings(Background<(u32, u32, Space)>);
 
 impl Pings {
     pub fn start(from: Space, to: IpAddr) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        Self(Background::start(move |stop| {
             let (mut sent, mut lost) = (0, 0);
-            while !stopped.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 sent += 1;
                 lost += u32::from(ping(&from, to, 56, Duration::from_secs(1)).is_none());
             }
             (sent, lost, from)
-        });
-        Self { stop, thread }
+        }))
     }
 
     /// How many were sent, how many of them had no answer within a second, and the namespace again.
     pub fn finish(self) -> (u32, u32, Space) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
+        self.0.end()
     }
 }
 

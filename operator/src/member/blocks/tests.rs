@@ -36,8 +36,10 @@ fn scene(subnet: &str, block: u32, ranges: &[(u32, u32)], nodes: &[&str]) -> Sce
             join: None,
             attach: AttachMode::Required,
             gateway: Default::default(),
+            frames: None,
             broadcast: Default::default(),
             dscp: 0,
+            shaping: None,
             source: None,
         },
         nodes: Nodes {

@@ -1,0 +1,181 @@
+//! The CNI plugin's socket where the agent is short of something, or does not answer.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+};
+use slice_netop::cni::{
+    plugin::{Environment, run},
+    server::{Call, serve},
+    wire::Reply,
+};
+use slice_runtime::admin::Readiness;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+const QUESTION: &str = r#"{"command":"ADD","containerId":"c","podNamespace":"cart","podName":"web"}"#;
+
+/// A server whose questions come out of the channel.
+fn started(path: &Path) -> (mpsc::Receiver<Call>, CancellationToken) {
+    let (calls, called) = mpsc::channel(16);
+    let stop = CancellationToken::new();
+    let (path, until) = (path.to_owned(), stop.clone());
+    let pulse = Readiness::default().pulse("CNI socket", Duration::from_secs(60));
+    tokio::spawn(async move { serve(&path, calls, pulse, until).await.unwrap() });
+    (called, stop)
+}
+
+/// Waits until somebody listens, and has answered one question to the end.
+async fn listening(path: &Path, called: &mut mpsc::Receiver<Call>) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut client = loop {
+        if let Ok(client) = UnixStream::connect(path) {
+            break client;
+        }
+        assert!(Instant::now() < deadline, "nobody listens");
+        tokio::task::yield_now().await;
+    };
+    ask(&mut client);
+    answered(&mut client, called.recv().await.unwrap());
+}
+
+fn ask(client: &mut UnixStream) {
+    client.write_all(QUESTION.as_bytes()).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+}
+
+fn answered(client: &mut UnixStream, call: Call) {
+    call.reply.send(Reply::Attached(vec![])).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, r#"{"attached":[]}"#);
+}
+
+/// Few descriptors for this process, until it is dropped.
+struct Limit(u64, u64);
+
+impl Limit {
+    fn set(most: u64) -> Self {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, hard).unwrap();
+        Self(soft, hard)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1);
+    }
+}
+
+/// A process at its limit of descriptors cannot accept; it must not stop to try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_could_not_take_a_question_takes_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cni.sock");
+    let (mut called, _stop) = started(&path);
+    listening(&path, &mut called).await;
+    let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+    // Whatever is free below the limit is taken.
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let limit = Limit::set(open + 16);
+    let mut taken: Vec<OwnedFd> = vec![];
+    while let Ok(one) = nix::unistd::dup(&client) {
+        taken.push(one);
+    }
+    connect(client.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    // SAFETY: the descriptor is this function's own, and given away here.
+    let mut client = unsafe { UnixStream::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(client)) };
+    ask(&mut client);
+    let none = tokio::time::timeout(Duration::from_millis(300), called.recv()).await;
+    assert!(none.is_err(), "control: it cannot be taken");
+    drop((taken, limit));
+    let call = tokio::time::timeout(Duration::from_secs(5), called.recv()).await;
+    answered(&mut client, call.expect("it is taken once it can be").unwrap());
+}
+
+/// The agent takes every question and answers none; or nobody even takes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_outside_slices_waits_300_ms_at_most_whatever_the_agent_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path().to_owned();
+    std::fs::write(folder.join("members.json"), r#"{"requiredNamespaces":["bank"]}"#).unwrap();
+    let path = folder.join("cni.sock");
+    let (mut called, stop) = started(&path);
+    listening(&path, &mut called).await;
+    let asks = |namespace: &str| {
+        let environment = Environment {
+            command: "ADD".into(),
+            container_id: "c".into(),
+            netns: "/run/netns/x".into(),
+            args: format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web;K8S_POD_UID=u"),
+        };
+        let config = format!(
+            r#"{{"cniVersion":"1.0.0","socket":"{0}/cni.sock","members":"{0}/members.json"}}"#,
+            folder.display()
+        );
+        tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            (run(&environment, &config).is_ok(), begun.elapsed())
+        })
+    };
+    // 200 pods of a slice wait.
+    let waiting: Vec<_> = (0..200).map(|_| asks("bank")).collect();
+    let mut held = vec![];
+    while held.len() < 200 {
+        held.push(called.recv().await.unwrap());
+    }
+    let (started, took) = asks("cart").await.unwrap();
+    assert!(
+        started && took < Duration::from_secs(1),
+        "{took:?} behind 200 that wait"
+    );
+    drop(held);
+    for one in waiting {
+        assert!(
+            !one.await.unwrap().0,
+            "without an answer a pod of a slice does not start"
+        );
+    }
+    // A process that is stopped still listens, until its queue is full.
+    stop.cancel();
+    drop(called);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while UnixStream::connect(&path).is_ok() {
+        assert!(Instant::now() < deadline, "it still listens");
+        tokio::task::yield_now().await;
+    }
+    std::fs::remove_file(&path).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut queue = vec![];
+    loop {
+        let one = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_NONBLOCK,
+            None,
+        )
+        .unwrap();
+        if connect(one.as_raw_fd(), &UnixAddr::new(&path).unwrap()).is_err() {
+            break;
+        }
+        queue.push(one);
+    }
+    let (started, took) = asks("cart").await.unwrap();
+    assert!(
+        started && took < Duration::from_secs(1),
+        "{took:?} behind a full queue"
+    );
+    drop(listener);
+}
