@@ -21,7 +21,7 @@ use socket2::SockRef;
 
 use crate::{
     addresses, eventually,
-    lab::{Lab, MTU, Underlay, v4, v6, wireguard_go, within},
+    lab::{Lab, MTU, Underlay, show, v4, v6, wireguard_go, within},
     traffic::Pinger,
     transfer,
 };
@@ -124,6 +124,10 @@ impl<'a> Stock<'a> {
 
 impl Drop for Stock<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            show(&self.namespace, "wg show");
+            show(&self.namespace, "ip -s link");
+        }
         // wireguard-go ends with its device.
         let device = names::host_tunnel("shop");
         let _ = Command::new("ip")

@@ -107,6 +107,16 @@ fn ip(arguments: &str) {
     );
 }
 
+/// Prints what a command says in a namespace, if anything.
+pub(crate) fn show(namespace: &str, command: &str) {
+    let words = ["netns", "exec", namespace].into_iter().chain(command.split(' '));
+    let output = Command::new("ip").args(words).output();
+    let output = output.map(|output| output.stdout).unwrap_or_default();
+    if !output.is_empty() {
+        println!("{namespace}: {command}\n{}", String::from_utf8_lossy(&output));
+    }
+}
+
 /// Runs something in a network namespace, on a thread of its own. Sockets opened there stay there.
 pub(crate) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
@@ -486,14 +496,43 @@ impl Lab {
         self.ip_in(name, "link set wan up");
     }
 
+    /// Prints what a test that failed would ask first: tunnels and drops of each gateway, and who knows whom.
+    fn describe(&self) {
+        for gateway in self.clusters.iter().flat_map(|cluster| &cluster.gateways) {
+            // It may be what the test has killed.
+            let metrics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.admin(&gateway.name, "/metrics")
+            }));
+            let metrics = metrics.unwrap_or_default();
+            let counts = [
+                "weft_gateway_dropped",
+                "weft_gateway_tunnel_up",
+                "weft_gateway_sent",
+            ];
+            let lines = (metrics.lines())
+                .filter(|line| counts.iter().any(|count| line.starts_with(count)) && !line.ends_with(" 0"));
+            println!("{}:", gateway.name);
+            lines.for_each(|line| println!("  {line}"));
+        }
+        for namespace in self.namespaces() {
+            show(&namespace, "ip -s neighbour");
+            show(&namespace, "bridge fdb show dynamic");
+        }
+    }
+
+    /// The full names of all that were made.
+    fn namespaces(&self) -> impl Iterator<Item = String> {
+        let start = format!("{}-", self.prefix);
+        let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(move |name| name.starts_with(&start))
+    }
+
     /// Makes every underlay interface send packets one by one, as a device without segmentation offload does, and
     /// join them again on receipt.
     pub(crate) fn plain_wire(&self) {
-        for entry in std::fs::read_dir("/run/netns").expect("the namespaces").flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(short) = name.strip_prefix(&format!("{}-", self.prefix)) else {
-                continue;
-            };
+        for name in self.namespaces() {
+            let short = &name[self.prefix.len() + 1..];
             let devices = within(&name, || {
                 let devices = nix::net::if_::if_nameindex().expect("the interfaces");
                 devices
@@ -526,6 +565,7 @@ impl Drop for Lab {
                 "look into the lab with: nsenter --net=/run/netns/{} (while the test is stopped)",
                 self.at("wan")
             );
+            self.describe();
         }
         for agent in &self.agents {
             agent.stop.store(true, Ordering::SeqCst);
@@ -536,11 +576,8 @@ impl Drop for Lab {
                 let _ = child.wait();
             }
         }
-        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&format!("{}-", self.prefix)) {
-                let _ = Command::new("ip").args(["netns", "delete", &name]).status();
-            }
+        for name in self.namespaces() {
+            let _ = Command::new("ip").args(["netns", "delete", &name]).status();
         }
     }
 }
