@@ -19,6 +19,9 @@ pub const STOCK_CNI: &str = "/usr/lib/cni";
 /// containerd's socket inside a node.
 pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
+/// The kubelet's configuration, in a machine's own `etc`.
+pub const KUBELET: &str = "kubelet.json";
+
 /// The paths that every rendering needs.
 pub struct Site<'a> {
     pub dir: &'a LabDir,
@@ -198,7 +201,7 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
         "containerd.toml",
         CONTAINERD_TOML.replace("@RUNC@", "/usr/sbin/runc"),
     )?;
-    let kubelet = put("kubelet.json", kubelet(&pki, machine, &resolv).to_string())?;
+    let kubelet = put(KUBELET, kubelet(&pki, machine, &resolv).to_string())?;
     let proxy = put("kube-proxy.json", proxy(&pki, machine).to_string())?;
 
     let masquerade = ["-s", POD_RANGE, "!", "-d", POD_RANGE, "-j", "MASQUERADE"];

@@ -141,6 +141,21 @@ impl MachineDir {
         self.root.join("state").join(name)
     }
 
+    /// Removes what the machine has written while it ran, but for the images of its container runtime.
+    pub fn empty(&self) -> Result<()> {
+        for part in [self.upper(), self.work(), self.state("kubelet")] {
+            fs::remove_dir_all(&part).with_context(|| format!("remove {}", part.display()))?;
+        }
+        let installed = self.cni_installed();
+        fs::remove_file(&installed).with_context(|| format!("remove {}", installed.display()))?;
+        self.create()
+    }
+
+    /// Is there once the machine has its CNI folders.
+    pub fn cni_installed(&self) -> PathBuf {
+        self.etc().join("cni-installed")
+    }
+
     pub fn create(&self) -> Result<()> {
         let parts = [
             self.etc(),

@@ -70,11 +70,14 @@ fn pause(cache: &Cache) -> Result<PathBuf> {
     Ok(target)
 }
 
-/// Every applet of a static busybox as a link.
+/// Every applet of busybox as a link, and its libraries: which of Debian's two packages is there is not ours to say, as one
+/// excludes the other.
 pub fn busybox() -> Result<Layer> {
     let program = super::preflight::find("busybox").context("no busybox: run `weft-lab setup`")?;
     let applets = run(Command::new(&program).arg("--list"))?;
-    let layer = Layer::default().copy(program, "bin/busybox");
+    let layer = Layer::default()
+        .libraries_of([&*program])?
+        .copy(&program, "bin/busybox");
     // The list names busybox itself, which must not become a link to itself.
     let applets = applets
         .lines()

@@ -154,7 +154,7 @@ fn build_root(dir: &LabDir, own: &MachineDir, record: &Record) -> Result<()> {
 /// Empty CNI folders at the first boot, whatever the real machine has in its own.
 fn install_cni(own: &MachineDir) -> Result<()> {
     let conflist = own.etc().join("10-lab.conflist");
-    let done = own.etc().join("cni-installed");
+    let done = own.cni_installed();
     if !conflist.exists() || done.exists() {
         return Ok(());
     }

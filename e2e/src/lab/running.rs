@@ -6,8 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Taint;
+use serde_json::{Value, json};
 
 use super::cgroup::Layout;
+use super::config;
 use super::dir::{LabDir, Record, read_json, write_json};
 use super::machine;
 use super::network;
@@ -85,6 +88,22 @@ impl Running {
             self.plan().cluster(&machine.cluster)?,
             machine,
         )
+    }
+
+    /// Puts a new machine in a node's place, as a node pool does: with the name, the address and the images of the one before
+    /// and nothing else of it, on its disk or in the cluster. Its kubelet registers it with these taints. Returns once it has.
+    pub fn replace_node(&self, name: &str, taints: &[Taint]) -> Result<()> {
+        let machine = self.plan().machine(name)?;
+        let cluster = self.plan().cluster(&machine.cluster)?;
+        self.stop_machine(name)?;
+        let dir = self.dir.machine(name);
+        dir.empty()?;
+        let settings = dir.etc().join(config::KUBELET);
+        let mut kubelet: Value = read_json(&settings)?;
+        kubelet["registerWithTaints"] = json!(taints);
+        write_json(&settings, &kubelet)?;
+        let renewed = up::renew_node(&self.dir, cluster, machine, || self.start_machine(name));
+        up::runtime()?.block_on(renewed)
     }
 
     /// Pulls the plug of a whole cluster, or of its control plane only.

@@ -12,7 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 
 use super::cgroup::Layout;
 use super::config::{self, Site};
@@ -21,7 +21,7 @@ use super::images;
 use super::machine;
 use super::network;
 use super::pki;
-use super::plan::{Cluster, Plan};
+use super::plan::{Cluster, Machine, Plan};
 use super::preflight;
 use super::programs::Cache;
 use super::remove::{self, Remains};
@@ -232,6 +232,28 @@ async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> 
         applied.with_context(|| format!("declare node {}", machine.name))?;
     }
     Ok(())
+}
+
+/// Removes what the cluster knows of a node, starts its machine and waits until its kubelet has registered it anew.
+pub async fn renew_node(
+    dir: &LabDir,
+    cluster: &Cluster,
+    machine: &Machine,
+    start: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let api = harness::connect(&dir.kubeconfig(), &cluster.name).await?;
+    let nodes: Api<Node> = Api::all(api.client.clone());
+    let name = &machine.name;
+    nodes
+        .delete(name, &DeleteParams::default())
+        .await
+        .with_context(|| format!("delete node {name}"))?;
+    start()?;
+    let what = format!("node {name} registered");
+    api.await_object(&nodes, name, &what, DEADLINE, |_| true)
+        .await
+        .with_context(|| hint(dir, name))?;
+    declare_nodes(&api, cluster).await
 }
 
 /// Kubernetes writes whole seconds.

@@ -5,6 +5,7 @@
 //! tcp · udp · ping · dns    one question to one address
 //! frames                    raw Ethernet, any EtherType, ARP        (CAP_NET_RAW)
 //! datagrams                 broadcast and multicast, exactly-once counting
+//! routes                    a full routing table                    (CAP_NET_ADMIN)
 //! stream                    a long conversation and its longest silence
 //! throughput                one receiver, one sender, as fast as it goes
 //! ```
@@ -19,6 +20,7 @@ mod echo;
 mod frames;
 mod packet;
 mod ping;
+mod routes;
 mod stream;
 mod throughput;
 
@@ -49,6 +51,8 @@ pub enum Command {
     /// Broadcast and multicast datagrams.
     #[command(subcommand)]
     Datagrams(datagrams::Datagrams),
+    /// Fill the routing table. Needs NET_ADMIN.
+    Routes(routes::Routes),
     /// Talk steadily to an echo server and measure the silences.
     Stream(stream::Stream),
     /// How much a receiver gets over TCP.
@@ -66,6 +70,7 @@ impl Command {
             Self::Dns(dns) => dns.run(),
             Self::Frames(frames) => frames.run(),
             Self::Datagrams(datagrams) => datagrams.run(),
+            Self::Routes(routes) => routes.run(),
             Self::Stream(stream) => stream.run(),
             Self::Throughput(throughput) => throughput.run(),
         }
