@@ -453,6 +453,9 @@ pub struct Verify {
     /// Image with weft-probe in it.
     #[arg(long, env = "WEFT_PROBE_IMAGE", default_value = concat!("localhost/weft/probe:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
+    /// Nodes of each cluster that a probe runs on: so many, in the order of their names, instead of all.
+    #[arg(long)]
+    pub nodes: Option<usize>,
     /// A label for the probe's namespace, where the slice's spec.join lets only some namespaces join.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,

@@ -40,7 +40,7 @@ pub(crate) async fn run(target: &Target, node: Node) -> anyhow::Result<Outcome> 
 
 async fn show(pods: &Api<Pod>, agent: &str) -> anyhow::Result<Value> {
     let shown = exec::run(pods, agent, ["slice-netop", "--show"]).await;
-    let text = shown.with_context(|| {
+    let text = shown.and_then(exec::Output::printed).with_context(|| {
         format!(
             "run slice-netop --show in pod {agent}, which takes the right to exec into pods of weft-system"
         )

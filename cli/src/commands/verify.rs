@@ -1,25 +1,29 @@
-//! `verify`: tries a slice from end to end with a pod in each cluster, and takes the pods away again.
+//! `verify`: tries a slice from end to end, between every two nodes, with pods that it takes away again.
+//!
+//! A check that was not answered in full has failed: nothing here says "ok" because a program ended well.
 
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     core::ObjectMeta,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 use slice_crds::{
+    conditions,
     labels::{self, Attachment},
     mcs::ServiceExport,
     membership::{self, Labels, PodFacts, Rules},
     names,
-    v1alpha1::Slice,
+    v1alpha1::{Slice, SliceNode},
 };
 use slice_runtime::apply;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::wait_for;
 use crate::{
@@ -28,22 +32,51 @@ use crate::{
     connect, exec, objects, output,
 };
 
-/// Pod and Service of the probe.
+/// Service of the probes, and what their names begin with.
 const PROBE: &str = "probe";
 /// Bytes sent over TCP: many packets of full size.
 const TRANSFER: &str = "1000000";
 /// A name needs at most this long from export to answer, the cluster DNS's own reload not counted.
 const DNS_LIMIT: Duration = Duration::from_secs(20);
+/// Why a container waits that will not start by waiting longer.
+const HOPELESS: [&str; 7] = [
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImageNeverPull",
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "RunContainerError",
+];
 
-/// One probe pod.
-struct Site {
+/// A cluster whose part of the slice is tried.
+struct Member {
     context: String,
     client: Client,
     namespace: String,
+    slice: String,
     cluster: String,
     mtu: u16,
-    ips: Vec<IpAddr>,
     dns: Vec<IpAddr>,
+    /// Where a probe runs.
+    nodes: Vec<String>,
+    /// And where none can.
+    without_agent: Vec<String>,
+}
+
+/// One probe pod.
+struct Site<'a> {
+    member: &'a Member,
+    node: String,
+    pod: String,
+    ips: Vec<IpAddr>,
+}
+
+impl Site<'_> {
+    /// As it is called in the report.
+    fn name(&self) -> String {
+        format!("{}/{}", self.member.context, self.node)
+    }
 }
 
 /// One thing that was tried.
@@ -56,37 +89,87 @@ struct Check {
     detail: String,
 }
 
-pub(crate) async fn run(target: &Target, verify: Verify) -> anyhow::Result<Outcome> {
-    if verify.contexts.len() < 2 {
-        bail!(
-            "--contexts names {} cluster, and it takes two to verify a slice: write --contexts a,b",
-            verify.contexts.len()
-        );
+impl Check {
+    fn new(from: String, to: String, check: String, result: anyhow::Result<String>) -> Self {
+        Self {
+            from,
+            to,
+            check,
+            ok: result.is_ok(),
+            detail: result.unwrap_or_else(|error| objects::explain(&error)),
+        }
     }
+}
+
+pub(crate) async fn run(target: &Target, verify: Verify) -> anyhow::Result<Outcome> {
     let namespace = format!("weft-verify-{}", std::process::id());
     let mut clients = Vec::new();
     for context in &verify.contexts {
         let client = connect::client(&connect::in_context(target, context)).await?;
         clients.push((context.clone(), client));
     }
-    eprintln!("starting a probe in {} …", verify.contexts.join(", "));
-    let sites = clients
-        .iter()
-        .map(|(context, client)| site(context, client, &namespace, &verify));
-    let checks = match try_join_all(sites).await {
-        Ok(sites) => Ok(try_all(&sites).await),
-        Err(error) => Err(error),
+    let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
+    let checks = tokio::select! {
+        checks = try_slice(&clients, &namespace, &verify) => checks,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow!("terminated")),
     };
-    for (context, client) in &clients {
+    let removals = clients.iter().map(async |(context, client)| {
         let api: Api<Namespace> = Api::all(client.clone());
-        apply::delete(&api, &namespace)
-            .await
-            .with_context(|| format!("remove the probe from {context}"))?;
-    }
+        let removed = apply::delete(&api, &namespace).await;
+        removed.with_context(|| {
+            format!("remove the probes from {context}: kubectl --context {context} delete ns {namespace}")
+        })
+    });
+    let removed: Vec<anyhow::Result<_>> = join_all(removals).await;
     let checks = checks?;
     report(&checks, verify.output)?;
+    for result in removed {
+        result?;
+    }
     let good = checks.iter().all(|check| check.ok);
     Ok(if good { Outcome::Good } else { Outcome::Bad })
+}
+
+async fn try_slice(
+    clients: &[(String, Client)],
+    namespace: &str,
+    verify: &Verify,
+) -> anyhow::Result<Vec<Check>> {
+    let members = (clients.iter()).map(|(context, client)| member(context, client, namespace, verify));
+    let members = try_join_all(members).await?;
+    let probes: usize = members.iter().map(|member| member.nodes.len()).sum();
+    if probes < 2 {
+        bail!(
+            "a slice is verified between two nodes, and {probes} has an agent that is ready: see `kubectl get slicenodes`"
+        );
+    }
+    eprintln!(
+        "starting a probe on {probes} nodes of {} …",
+        verify.contexts.join(", ")
+    );
+    try_join_all(members.iter().map(|member| set_up(member, verify))).await?;
+    let sites =
+        (members.iter()).flat_map(|member| member.nodes.iter().map(|node| site(member, node, verify)));
+    let sites = try_join_all(sites).await?;
+    let absent = members.iter().flat_map(|member| {
+        member.without_agent.iter().map(|node| {
+            let name = format!("{}/{node}", member.context);
+            let trouble = format!(
+                "it is not ready: see `kubectl --context {} get slicenode {node}`",
+                member.context
+            );
+            Check::new(name.clone(), name, "agent".into(), Err(anyhow!(trouble)))
+        })
+    });
+    let mut checks: Vec<Check> = absent.collect();
+    checks.extend(
+        join_all(sites.iter().map(|from| try_from(from, &sites, &members)))
+            .await
+            .into_iter()
+            .flatten(),
+    );
+    Ok(checks)
 }
 
 fn report(checks: &[Check], format: Format) -> anyhow::Result<()> {
@@ -112,7 +195,8 @@ fn report(checks: &[Check], format: Format) -> anyhow::Result<()> {
     }
 }
 
-async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) -> anyhow::Result<Site> {
+/// What there is to try in a cluster.
+async fn member(context: &str, client: &Client, namespace: &str, verify: &Verify) -> anyhow::Result<Member> {
     let slice = objects::get::<Slice>(client, None, &verify.slice).await?;
     let slice = slice
         .with_context(|| {
@@ -122,14 +206,38 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
             )
         })?
         .into_object(&format!("slice {} of {context}", verify.slice))?;
-    let probes = labels_of_probe(verify);
-    may_join(&slice, namespace, &probes)?;
+    may_join(&slice, namespace, &labels_of_probe(verify))?;
+    let nodes = objects::list::<SliceNode>(client, None, &ListParams::default()).await?;
+    let (ready, others): (Vec<_>, Vec<_>) =
+        (nodes.iter()).partition(|node| conditions::is_true(&node.conditions(), conditions::READY));
+    let names = |nodes: Vec<&objects::Found<SliceNode>>| -> Vec<String> {
+        nodes.iter().map(|node| node.name().to_owned()).collect()
+    };
+    let mut nodes = names(ready);
+    nodes.sort();
+    nodes.truncate(verify.nodes.unwrap_or(usize::MAX));
+    Ok(Member {
+        context: context.to_owned(),
+        client: client.clone(),
+        namespace: namespace.to_owned(),
+        slice: verify.slice.clone(),
+        cluster: slice.spec.cluster,
+        mtu: slice.spec.mtu,
+        dns: slice.status.unwrap_or_default().dns,
+        nodes,
+        without_agent: names(others),
+    })
+}
+
+/// Makes what the probes of a cluster share: their namespace, and a Service that is exported.
+async fn set_up(member: &Member, verify: &Verify) -> anyhow::Result<()> {
+    let (client, namespace) = (&member.client, &member.namespace);
     let params = PatchParams::apply("slicectl").force();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let object = Namespace {
         metadata: ObjectMeta {
-            name: Some(namespace.to_owned()),
-            labels: Some(probes),
+            name: Some(namespace.clone()),
+            labels: Some(labels_of_probe(verify)),
             ..ObjectMeta::default()
         },
         ..Namespace::default()
@@ -137,12 +245,7 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
     namespaces
         .patch(namespace, &params, &Patch::Apply(&object))
         .await
-        .context("make a namespace for the probe")?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let pod = probe(&verify.image);
-    pods.patch(PROBE, &params, &Patch::Apply(&pod))
-        .await
-        .context("start the probe")?;
+        .context("make a namespace for the probes")?;
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": PROBE},
@@ -151,7 +254,7 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
     services
         .patch(PROBE, &params, &Patch::Apply(service))
         .await
-        .context("make the probe's Service")?;
+        .context("make the probes' Service")?;
     let exports: Api<ServiceExport> = Api::namespaced(client.clone(), namespace);
     let export = json!({
         "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport", "metadata": {"name": PROBE},
@@ -159,33 +262,41 @@ async fn site(context: &str, client: &Client, namespace: &str, verify: &Verify) 
     exports
         .patch(PROBE, &params, &Patch::Apply(export))
         .await
-        .context("export the probe's Service")?;
-    let why = format!(
-        "the probe is not attached; see `kubectl --context {context} -n {namespace} describe pod {PROBE}`"
-    );
-    let attached = |pod: Option<&Pod>| pod.is_some_and(|pod| is_ready(pod) && !attachments(pod).is_empty());
-    let pod = wait_for(
-        &pods,
-        PROBE,
-        &format!("the probe in {context}"),
-        verify.timeout,
-        &why,
-        attached,
-    )
-    .await?;
-    let attachment = pod
-        .iter()
-        .flat_map(attachments)
-        .find(|attachment| attachment.slice == verify.slice)
-        .with_context(|| why.clone())?;
+        .context("export the probes' Service")?;
+    Ok(())
+}
+
+/// Starts a probe on a node and waits until it is attached.
+async fn site<'a>(member: &'a Member, node: &str, verify: &Verify) -> anyhow::Result<Site<'a>> {
+    let (context, namespace) = (&member.context, &member.namespace);
+    let pods: Api<Pod> = Api::namespaced(member.client.clone(), namespace);
+    let name = format!("{PROBE}-{node}");
+    let params = PatchParams::apply("slicectl").force();
+    pods.patch(&name, &params, &Patch::Apply(&probe(&name, node, &verify.image)))
+        .await
+        .with_context(|| format!("start the probe on {context}/{node}"))?;
+    let settled = |pod: Option<&Pod>| {
+        pod.is_some_and(|pod| {
+            hopeless(pod).is_some() || is_ready(pod) && attachment(pod, &member.slice).is_some()
+        })
+    };
+    let what = format!("the probe on {context}/{node}");
+    let why =
+        format!("it is not attached; see `kubectl --context {context} -n {namespace} describe pod {name}`");
+    let pod = wait_for(&pods, &name, &what, verify.timeout, &why, settled).await?;
+    let pod = pod.with_context(|| format!("{what} was deleted"))?;
+    if let Some(trouble) = hopeless(&pod) {
+        bail!(
+            "{what} does not start: {trouble}. With --image give one with weft-probe in it that the node can pull; \
+             images/Dockerfile builds it"
+        );
+    }
+    let attachment = attachment(&pod, &member.slice).context(why)?;
     Ok(Site {
-        context: context.to_owned(),
-        client: client.clone(),
-        namespace: namespace.to_owned(),
-        cluster: slice.spec.cluster,
-        mtu: slice.spec.mtu,
+        member,
+        node: node.to_owned(),
+        pod: name,
         ips: attachment.ips,
-        dns: slice.status.unwrap_or_default().dns,
     })
 }
 
@@ -214,11 +325,15 @@ fn may_join(slice: &Slice, namespace: &str, probes: &Labels) -> anyhow::Result<(
     }
 }
 
-fn probe(image: &str) -> Value {
+/// A pod on a node, whatever keeps others away from there.
+fn probe(name: &str, node: &str, image: &str) -> Value {
+    let on_node = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]);
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": PROBE, "labels": {"app": PROBE}},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": PROBE}},
         "spec": {
             "terminationGracePeriodSeconds": 0,
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": on_node}}},
             "containers": [{
                 "name": PROBE, "image": image, "imagePullPolicy": "IfNotPresent",
                 "command": ["weft-probe", "serve"],
@@ -228,10 +343,26 @@ fn probe(image: &str) -> Value {
     })
 }
 
-fn attachments(pod: &Pod) -> Vec<Attachment> {
-    let text = pod.annotations().get(labels::ATTACHMENTS);
-    text.and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default()
+fn attachment(pod: &Pod, slice: &str) -> Option<Attachment> {
+    let text = pod.annotations().get(labels::ATTACHMENTS)?;
+    let all: Vec<Attachment> = serde_json::from_str(text).ok()?;
+    all.into_iter().find(|attachment| attachment.slice == slice)
+}
+
+/// Why a pod will not start by waiting longer. Pure.
+fn hopeless(pod: &Pod) -> Option<String> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let mut waiting = (statuses.iter()).filter_map(|status| status.state.as_ref()?.waiting.as_ref());
+    waiting.find_map(|waiting| {
+        let reason = waiting
+            .reason
+            .as_deref()
+            .filter(|reason| HOPELESS.contains(reason))?;
+        Some(format!(
+            "{reason}: {}",
+            waiting.message.as_deref().unwrap_or_default()
+        ))
+    })
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -239,103 +370,140 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
-async fn try_all(sites: &[Site]) -> Vec<Check> {
+/// Everything that one probe tries, one after the other.
+async fn try_from(from: &Site<'_>, sites: &[Site<'_>], members: &[Member]) -> Vec<Check> {
     let mut checks = Vec::new();
-    for from in sites {
-        for to in sites.iter().filter(|to| to.context != from.context) {
-            eprintln!("{} → {} …", from.context, to.context);
-            for ip in &to.ips {
-                checks.extend(try_address(from, to, *ip).await);
-            }
-            checks.push(try_dns(from, to).await);
+    for to in sites.iter().filter(|to| to.name() != from.name()) {
+        eprintln!("{} → {} …", from.name(), to.name());
+        for ip in &to.ips {
+            checks.extend(try_address(from, to, *ip).await);
         }
+    }
+    let others = |member: &&Member| member.context != from.member.context || members.len() == 1;
+    for member in members.iter().filter(others) {
+        let here = |site: &&Site<'_>| site.member.context == member.context;
+        let ips: Vec<IpAddr> = sites
+            .iter()
+            .filter(here)
+            .flat_map(|site| site.ips.clone())
+            .collect();
+        checks.extend(try_dns(from, member, &ips).await);
     }
     checks
 }
 
-async fn try_address(from: &Site, to: &Site, ip: IpAddr) -> Vec<Check> {
+async fn try_address(from: &Site<'_>, to: &Site<'_>, ip: IpAddr) -> Vec<Check> {
     let ip_text = ip.to_string();
     // What an ICMP echo adds to its payload: the IP header and 8 bytes.
     let header = if ip.is_ipv4() { 28 } else { 48 };
-    let full = (to.mtu - header).to_string();
+    let mtu = to.member.mtu.min(from.member.mtu);
+    let full = mtu.saturating_sub(header).to_string();
     let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let whole = format!("{mtu}-byte packet");
     let mut checks = Vec::new();
     for (name, arguments) in [
         ("ping", vec!["ping", &ip_text, "--count", "3"]),
         (
-            "full-size packet",
-            vec!["ping", &ip_text, "--size", &full, "--df"],
+            &*whole,
+            vec!["ping", &ip_text, "--size", &full, "--df", "--count", "3"],
         ),
         ("TCP, 1 MB", vec!["tcp", &ip_text, "--bytes", TRANSFER]),
         ("UDP", vec!["udp", &ip_text, "--count", "3"]),
     ] {
-        let result = execute(from, &arguments).await;
-        checks.push(Check {
-            from: from.context.clone(),
-            to: to.context.clone(),
-            check: format!("{name} {family}"),
-            ok: result.is_ok(),
-            detail: result.map_or_else(|error| objects::explain(&error), |answer| summary(&answer)),
-        });
+        let result = execute(from, &arguments).await.and_then(|answer| judge(&answer));
+        checks.push(Check::new(
+            from.name(),
+            to.name(),
+            format!("{name} {family}"),
+            result,
+        ));
     }
     checks
 }
 
-/// The other cluster's name for its probe, asked of this cluster's slice DNS.
-async fn try_dns(from: &Site, to: &Site) -> Check {
+/// The name of another cluster's probes, asked of this cluster's slice DNS, and as every pod asks.
+async fn try_dns(from: &Site<'_>, to: &Member, ips: &[IpAddr]) -> Vec<Check> {
     let name = format!("{PROBE}.{}.svc.{}", to.namespace, names::SLICE_ZONE);
-    let result = async {
-        let server = from.dns.first().context(
-            "no DNS pod of this cluster is on the slice yet: see `kubectl -n weft-system get pods`",
-        )?;
-        let server = std::net::SocketAddr::new(*server, 53).to_string();
-        let deadline = tokio::time::Instant::now() + DNS_LIMIT;
-        loop {
-            let answer = execute(from, &["dns", &name, "--server", &server])
-                .await
-                .map(|answer| answer.to_string());
-            match answer {
-                Ok(text) if to.ips.iter().any(|ip| text.contains(&format!("\"{ip}\""))) => return Ok(text),
-                _ if tokio::time::Instant::now() < deadline => {}
-                Ok(text) => {
-                    return Err(anyhow!(
-                        "{name} is {text}, without an address of cluster {}",
-                        to.cluster
-                    ));
-                }
-                Err(error) => return Err(error),
+    let slice_dns = match from.member.dns.first() {
+        Some(server) => {
+            let server = std::net::SocketAddr::new(*server, 53).to_string();
+            try_name(from, &name, &["--server", &server], to, ips).await
+        }
+        None => Err(anyhow!(
+            "no DNS pod of this cluster is on the slice yet: see `kubectl --context {} -n weft-system get pods`",
+            from.member.context
+        )),
+    };
+    let by_resolver = try_name(from, &name, &[], to, ips).await.with_context(|| {
+        format!(
+            "the pod's own resolver does not hand {} on to slice DNS: see `kubectl --context {} -n kube-system get cm coredns -o yaml`",
+            names::SLICE_ZONE,
+            from.member.context
+        )
+    });
+    vec![
+        Check::new(from.name(), to.context.clone(), "slice DNS".into(), slice_dns),
+        Check::new(
+            from.name(),
+            to.context.clone(),
+            "DNS of the pod".into(),
+            by_resolver,
+        ),
+    ]
+}
+
+async fn try_name(
+    from: &Site<'_>,
+    name: &str,
+    more: &[&str],
+    to: &Member,
+    ips: &[IpAddr],
+) -> anyhow::Result<String> {
+    let question = [&["dns", name], more].concat();
+    let deadline = tokio::time::Instant::now() + DNS_LIMIT;
+    loop {
+        let answer = execute(from, &question).await.map(|answer| answer.to_string());
+        match answer {
+            Ok(text) if ips.iter().any(|ip| text.contains(&format!("\"{ip}\""))) => {
+                return Ok(name.to_owned());
             }
+            _ if tokio::time::Instant::now() < deadline => {}
+            Ok(text) => bail!("{name} is {text}, without an address of cluster {}", to.cluster),
+            Err(error) => return Err(error),
         }
     }
-    .await;
-    Check {
-        from: from.context.clone(),
-        to: to.context.clone(),
-        check: "DNS".into(),
-        ok: result.is_ok(),
-        detail: result.map_or_else(|error| objects::explain(&error), |_| name),
+}
+
+/// What a probe's result comes to: a few words where everything was answered, and otherwise what was not. Pure.
+fn judge(answer: &Value) -> anyhow::Result<String> {
+    let number = |path: &str| answer.pointer(path).and_then(Value::as_f64);
+    if let (Some(sent), Some(received)) = (answer["sent"].as_u64(), answer["received"].as_u64())
+        && (sent == 0 || received < sent)
+    {
+        bail!("{} of {sent} lost", sent - received);
+    }
+    match (number("/rtt_ms/p50"), number("/mbit")) {
+        (Some(p50), _) => Ok(format!("{p50:.2} ms")),
+        (None, Some(mbit)) => Ok(format!("{mbit:.0} Mbit/s")),
+        (None, None) => bail!("the probe does not say what was answered: {answer}"),
     }
 }
 
-/// What a probe printed, in a few words.
-fn summary(answer: &Value) -> String {
-    let p50 = answer
-        .pointer("/rtt_ms/p50")
-        .or_else(|| answer.pointer("/rtt/p50"))
-        .and_then(Value::as_f64);
-    p50.map_or_else(String::new, |p50| format!("{p50:.2} ms"))
-}
-
-/// Runs the probe program in a site's pod; its last line is JSON.
-async fn execute(site: &Site, arguments: &[&str]) -> anyhow::Result<Value> {
-    let pods: Api<Pod> = Api::namespaced(site.client.clone(), &site.namespace);
-    let command: Vec<&str> = ["weft-probe"]
-        .into_iter()
-        .chain(arguments.iter().copied())
-        .collect();
-    let out = exec::run(&pods, PROBE, command).await.context("run the probe")?;
-    let last = out.lines().last().unwrap_or_default();
-    serde_json::from_str(last).with_context(|| format!("the probe printed \"{last}\", which is no JSON"))
+/// Runs the probe program in a site's pod; its last line is JSON, also where something was lost.
+async fn execute(site: &Site<'_>, arguments: &[&str]) -> anyhow::Result<Value> {
+    let pods: Api<Pod> = Api::namespaced(site.member.client.clone(), &site.member.namespace);
+    let command = ["weft-probe"].iter().chain(arguments).copied();
+    let command: Vec<&str> = command.collect();
+    let ran = exec::run(&pods, &site.pod, command)
+        .await
+        .context("run the probe")?;
+    let last = ran.stdout.lines().last().unwrap_or_default();
+    let answer: Value = serde_json::from_str(last)
+        .with_context(|| format!("the probe printed \"{last}\" and \"{}\"", ran.stderr.trim()))?;
+    match answer["error"].as_str() {
+        Some(error) => bail!("{error}"),
+        None => Ok(answer),
+    }
 }
 
 #[cfg(test)]
@@ -362,5 +530,45 @@ mod tests {
         assert!(may_join(&selected, "probe", &team).is_ok());
         let error = may_join(&selected, "probe", &plain).unwrap_err().to_string();
         assert!(error.contains("--label KEY=VALUE"), "{error}");
+    }
+
+    #[test]
+    fn what_was_not_answered_in_full_has_failed() {
+        let verdict = |answer: Value| judge(&answer).map_err(|error| error.to_string());
+        let rtt = json!({"min": 0.1, "p50": 0.25, "p99": 0.4, "max": 0.4});
+        assert_eq!(
+            verdict(json!({"sent": 3, "received": 3, "rtt_ms": rtt})).as_deref(),
+            Ok("0.25 ms")
+        );
+        assert_eq!(
+            verdict(json!({"bytes": 1_000_000, "mbit": 812.4})).as_deref(),
+            Ok("812 Mbit/s")
+        );
+        for (sent, received, expected) in [
+            (3, 0, "3 of 3 lost"),
+            (3, 2, "1 of 3 lost"),
+            (0, 0, "0 of 0 lost"),
+        ] {
+            let answer = json!({"sent": sent, "received": received, "rtt_ms": rtt});
+            assert_eq!(verdict(answer).unwrap_err(), expected);
+        }
+        assert!(verdict(json!({})).is_err(), "nothing said is nothing answered");
+    }
+
+    #[test]
+    fn a_probe_that_cannot_start_is_not_waited_for() {
+        let pod = |reason: &str| -> Pod {
+            let state = json!({"waiting": {"reason": reason, "message": "no such image"}});
+            let statuses = json!([{
+                "name": "probe", "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            }]);
+            serde_json::from_value(json!({"metadata": {}, "status": {"containerStatuses": statuses}}))
+                .unwrap()
+        };
+        assert_eq!(
+            hopeless(&pod("ImagePullBackOff")).unwrap(),
+            "ImagePullBackOff: no such image"
+        );
+        assert!(hopeless(&pod("ContainerCreating")).is_none());
     }
 }

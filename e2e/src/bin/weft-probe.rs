@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use slice_e2e::probe::Command;
+use slice_e2e::probe::{Command, LOST, Verdict};
 
 /// Talks at every layer, for tests. Results are JSON, one object per line.
 #[derive(Debug, Parser)]
@@ -16,7 +16,8 @@ struct Args {
 
 fn main() -> ExitCode {
     match Args::parse().command.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Verdict::Done) => ExitCode::SUCCESS,
+        Ok(Verdict::Lost) => LOST.into(),
         Err(error) => {
             slice_e2e::progress::say(serde_json::json!({"error": format!("{error:#}")}).to_string());
             ExitCode::FAILURE

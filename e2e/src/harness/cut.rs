@@ -14,22 +14,42 @@ pub struct Cut {
 impl Environment {
     /// Drops what the nodes, and the pods on them, send to the API server of a cluster.
     pub fn cut(&self, nodes: &[String], from: &str) -> Result<Cut> {
-        let lab = self.lab()?;
-        let server = lab.plan().cluster(from)?.api_server();
+        let server = self.lab()?.plan().cluster(from)?.api_server();
         let (address, port) = address_of(&server)?;
+        let rule = format!("ip daddr {address} tcp dport {port} drop");
+        let rules = [
+            ("type filter hook output priority -1", &*rule),
+            ("type filter hook forward priority -1", &*rule),
+        ];
+        self.filter(nodes, &format!("cut_{from}"), &rules)
+    }
+
+    /// Drops what the nodes get of UDP from those of a cluster in packets of more than so many bytes.
+    pub fn narrow(&self, nodes: &[String], from: &str, bytes: u32) -> Result<Cut> {
+        let cluster = self.lab()?.plan().cluster(from)?;
+        let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.ip4.to_string()).collect();
+        let rule = format!(
+            "ip saddr {{ {} }} meta l4proto udp meta length > {bytes} drop",
+            addresses.join(", ")
+        );
+        let rules = [("type filter hook prerouting priority -400", &*rule)];
+        self.filter(nodes, &format!("narrow_{from}"), &rules)
+    }
+
+    /// A table of chains with one rule each.
+    fn filter(&self, nodes: &[String], table: &str, rules: &[(&str, &str)]) -> Result<Cut> {
+        let mut script = format!("add table ip {table}");
+        for (number, (hook, rule)) in rules.iter().enumerate() {
+            script += &format!(
+                "; add chain ip {table} c{number} {{ {hook}; }}; add rule ip {table} c{number} {rule}"
+            );
+        }
+        let lab = self.lab()?;
         let mut cut = Cut { tables: vec![] };
         for node in nodes {
-            let table = format!("cut_{from}");
-            let rules = format!(
-                "add table ip {table}; \
-                 add chain ip {table} out {{ type filter hook output priority -1; }}; \
-                 add chain ip {table} forward {{ type filter hook forward priority -1; }}; \
-                 add rule ip {table} out ip daddr {address} tcp dport {port} drop; \
-                 add rule ip {table} forward ip daddr {address} tcp dport {port} drop"
-            );
             let made = lab
                 .command(node, "nft")?
-                .arg(&rules)
+                .arg(&script)
                 .output()
                 .context("run nft")?;
             ensure!(
@@ -38,7 +58,7 @@ impl Environment {
                 String::from_utf8_lossy(&made.stderr)
             );
             let mut undo = lab.command(node, "nft")?;
-            undo.args(["delete", "table", "ip", &table]);
+            undo.args(["delete", "table", "ip", table]);
             cut.tables.push((undo, node.clone()));
         }
         Ok(cut)

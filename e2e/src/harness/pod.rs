@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 use super::cluster::{Cluster, is_ready};
+use crate::probe::LOST;
 
 /// Commands in pods end by themselves long before this.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -155,13 +156,14 @@ impl Cluster {
             .context(what)
     }
 
-    /// Runs `weft-probe` in a pod and reads its result. A probe that fails is an error with its words.
+    /// Runs `weft-probe` in a pod and reads its result, which also says what was lost. A probe that fails is an error with its
+    /// words.
     pub async fn probe(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<Value> {
         let argv: Vec<&str> = std::iter::once("/usr/bin/weft-probe")
             .chain(arguments.iter().copied())
             .collect();
         let output = self.exec(namespace, pod, &argv).await?;
-        if output.code != 0 {
+        if ![0, LOST.into()].contains(&output.code) {
             bail!(
                 "{} in {}/{namespace}/{pod}: {}{}",
                 argv.join(" "),

@@ -130,6 +130,18 @@ impl Environment {
     }
 
     fn run_slicectl(&self, program: &Path, context: &str, arguments: &[&str]) -> Result<Output> {
+        self.slicectl_command(program, context, arguments)
+            .output()
+            .with_context(|| format!("run {}: `make build` makes it", program.display()))
+    }
+
+    /// A `slicectl` in a context, not yet started.
+    pub fn slicectl_command(
+        &self,
+        program: &Path,
+        context: &str,
+        arguments: &[&str],
+    ) -> std::process::Command {
         let mut command = std::process::Command::new(program);
         command
             .arg("--kubeconfig")
@@ -143,8 +155,6 @@ impl Environment {
             command.env("WEFT_HELM", cache.bin().join("helm"));
         }
         command
-            .output()
-            .with_context(|| format!("run {}: `make build` makes it", program.display()))
     }
 
     /// Installs hub and members where that is not so yet, and waits until every cluster is Ready on the hub.

@@ -19,7 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Rtt, count, milliseconds, print, ready};
+use super::{Rtt, Verdict, count, milliseconds, print, ready};
 
 pub(super) const PORT: u16 = 7777;
 /// More conversations than any test has at once; the next one is refused.
@@ -206,7 +206,7 @@ pub struct Udp {
 }
 
 impl Udp {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<Verdict> {
         let remote = SocketAddr::new(self.address, self.port);
         let socket = UdpSocket::bind(unspecified(self.address)).context("open a socket")?;
         if self.df {
@@ -240,10 +240,12 @@ impl Udp {
                 .trim_start_matches("peer ")
                 .to_owned()
         });
+        let verdict = Verdict::of(self.count, rtts.len());
         print(
             &json!({"sent": self.count, "received": rtts.len(), "rtt_ms": Rtt::of(rtts), "seen_as": seen_as,
             "local": socket.local_addr().context("own address")?}),
-        )
+        )?;
+        Ok(verdict)
     }
 }
 

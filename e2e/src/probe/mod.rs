@@ -10,6 +10,9 @@
 //! throughput                one receiver, one sender, as fast as it goes
 //! ```
 //!
+//! What was sent and not answered is counted in the result, and the exit status is [`LOST`]: a script that looks at
+//! nothing else is not told that a dead path is a good one.
+//!
 //! Everything is synchronous: a probe does one thing. Receivers print
 //! `{"ready":true}` when they listen, so that nobody has to guess when to send.
 
@@ -60,20 +63,42 @@ pub enum Command {
     Throughput(throughput::Throughput),
 }
 
+/// What a probe came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    /// Some of what was sent was not answered. The result has the counts.
+    Lost,
+}
+
+/// Exit status of a [`Verdict::Lost`]; 1 is an error, 2 wrong usage.
+pub const LOST: u8 = 3;
+
+impl Verdict {
+    const fn of(sent: u32, received: usize) -> Self {
+        if received as u64 >= sent as u64 && sent > 0 {
+            Self::Done
+        } else {
+            Self::Lost
+        }
+    }
+}
+
 impl Command {
-    pub fn run(&self) -> Result<()> {
+    pub fn run(&self) -> Result<Verdict> {
         match self {
+            Self::Udp(udp) => return udp.run(),
+            Self::Ping(ping) => return ping.run(),
             Self::Serve(serve) => serve.run(),
             Self::Tcp(tcp) => tcp.run(),
-            Self::Udp(udp) => udp.run(),
-            Self::Ping(ping) => ping.run(),
             Self::Dns(dns) => dns.run(),
             Self::Frames(frames) => frames.run(),
             Self::Datagrams(datagrams) => datagrams.run(),
             Self::Routes(routes) => routes.run(),
             Self::Stream(stream) => stream.run(),
             Self::Throughput(throughput) => throughput.run(),
-        }
+        }?;
+        Ok(Verdict::Done)
     }
 }
 
@@ -123,6 +148,14 @@ impl Rtt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_answered_in_full_is_lost() {
+        assert_eq!(Verdict::of(3, 3), Verdict::Done);
+        for (sent, received) in [(3, 2), (3, 0), (0, 0)] {
+            assert_eq!(Verdict::of(sent, received), Verdict::Lost, "{sent} {received}");
+        }
+    }
 
     #[test]
     fn percentiles_are_by_nearest_rank() {

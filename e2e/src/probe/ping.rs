@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use super::{Rtt, count, echo, packet, print};
+use super::{Rtt, Verdict, count, echo, packet, print};
 
 #[derive(Debug, Args)]
 pub struct Ping {
@@ -30,7 +30,7 @@ pub struct Ping {
 }
 
 impl Ping {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<Verdict> {
         let mut socket = echo::icmp(self.address)?;
         if self.df {
             echo::forbid_fragments(&socket, self.address)?;
@@ -67,6 +67,10 @@ impl Ping {
                 }
             }
         }
-        print(&json!({"sent": sent, "received": rtts.len(), "rtt_ms": Rtt::of(rtts)}))
+        // One answer is all that is wanted with `first`.
+        let wanted = if self.first { 1 } else { sent };
+        let verdict = Verdict::of(wanted, rtts.len());
+        print(&json!({"sent": sent, "received": rtts.len(), "rtt_ms": Rtt::of(rtts)}))?;
+        Ok(verdict)
     }
 }
