@@ -98,6 +98,9 @@ pub struct Install {
 /// How the chart is installed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Chart {
+    /// A file with values of the chart, as helm's --values.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
     /// A value of the chart, as helm's --set.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 use slice_crds::names;
 use slice_runtime::telemetry::LogArgs;
 
+use crate::member::gateways::PodSettings;
+
 /// Weft's controllers.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -67,6 +69,10 @@ pub struct ClusterArgs {
     /// Image of the gateways.
     #[arg(long, env = "WEFT_GATEWAY_IMAGE")]
     pub gateway_image: String,
+    /// What the gateways' pods get beside what is theirs, as JSON: imagePullSecrets (names), tolerations, priorityClassName,
+    /// labels, annotations.
+    #[arg(long, env = "WEFT_GATEWAY_POD", default_value = "{}")]
+    pub gateway_pod: PodSettings,
     /// Namespace of the gateways. Those that are in the operator's own move there, one by one.
     #[arg(long, env = "WEFT_GATEWAY_NAMESPACE", default_value = names::GATEWAY_NAMESPACE)]
     pub gateway_namespace: String,

@@ -14,3 +14,65 @@ runAsUser: 65532
 runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
+
+{{- /* Where a pod may run and whence its image comes: `own` are the component's values. */ -}}
+{{- define "weft.placement" -}}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets: [{{ range $place, $name := . }}{{ if $place }}, {{ end }}{name: {{ $name }}}{{ end }}]
+{{- end }}
+nodeSelector: {{- merge (dict "kubernetes.io/os" "linux") (.own.nodeSelector | default dict) | toYaml | nindent 2 }}
+{{- with .own.tolerations }}
+tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .own.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .own.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{- /* Metadata of a pod: its own labels win. */ -}}
+{{- define "weft.metadata" -}}
+labels: {{- merge .labels (.root.Values.podLabels | default dict) | toYaml | nindent 2 }}
+{{- with .root.Values.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* One pod of several at a time leaves when nodes are drained. */ -}}
+{{- define "weft.budget" -}}
+{{- if gt (int .replicas) 1 }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: {{ .name }}, namespace: {{ .root.Values.namespace }}}
+spec:
+  maxUnavailable: 1
+  selector: {matchLabels: {app.kubernetes.io/name: {{ .name }}}}
+{{- end }}
+{{- end }}
+
+{{- /* Pods of the classes that Kubernetes brings may run here also where the API server wants a quota that says so, as on GKE:
+       kubernetes.io/docs/concepts/policy/resource-quotas, "Limit Priority Class consumption by default". */ -}}
+{{- define "weft.quota" -}}
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: weft-critical-pods, namespace: {{ . }}}
+spec:
+  hard: {pods: 1G}
+  scopeSelector:
+    matchExpressions:
+    - {scopeName: PriorityClass, operator: In, values: [system-cluster-critical, system-node-critical]}
+{{- end }}
+
+{{- /* What the operator gives the gateways' pods, as JSON. */ -}}
+{{- define "weft.gatewayPod" -}}
+{{- $own := .Values.gateways }}
+{{- dict
+  "imagePullSecrets" (.Values.image.pullSecrets | default list)
+  "tolerations" ($own.tolerations | default list)
+  "priorityClassName" ($own.priorityClassName | default "system-cluster-critical")
+  "labels" (.Values.podLabels | default dict)
+  "annotations" (.Values.podAnnotations | default dict) | toJson }}
+{{- end }}

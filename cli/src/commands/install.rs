@@ -61,6 +61,9 @@ async fn apply(target: &Target, part: Part, chart: &Chart, verb: &[&str]) -> any
     part.chart().extract(folder.path()).context("unpack the chart")?;
     let mut command = helm(target, chart);
     command.args(verb).arg(part.release()).arg(folder.path());
+    for file in &chart.values {
+        command.arg("--values").arg(file);
+    }
     for value in &chart.set {
         command.args(["--set", value]);
     }

@@ -112,7 +112,18 @@ impl Cluster {
     /// Applies every document of a YAML text, server-side, as the whole truth about the fields it names.
     pub async fn apply(&self, yaml: &str) -> Result<()> {
         for object in documents(yaml)? {
-            self.apply_object(&object).await?;
+            self.apply_object(&object, &PatchParams::apply(MANAGER).force())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Has the API server check every document of a YAML text as if it were applied: unknown fields are errors, nothing
+    /// changes.
+    pub async fn check(&self, yaml: &str) -> Result<()> {
+        let strict = PatchParams::apply(MANAGER).force().dry_run().validation_strict();
+        for object in documents(yaml)? {
+            self.apply_object(&object, &strict).await?;
         }
         Ok(())
     }
@@ -192,7 +203,7 @@ impl Cluster {
         Ok(names)
     }
 
-    async fn apply_object(&self, object: &DynamicObject) -> Result<()> {
+    async fn apply_object(&self, object: &DynamicObject, params: &PatchParams) -> Result<()> {
         let what = format!(
             "{} {}",
             object
@@ -202,8 +213,7 @@ impl Cluster {
             object.name_any()
         );
         let api = self.api_of(object).await?;
-        let params = PatchParams::apply(MANAGER).force();
-        api.patch(&object.name_any(), &params, &Patch::Apply(object))
+        api.patch(&object.name_any(), params, &Patch::Apply(object))
             .await
             .with_context(|| format!("apply {what} in cluster {}", self.name))?;
         Ok(())

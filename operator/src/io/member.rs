@@ -78,6 +78,7 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
     let mut member = Member::new(Settings {
         version: version::VERSION,
         gateway_image: args.gateway_image.clone(),
+        gateway_pod: args.gateway_pod.clone(),
         gateway_namespace: args.gateway_namespace.clone(),
         dns_service: args.dns_service.clone(),
         inline: args.served_inline,

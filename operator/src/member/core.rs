@@ -11,6 +11,7 @@ use std::{
 use slice_crds::{membership::Labels, names, v1alpha1::SliceNode};
 
 use super::{
+    gateways::PodSettings,
     input::{Input, PodFacts, Side, Source},
     nodes::{NodeFacts, Nodes},
     state::{Agent, Facts, HubState, Link, ServiceState, SliceState},
@@ -33,6 +34,7 @@ const PLANS_AT_ONCE: usize = 16;
 pub struct Settings {
     pub version: &'static str,
     pub gateway_image: String,
+    pub gateway_pod: PodSettings,
     /// Where the gateways are to be.
     pub gateway_namespace: String,
     /// Service of slice-dns in [`names::MEMBER_NAMESPACE`].

@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     ops::Range,
+    str::FromStr,
     sync::Arc,
 };
 
@@ -20,15 +21,17 @@ use k8s_openapi::{
         apps::v1::{StatefulSet, StatefulSetOrdinals, StatefulSetSpec},
         core::v1::{
             Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
-            HostPathVolumeSource, ObjectFieldSelector, Pod, PodAffinityTerm, PodAntiAffinity,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-            SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount, WeightedPodAffinityTerm,
+            HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodAffinityTerm,
+            PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+            SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec, Toleration, Volume,
+            VolumeMount, WeightedPodAffinityTerm,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use kube::{ResourceExt, core::ObjectMeta};
+use serde::Deserialize;
 use slice_crds::{
     labels, names,
     v1alpha1::{Exposure, Slice, SliceGateway, SliceGatewaySpec},
@@ -51,11 +54,45 @@ const MILLICORES: u32 = 50;
 /// First host port of gateways that are exposed that way; one per slice.
 const FIRST_HOST_PORT: u32 = 20_000;
 
+/// What a cluster's owner gives the pods of all gateways; the chart writes it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PodSettings {
+    /// Names of Secrets in the gateways' namespace.
+    pub image_pull_secrets: Vec<String>,
+    pub tolerations: Vec<Toleration>,
+    pub priority_class_name: String,
+    /// Beside those that Weft finds its pods by.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Default for PodSettings {
+    fn default() -> Self {
+        Self {
+            image_pull_secrets: Vec::new(),
+            tolerations: Vec::new(),
+            priority_class_name: "system-cluster-critical".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+impl FromStr for PodSettings {
+    type Err = serde_json::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(text)
+    }
+}
+
 /// What the gateways of one slice are planned from.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub slice: &'a Slice,
     pub image: &'a str,
+    pub pod: &'a PodSettings,
     /// Where they are to be.
     pub namespace: &'a str,
     pub nodes: &'a Nodes,
@@ -330,10 +367,20 @@ fn set(request: &Request<'_>, part: &Part<'_>) -> StatefulSet {
             },
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
-                    labels: Some(labels.clone()),
+                    labels: Some(
+                        request
+                            .pod
+                            .labels
+                            .clone()
+                            .into_iter()
+                            .chain(labels.clone())
+                            .collect(),
+                    ),
+                    annotations: (!request.pod.annotations.is_empty())
+                        .then(|| request.pod.annotations.clone()),
                     ..ObjectMeta::default()
                 }),
-                spec: Some(pod(slice, request.image, labels)),
+                spec: Some(pod(request, labels)),
             },
             ..StatefulSetSpec::default()
         }),
@@ -357,7 +404,8 @@ fn budget(slice: &Slice, namespace: &str) -> PodDisruptionBudget {
     }
 }
 
-fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec {
+fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
+    let (slice, settings) = (request.slice, request.pod);
     let uid = i64::from(names::UNPRIVILEGED_UID);
     let apart = WeightedPodAffinityTerm {
         weight: 100,
@@ -371,6 +419,7 @@ fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec 
         },
     };
     let placement = &slice.spec.gateway;
+    let secret = |name: &String| LocalObjectReference { name: name.clone() };
     PodSpec {
         affinity: Some(Affinity {
             pod_anti_affinity: Some(PodAntiAffinity {
@@ -381,8 +430,11 @@ fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec 
         }),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
+        image_pull_secrets: (!settings.image_pull_secrets.is_empty())
+            .then(|| settings.image_pull_secrets.iter().map(secret).collect()),
+        tolerations: (!settings.tolerations.is_empty()).then(|| settings.tolerations.clone()),
         node_selector: (!placement.node_selector.is_empty()).then(|| placement.node_selector.clone()),
-        priority_class_name: Some("system-cluster-critical".to_owned()),
+        priority_class_name: Some(settings.priority_class_name.clone()),
         // It leaves when nothing comes any more, after 3 s at most.
         termination_grace_period_seconds: Some(10),
         security_context: Some(PodSecurityContext {
@@ -395,7 +447,7 @@ fn pod(slice: &Slice, image: &str, labels: BTreeMap<String, String>) -> PodSpec 
             }),
             ..PodSecurityContext::default()
         }),
-        containers: vec![container(slice, image)],
+        containers: vec![container(slice, request.image)],
         volumes: Some(vec![Volume {
             name: "handover".to_owned(),
             host_path: Some(HostPathVolumeSource {
@@ -522,6 +574,7 @@ mod tests {
             plan(&Request {
                 slice: &shop(1),
                 image: "gateway:1",
+                pod: &PodSettings::default(),
                 namespace: "weft-gateways",
                 nodes: &Nodes::default(),
                 lost: &BTreeSet::new(),
@@ -566,6 +619,48 @@ mod tests {
             running.sort();
             running
         }
+    }
+
+    #[test]
+    fn pods_get_what_the_clusters_owner_gives_them_and_keep_what_they_are_found_by() {
+        let given = json!({
+            "imagePullSecrets": ["registry"], "tolerations": [{"key": "infra", "operator": "Exists"}],
+            "priorityClassName": "gateways", "annotations": {"example.org/cost": "net"},
+            "labels": {"team": "network", labels::SLICE: "bank"},
+        });
+        let settings: PodSettings = given.to_string().parse().unwrap();
+        let slice = shop(1);
+        let request = Request {
+            slice: &slice,
+            image: "gateway:1",
+            pod: &settings,
+            namespace: "weft-gateways",
+            nodes: &Nodes::default(),
+            lost: &BTreeSet::new(),
+            sets: &[],
+            pods: &[],
+            services: &[],
+        };
+        let template = plan(&request).sets.remove(0).spec.unwrap().template;
+        let (metadata, spec) = (template.metadata.unwrap(), template.spec.unwrap());
+        assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "registry");
+        assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("infra"));
+        assert_eq!(spec.priority_class_name.as_deref(), Some("gateways"));
+        assert_eq!(metadata.annotations.unwrap()["example.org/cost"], "net");
+        let found = metadata.labels.unwrap();
+        assert_eq!(found["team"], "network");
+        assert!(
+            selector(&slice)
+                .iter()
+                .all(|(key, value)| found.get(key) == Some(value)),
+            "{found:?}"
+        );
+
+        let error = r#"{"toleration": []}"#.parse::<PodSettings>().unwrap_err().to_string();
+        assert!(
+            error.contains("toleration") && error.contains("expected"),
+            "{error}"
+        );
     }
 
     fn pod_of(id: &str) -> Arc<Pod> {

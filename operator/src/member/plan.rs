@@ -294,6 +294,7 @@ impl Member {
                 gateways::plan(&gateways::Request {
                     slice,
                     image: &self.settings.gateway_image,
+                    pod: &self.settings.gateway_pod,
                     namespace: &self.settings.gateway_namespace,
                     nodes: &self.nodes,
                     lost: &lost,

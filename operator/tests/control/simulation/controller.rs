@@ -163,6 +163,7 @@ impl Role for member::Member {
         Self::new(member::Settings {
             version: "test",
             gateway_image: "gateway:1".into(),
+            gateway_pod: member::gateways::PodSettings::default(),
             gateway_namespace: "weft-gateways".into(),
             dns_service: "weft-dns".into(),
             inline: false,
