@@ -128,6 +128,8 @@ struct Entry {
     failure: Option<Failure>,
     /// Which content the failure was about.
     failed: Option<Content>,
+    /// What the last write over an object was to make of it.
+    tried: Option<Content>,
 }
 
 impl Entry {
@@ -142,6 +144,15 @@ impl Entry {
             (Desired::Present(_), None) => !matches!(kind.manner(), Manner::Status | Manner::Fields),
             (Desired::Present(content), Some(there)) => !there.holds(kind, content),
             (Desired::Absent, Some(there)) => !there.is_terminating(),
+        }
+    }
+
+    /// Whether the server has answered a write that is still wanted with an object that does not hold it. The same write at once
+    /// would go on for ever.
+    fn is_without_effect(&self, kind: Kind, observed: &Observed) -> bool {
+        match (&self.desired, &self.tried) {
+            (Desired::Present(content), Some(tried)) => tried == content && !observed.holds(kind, content),
+            _ => false,
         }
     }
 
@@ -308,6 +319,10 @@ impl Outputs {
                 uid: there.as_ref().map(|there| there.uid.clone()).unwrap_or_default(),
             },
         };
+        entry.tried = match (&entry.desired, &change) {
+            (Desired::Present(content), Change::Apply { .. } | Change::Patch { .. }) => Some(content.clone()),
+            _ => None,
+        };
         entry.in_flight = true;
         entry.sent = Some(entry.observed.as_ref().map(|there| there.version.clone()));
         self.in_flight += 1;
@@ -330,6 +345,18 @@ impl Outputs {
             self.in_flight -= 1;
         }
         match outcome {
+            Outcome::Written(observed) if entry.is_without_effect(key.kind, &observed) => {
+                entry.failures += 1;
+                entry.not_before = Some(now.clock + back_off(key, entry.failures));
+                (entry.failed, entry.sent) = (entry.tried.take(), None);
+                entry.failure = Some(Failure {
+                    reason: Reason::Refused,
+                    message: "the API server took it and has something else: an admission webhook changes it, or another \
+                              controller owns fields of it"
+                        .to_owned(),
+                });
+                self.observe(key.clone(), observed);
+            }
             Outcome::Written(observed) => {
                 entry.succeed();
                 let pause = key.kind.pause();

@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{
-    Api, Client, Error,
+    Api, Client, Error, ResourceExt,
     api::{
         DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
         PropagationPolicy,
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use slice_runtime::lease;
 
 use super::watch::raw;
@@ -92,7 +93,21 @@ async fn send(client: &Client, manager: &'static str, write: &Write) -> kube::Re
             .patch_status(name, &apply, &Patch::Apply(body))
             .await
             .map(Some),
-        Change::Apply { body } => api.patch(name, &apply, &Patch::Apply(body)).await.map(Some),
+        Change::Apply { body } => {
+            let applied = api.patch(name, &apply, &Patch::Apply(body)).await?;
+            let Some(owners) = owners_by_apply(&applied, manager) else {
+                return Ok(Some(applied));
+            };
+            let adopt = json!({
+                "metadata": {"resourceVersion": applied.resource_version(), "managedFields": owners},
+            });
+            let adopted = api
+                .patch(name, &PatchParams::default(), &Patch::Merge(adopt))
+                .await?;
+            let mut body = body.clone();
+            body["metadata"]["resourceVersion"] = json!(adopted.resource_version());
+            api.patch(name, &apply, &Patch::Apply(body)).await.map(Some)
+        }
         Change::Patch { body } => api
             .patch(name, &PatchParams::default(), &Patch::Merge(body))
             .await
@@ -111,6 +126,42 @@ async fn send(client: &Client, manager: &'static str, write: &Write) -> kube::Re
                 Err(Error::Api(status)) if status.code == 404 => Ok(None),
                 Err(error) => Err(error),
             }
+        }
+    }
+}
+
+/// Who owns which fields of an object, where this manager owns some by another way than apply, as those of an object that it has
+/// made: all of its own by apply then. Only so does the server take off what an apply leaves out (KEP-555; the same is done for
+/// kubectl by client-go's `csaupgrade`).
+fn owners_by_apply(object: &DynamicObject, manager: &str) -> Option<Vec<ManagedFieldsEntry>> {
+    let is_own = |entry: &ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(manager)
+            && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    };
+    let entries = object.metadata.managed_fields.as_ref()?;
+    let (own, mut owners): (Vec<_>, Vec<_>) = entries.iter().cloned().partition(is_own);
+    if !own
+        .iter()
+        .any(|entry| entry.operation.as_deref() == Some("Update"))
+    {
+        return None;
+    }
+    let mut all = own.first()?.clone();
+    for entry in &own[1..] {
+        if let (Some(all), Some(more)) = (&mut all.fields_v1, &entry.fields_v1) {
+            unite(&mut all.0, &more.0);
+        }
+    }
+    all.operation = Some("Apply".to_owned());
+    owners.push(all);
+    Some(owners)
+}
+
+/// Adds one set of fields to another; both are trees of names.
+fn unite(all: &mut Value, more: &Value) {
+    if let (Value::Object(all), Value::Object(more)) = (all, more) {
+        for (name, below) in more {
+            unite(all.entry(name).or_insert_with(|| json!({})), below);
         }
     }
 }
@@ -156,5 +207,39 @@ pub(super) async fn list(
             Ok((objects, there))
         }
         Err(_) => Err(Error::Service("the API server did not answer a list".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_by_another_way_becomes_ones_own_by_apply() {
+        let entry = |manager: &str, operation: &str, subresource: &str, fields: Value| json!({"manager": manager, "operation": operation, "subresource": subresource, "fieldsV1": fields});
+        let object = |entries: Value| -> DynamicObject {
+            serde_json::from_value(json!({"metadata": {"name": "shop", "managedFields": entries}})).unwrap()
+        };
+        let other = entry(
+            "kubectl",
+            "Update",
+            "",
+            json!({"f:metadata": {"f:labels": {"f:team": {}}}}),
+        );
+        let status = entry("weft", "Apply", "status", json!({"f:status": {}}));
+        let made = json!({"f:spec": {"f:vni": {}, "f:peers": {"k:{\"name\":\"b\"}": {"f:name": {}}}}});
+        let applied = json!({"f:spec": {"f:vni": {}, "f:mtu": {}}});
+        let mixed = json!([
+            other,
+            entry("weft", "Update", "", made),
+            status,
+            entry("weft", "Apply", "", applied)
+        ]);
+        let owners = json!(owners_by_apply(&object(mixed), "weft").unwrap());
+        let all =
+            json!({"f:spec": {"f:vni": {}, "f:mtu": {}, "f:peers": {"k:{\"name\":\"b\"}": {"f:name": {}}}}});
+        assert_eq!(owners, json!([other, status, entry("weft", "Apply", "", all)]));
+        assert!(owners_by_apply(&object(owners), "weft").is_none());
+        assert!(owners_by_apply(&object(json!([other])), "weft").is_none());
     }
 }

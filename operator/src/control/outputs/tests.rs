@@ -248,3 +248,37 @@ fn what_changes_all_the_time_holds_up_nobody_else() {
         .collect();
     assert_eq!(order, [key("quiet"), key("busy")]);
 }
+
+#[test]
+fn a_write_that_the_server_takes_and_does_not_follow_is_not_repeated_at_once() {
+    let mut outputs = Outputs::new("weft-hub");
+    let other = |version| {
+        let create = Write {
+            key: key("shop"),
+            change: Change::Create {
+                body: content(9).body(&key("shop"), None, "weft-hub"),
+            },
+        };
+        seen(&create, version)
+    };
+    outputs.observe(key("shop"), other(5));
+    outputs.want(key("shop"), content(1));
+    let (mut now, mut writes) = (0, 0);
+    while now < 60_000 {
+        while outputs.poll(at(now)).is_some() {
+            writes += 1;
+            outputs.written(&key("shop"), Outcome::Written(other(5)), at(now));
+        }
+        now += 10;
+    }
+    assert!((4..=8).contains(&writes), "{writes} writes in a minute");
+    let trouble = outputs.trouble(&key("shop")).unwrap();
+    assert!(trouble.message.contains("webhook"), "{trouble:?}");
+    // Another content may be taken.
+    outputs.want(key("shop"), content(9));
+    assert!(outputs.trouble(&key("shop")).is_none());
+    outputs.want(key("shop"), content(2));
+    let write = outputs.poll(at(now)).unwrap();
+    outputs.written(&key("shop"), Outcome::Written(seen(&write, 6)), at(now));
+    assert_eq!(outputs.poll(at(now + 60_000)), None);
+}
