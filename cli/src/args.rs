@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use base64::Engine;
 use clap::{Parser, Subcommand, ValueEnum};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use slice_crds::Cidr;
@@ -233,7 +234,7 @@ pub struct CreatePeer {
     #[arg(long)]
     pub slice: String,
     /// Its WireGuard public key, as `wg pubkey` prints it.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = public_key)]
     pub public_key: String,
     /// Address and port of its WireGuard, where it can be dialled.
     #[arg(long = "endpoint", value_name = "ADDRESS:PORT")]
@@ -485,6 +486,15 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// 32 bytes in base64.
+fn public_key(text: &str) -> Result<String, String> {
+    let bytes = base64::prelude::BASE64_STANDARD.decode(text);
+    match bytes.is_ok_and(|bytes| bytes.len() == 32) {
+        true => Ok(text.to_owned()),
+        false => Err("a WireGuard public key has 44 characters, as `wg pubkey` prints it".to_owned()),
+    }
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -526,7 +536,7 @@ mod tests {
             "slicectl --context a get tokens",
             "slicectl verify shop --contexts a,b",
             "slicectl verify shop --contexts a,b --label team=shop",
-            "slicectl --context a create peer db1 --slice shop --public-key k --endpoint 192.0.2.9:51820",
+            "slicectl --context a create peer db1 --slice shop --public-key AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= --endpoint 192.0.2.9:51820",
             "slicectl --context a peer script db1 --slice shop --key /etc/weft/shop.key",
             "slicectl --context a delete peer db1 --slice shop",
             "slicectl --context a renew keys shop",

@@ -54,11 +54,18 @@ pub fn main(name: &'static str) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let target = args.target.clone();
     match runtime.block_on(run(name, args)) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {}", objects::explain(&error));
+            let mut line = objects::explain(&error);
+            if objects::is_unknown_kind(&error)
+                && let Some(roles) = runtime.block_on(connect::roles(&target))
+            {
+                line = format!("{line} {roles}");
+            }
+            eprintln!("error: {line}");
             ExitCode::FAILURE
         }
     }

@@ -11,15 +11,31 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slice_crds::read;
 
+/// An API server's answer to a kind that it does not know.
+const UNKNOWN_KIND: &str = "404 page not found";
+
+/// Whether the cluster has no such kind.
+pub(crate) fn is_unknown_kind(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(kube::Error::Api(status)) if status.message.trim() == UNKNOWN_KIND)
+    })
+}
+
 /// An error as one line: of an API server's answer its own sentence, and not also the object around it.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
+        if let Some(kube::Error::Service(error)) = cause.downcast_ref() {
+            let error: &(dyn std::error::Error + 'static) = &**error;
+            let innermost = std::iter::successors(Some(error), |error| error.source()).last();
+            let words = innermost.map_or_else(String::new, ToString::to_string);
+            parts.push(format!("this context's API server cannot be reached: {words}"));
+            break;
+        }
         if let Some(kube::Error::Api(status)) = cause.downcast_ref() {
             parts.push(match status.message.trim() {
                 "" => format!("the API server answers {} {}", status.code, status.reason),
-                // Its answer to a kind that it does not know.
-                "404 page not found" => {
+                UNKNOWN_KIND => {
                     "this cluster has no such kind: is Weft installed in it, and is it the right one, hub or member?".to_owned()
                 }
                 message => message.to_owned(),

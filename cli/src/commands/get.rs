@@ -1,6 +1,7 @@
 //! `get`: objects as tables, YAML, JSON or names.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use clap::ValueEnum;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client, Resource, ResourceExt,
@@ -55,7 +56,7 @@ pub(crate) async fn run(target: &Target, get: Get) -> anyhow::Result<Outcome> {
             }
         }
         Kind::Tokens => {
-            let tokens = token::tokens(&client, &params(&get)).await?;
+            let tokens = named(&get, token::tokens(&client, &params(&get)).await?)?;
             token::print(&tokens, get.output)
         }
         Kind::Gateways => {
@@ -90,7 +91,22 @@ async fn list<K>(client: &Client, namespace: Option<&str>, get: &Get) -> anyhow:
 where
     K: Resource<DynamicType = ()> + DeserializeOwned,
 {
-    objects::list(client, namespace, &params(get)).await
+    named(get, objects::list(client, namespace, &params(get)).await?)
+}
+
+/// What was found; an error where something of a name was asked for and is not there.
+fn named<T>(get: &Get, found: Vec<T>) -> anyhow::Result<Vec<T>> {
+    match &get.name {
+        Some(name) if found.is_empty() => {
+            let kinds = get.what.to_possible_value();
+            let kinds = kinds.as_ref().map_or("objects", |value| value.get_name());
+            bail!(
+                "{} {name} not found; see `slicectl get {kinds}`",
+                kinds.trim_end_matches('s')
+            );
+        }
+        _ => Ok(found),
+    }
 }
 
 /// Pods with attachments. Of a pod nothing but that is read.
@@ -107,7 +123,7 @@ async fn attachments(client: &Client, get: &Get) -> anyhow::Result<Vec<Found<Vec
         raw.types = DynamicObject::new("", &types).types;
         Some(Found { raw, object })
     });
-    Ok(attached.collect())
+    named(get, attached.collect())
 }
 
 /// Status and message of a condition.

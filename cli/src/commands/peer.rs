@@ -32,7 +32,13 @@ pub(crate) async fn create(target: &Target, create: CreatePeer) -> anyhow::Resul
     };
     change(&client, target, &create.slice, |peers| {
         match peers.iter_mut().find(|other| other.name == peer.name) {
-            Some(other) => *other = peer.clone(),
+            Some(other) if *other == peer => {}
+            Some(_) => bail!(
+                "peer {0} exists already in slice {1}, with another key or endpoint; `slicectl delete peer {0} --slice {1}` takes it \
+                 out",
+                peer.name,
+                create.slice
+            ),
             None => peers.push(peer.clone()),
         }
         Ok(())

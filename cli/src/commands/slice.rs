@@ -1,9 +1,9 @@
 //! `create slice`.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kube::{
     Api,
-    api::{ObjectMeta, Patch, PatchParams},
+    api::{ObjectMeta, PostParams},
 };
 use slice_crds::{
     conditions,
@@ -28,13 +28,20 @@ pub(crate) async fn create(target: &Target, create: Create) -> anyhow::Result<Ou
         return Ok(Outcome::Good);
     }
     let api: Api<SliceConfig> = Api::namespaced(connect::client(target).await?, &target.namespace);
-    api.patch(
-        &slice.name,
-        &PatchParams::apply("slicectl"),
-        &Patch::Apply(&object),
-    )
-    .await
-    .with_context(|| format!("create slice {}", slice.name))?;
+    let params = PostParams {
+        field_manager: Some("slicectl".into()),
+        ..PostParams::default()
+    };
+    match api.create(&params, &object).await {
+        // What it is now is not to be lost by a second `create` with fewer clusters.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => bail!(
+            "slice {0} exists already and was left as it is; `slicectl status {0}` shows it, and `kubectl -n {1} edit sliceconfig \
+             {0}` changes it",
+            slice.name,
+            target.namespace
+        ),
+        created => created.with_context(|| format!("create slice {}", slice.name))?,
+    };
     println!("sliceconfig/{} created", slice.name);
     if slice.timeout.is_zero() {
         return Ok(Outcome::Good);
