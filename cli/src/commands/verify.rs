@@ -36,7 +36,8 @@ use crate::{
 const PROBE: &str = "probe";
 /// Bytes sent over TCP: many packets of full size.
 const TRANSFER: &str = "1000000";
-/// A name needs at most this long from export to answer, the cluster DNS's own reload not counted.
+/// A DNS pod needs at most this long to come to a slice, and a name from export to answer, the cluster DNS's own
+/// reload not counted.
 const DNS_LIMIT: Duration = Duration::from_secs(20);
 /// Why a container waits that will not start by waiting longer.
 const HOPELESS: [&str; 7] = [
@@ -57,6 +58,7 @@ struct Member {
     slice: String,
     cluster: String,
     mtu: u16,
+    /// Its DNS pods on the slice; none where they did not come in time.
     dns: Vec<IpAddr>,
     /// Where a probe runs.
     nodes: Vec<String>,
@@ -137,7 +139,7 @@ async fn try_slice(
     verify: &Verify,
 ) -> anyhow::Result<Vec<Check>> {
     let members = (clients.iter()).map(|(context, client)| member(context, client, namespace, verify));
-    let members = try_join_all(members).await?;
+    let mut members = try_join_all(members).await?;
     let probes: usize = members.iter().map(|member| member.nodes.len()).sum();
     if probes < 2 {
         bail!(
@@ -149,6 +151,10 @@ async fn try_slice(
         verify.contexts.join(", ")
     );
     try_join_all(members.iter().map(|member| set_up(member, verify))).await?;
+    let servers = join_all(members.iter().map(dns_servers)).await;
+    for (member, servers) in members.iter_mut().zip(servers) {
+        member.dns = servers;
+    }
     let sites =
         (members.iter()).flat_map(|member| member.nodes.iter().map(|node| site(member, node, verify)));
     let sites = try_join_all(sites).await?;
@@ -223,7 +229,7 @@ async fn member(context: &str, client: &Client, namespace: &str, verify: &Verify
         slice: verify.slice.clone(),
         cluster: slice.spec.cluster,
         mtu: slice.spec.mtu,
-        dns: slice.status.unwrap_or_default().dns,
+        dns: Vec::new(),
         nodes,
         without_agent: names(others),
     })
@@ -264,6 +270,26 @@ async fn set_up(member: &Member, verify: &Verify) -> anyhow::Result<()> {
         .await
         .context("export the probes' Service")?;
     Ok(())
+}
+
+/// The DNS pods of a cluster on the slice. A slice that was just made is waited for; where none comes, the check says so.
+async fn dns_servers(member: &Member) -> Vec<IpAddr> {
+    let slices: Api<Slice> = Api::all(member.client.clone());
+    let of = |slice: &Slice| {
+        slice
+            .status
+            .as_ref()
+            .map_or_else(Vec::new, |status| status.dns.clone())
+    };
+    let what = format!("a DNS pod of {} on slice {}", member.context, member.slice);
+    let there = |slice: Option<&Slice>| slice.is_none_or(|slice| !of(slice).is_empty());
+    match wait_for(&slices, &member.slice, &what, DNS_LIMIT, "none came", there).await {
+        Ok(slice) => slice.as_ref().map(of).unwrap_or_default(),
+        Err(error) => {
+            eprintln!("{}", objects::explain(&error));
+            Vec::new()
+        }
+    }
 }
 
 /// Starts a probe on a node and waits until it is attached.
