@@ -24,6 +24,8 @@ pub const LABELS_VALID: &str = "LabelsValid";
 pub const TRUSTED: &str = "Trusted";
 /// Every node of the cluster takes part.
 pub const NODES_USABLE: &str = "NodesUsable";
+/// The cluster's own DNS forwards names of slices; `False` says what to add to its configuration.
+pub const ZONE_FORWARDED: &str = "ZoneForwarded";
 /// No gateway's key is older than the slice wants, or a renewal of it is under way.
 pub const KEYS_CURRENT: &str = "KeysCurrent";
 
@@ -65,6 +67,8 @@ pub mod reason {
     pub const TOKEN_INVALID: &str = "TokenInvalid";
     pub const NODES_LEFT_OUT: &str = "NodesLeftOut";
     pub const ALL_NODES: &str = "AllNodes";
+    pub const ZONE_FORWARDED: &str = "ZoneForwarded";
+    pub const ZONE_NOT_FORWARDED: &str = "ZoneNotForwarded";
     pub const LEFT: &str = "Left";
     pub const LEAVING: &str = "Leaving";
     pub const REGISTERED: &str = "Registered";

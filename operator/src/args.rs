@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use slice_crds::names;
 use slice_runtime::telemetry::LogArgs;
 
-use crate::member::gateways::PodSettings;
+use crate::member::{cluster_dns, gateways::PodSettings};
 
 /// Weft's controllers.
 #[derive(Debug, Parser)]
@@ -25,7 +25,7 @@ pub enum Command {
     /// Takes off the hub what the hub role has put there; used while the chart is uninstalled.
     HubTeardown(HubTeardownArgs),
     /// Runs in each member cluster: pods are attached there.
-    Cluster(ClusterArgs),
+    Cluster(Box<ClusterArgs>),
     /// Takes off the member cluster what Weft has put there; used while the chart is uninstalled.
     ClusterTeardown(TeardownArgs),
 }
@@ -83,9 +83,10 @@ pub struct ClusterArgs {
     /// them nowhere else.
     #[arg(long, env = "WEFT_SERVED_INLINE", default_value_t = false, action = clap::ArgAction::Set)]
     pub served_inline: bool,
-    /// ConfigMap of the cluster's CoreDNS, `<namespace>/<name>`; empty leaves the cluster DNS alone.
+    /// ConfigMap of the cluster's CoreDNS, `<namespace>/<name>`. The default finds those of other platforms too; empty leaves
+    /// the cluster DNS alone.
     #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
-    pub coredns_config: String,
+    pub coredns_config: cluster_dns::Config,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -101,8 +102,12 @@ pub struct HubTeardownArgs {
 pub struct TeardownArgs {
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: String,
+    /// As the operator's.
     #[arg(long, env = "WEFT_COREDNS_CONFIG", default_value = "kube-system/coredns")]
-    pub coredns_config: String,
+    pub coredns_config: cluster_dns::Config,
+    /// As the operator's.
+    #[arg(long, env = "WEFT_DNS_SERVICE", default_value = "weft-dns")]
+    pub dns_service: String,
     /// Seconds to wait for the nodes.
     #[arg(long, default_value = "120", value_parser = seconds)]
     pub timeout: Duration,

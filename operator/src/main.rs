@@ -27,7 +27,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Hub(options) => io::hub::run(options, stop).await,
         Command::HubTeardown(options) => io::teardown::hub::run(options).await,
-        Command::Cluster(options) => io::member::run(options, stop).await,
+        Command::Cluster(options) => io::member::run(*options, stop).await,
         Command::ClusterTeardown(options) => io::teardown::member::run(options).await,
     }
 }

@@ -50,7 +50,8 @@ pub struct MemberReportSpec {
     pub service_cidrs: Vec<String>,
     #[serde(rename = "nodeCIDRs")]
     pub node_cidrs: Vec<String>,
-    /// What users wrote in the member that cannot be followed, and nodes that cannot take part.
+    /// What users wrote in the member that cannot be followed, nodes that cannot take part, and a cluster DNS that does not
+    /// forward names of slices.
     pub warnings: Vec<ReportWarning>,
     /// Every slice that the member has, so that a hub knows whose reports it must wait for before it gives anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -86,9 +87,14 @@ pub struct Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReportWarning {
-    /// `<kind> <name>` or `<kind> <namespace>/<name>`.
+    /// `<kind> <name>` or `<kind> <namespace>/<name>`, or `Cluster DNS`.
     pub object: String,
     pub message: String,
+}
+
+impl ReportWarning {
+    /// The object of a warning about the cluster's own DNS.
+    pub const CLUSTER_DNS: &str = "Cluster DNS";
 }
 
 /// One slice as the member has it; named as the slice.

@@ -285,9 +285,20 @@ impl Hub {
         let reachable = self.reachable(cluster, state);
         let trusted = trusted(cluster, state);
         let warnings = facts.map(|facts| facts.warnings.as_slice()).unwrap_or_default();
-        let (nodes, labels): (Vec<_>, Vec<_>) = warnings
+        let (dns, others): (Vec<_>, Vec<_>) = warnings
             .iter()
+            .partition(|warning| warning.object == ReportWarning::CLUSTER_DNS);
+        let (nodes, labels): (Vec<_>, Vec<_>) = others
+            .into_iter()
             .partition(|warning| warning.object.starts_with("Node "));
+        let dns = warned(
+            &dns,
+            (conditions::ZONE_FORWARDED, reason::ZONE_NOT_FORWARDED),
+            (
+                reason::ZONE_FORWARDED,
+                "the cluster's DNS forwards names of slices, or is left to its owner",
+            ),
+        );
         let labels = warned(
             &labels,
             (conditions::LABELS_VALID, reason::MALFORMED_LABEL),
@@ -311,7 +322,7 @@ impl Hub {
                 ..reachable.clone()
             },
         };
-        let verdicts = [ready, reachable, trusted, labels, nodes];
+        let verdicts = [ready, reachable, trusted, labels, nodes, dns];
         ClusterStatus {
             namespace: Some(namespace.to_owned()),
             cluster_uid: self.recorded_identity(cluster).map(ToOwned::to_owned),

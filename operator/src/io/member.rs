@@ -36,7 +36,7 @@ use super::{
 use crate::{
     args::ClusterArgs,
     control::{Kind, Now},
-    member::{Event, Facts, Input, MANAGER, Member, Settings, Side, Source, input::Object},
+    member::{Event, Facts, Input, MANAGER, Member, Settings, Side, Source, cluster_dns, input::Object},
     metrics::{MemberMetrics, Metrics, number},
 };
 
@@ -81,6 +81,7 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
         gateway_pod: args.gateway_pod.clone(),
         gateway_namespace: args.gateway_namespace.clone(),
         dns_service: args.dns_service.clone(),
+        cluster_dns: args.coredns_config.clone(),
         inline: args.served_inline,
     });
     let begun = Instant::now();
@@ -280,14 +281,10 @@ fn watch_local(client: &Client, args: &ClusterArgs, to: &mpsc::Sender<Event>, st
             Source::GatewayPod | Source::GatewaySet | Source::GatewayBudget | Source::GatewayService => {
                 Scope::all().labelled(&gateways)
             }
-            Source::ConfigMap => match args.coredns_config.split_once('/') {
-                Some((namespace, name)) => Scope::inside(namespace).named(name),
-                None => {
-                    // The cluster's DNS is left alone.
-                    let _ = to.try_send(Event::Listed(source, BTreeSet::new()));
-                    continue;
-                }
-            },
+            Source::ConfigMap => {
+                watch_dns(client, &args.coredns_config, to, stop);
+                continue;
+            }
             _ => Scope::all(),
         };
         match source {
@@ -304,6 +301,28 @@ fn watch_local(client: &Client, args: &ClusterArgs, to: &mpsc::Sender<Event>, st
                 event(source),
             ),
         }
+    }
+}
+
+/// Watches the ConfigMaps of the cluster's DNS, each by its name: no other may be read.
+fn watch_dns(
+    client: &Client,
+    config: &cluster_dns::Config,
+    to: &mpsc::Sender<Event>,
+    stop: &CancellationToken,
+) {
+    let source = Source::ConfigMap;
+    let ids = config.ids();
+    if ids.is_empty() {
+        let _ = to.try_send(Event::Listed(source, BTreeSet::new()));
+    }
+    for id in ids {
+        let scope = Scope::inside(&id.0).named(&id.1);
+        let event = move |signal| match signal {
+            Signal::Listed(there) => Event::DnsListed(id.clone(), there),
+            other => event(source)(other),
+        };
+        watch::whole(client, &source.resource(), scope, to.clone(), stop.clone(), event);
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 use slice_crds::{membership::Labels, names, v1alpha1::SliceNode};
 
 use super::{
+    cluster_dns,
     gateways::PodSettings,
     input::{Input, PodFacts, Side, Source},
     nodes::{NodeFacts, Nodes},
@@ -39,6 +40,8 @@ pub struct Settings {
     pub gateway_namespace: String,
     /// Service of slice-dns in [`names::MEMBER_NAMESPACE`].
     pub dns_service: String,
+    /// Where the configuration of the cluster's DNS is.
+    pub cluster_dns: cluster_dns::Config,
     /// See [`slice_crds::wire::MemberReportSpec::inline`].
     pub inline: bool,
 }
@@ -49,6 +52,8 @@ pub enum Event {
     Seen(Box<Input>),
     Gone(Source, Meta),
     Listed(Source, BTreeSet<Id>),
+    /// One ConfigMap of [`cluster_dns::Config::ids`] was looked for; these are there.
+    DnsListed(cluster_dns::Id, BTreeSet<Id>),
     /// Everything was seen that is shared in a namespace of [`Member::take_followed`].
     Shared(Box<str>, BTreeSet<Id>),
     Written(Side, Key, Outcome),
@@ -83,7 +88,11 @@ pub struct Member {
     pub(super) exports: BTreeMap<(String, String), ServiceState>,
     /// Services of other clusters that are here: slice, cluster, hub.
     pub(super) imported: BTreeMap<String, (String, String, String)>,
-    pub(super) corefile: Option<(Key, String)>,
+    /// ConfigMaps with the configuration of the cluster's DNS.
+    pub(super) dns_configs: cluster_dns::ConfigMaps,
+    /// Those of them that were looked for, there or not.
+    pub(super) dns_listed: BTreeSet<cluster_dns::Id>,
+    pub(super) dns_warnings: Vec<cluster_dns::Warning>,
     pub(super) facts: Facts,
     pub(super) link: Result<Link, String>,
     pub(super) hub: HubState,
@@ -113,7 +122,7 @@ pub(super) struct Dirty {
     pub(super) imports: bool,
     pub(super) labels: bool,
     pub(super) report: bool,
-    pub(super) corefile: bool,
+    pub(super) cluster_dns: bool,
     /// Of these nodes.
     pub(super) taints: BTreeSet<String>,
 }
@@ -147,7 +156,9 @@ impl Member {
             labelled: BTreeSet::new(),
             exports: BTreeMap::new(),
             imported: BTreeMap::new(),
-            corefile: None,
+            dns_configs: BTreeMap::new(),
+            dns_listed: BTreeSet::new(),
+            dns_warnings: Vec::new(),
             facts: Facts::default(),
             link: Err("no credential was read yet".to_owned()),
             hub: HubState::default(),
@@ -178,6 +189,7 @@ impl Member {
             Event::Seen(input) => self.see(*input, now),
             Event::Gone(source, meta) => self.lose(source, &meta, Some(&meta.version), now),
             Event::Listed(source, there) => self.list(source, &there, now),
+            Event::DnsListed(id, there) => self.list_dns(id, &there, now),
             Event::Shared(namespace, there) => self.list_shared(&namespace, &there, now),
             Event::Written(side, key, outcome) => _ = self.outputs(side).written(&key, outcome, now),
             Event::Leading(leading) => {
@@ -315,7 +327,7 @@ impl Member {
             || dirty.imports
             || dirty.labels
             || dirty.report
-            || dirty.corefile
+            || dirty.cluster_dns
             || !dirty.taints.is_empty()
     }
 
@@ -326,7 +338,7 @@ impl Member {
         self.dirty.imports = true;
         self.dirty.labels = true;
         self.dirty.report = true;
-        self.dirty.corefile = true;
+        self.dirty.cluster_dns = true;
         self.dirty.taints.extend(self.node_facts.keys().cloned());
     }
 
@@ -434,8 +446,8 @@ impl Member {
                 self.plan_imports(now);
             } else if std::mem::take(&mut self.dirty.labels) {
                 self.plan_labels();
-            } else if std::mem::take(&mut self.dirty.corefile) {
-                self.plan_corefile();
+            } else if std::mem::take(&mut self.dirty.cluster_dns) {
+                self.plan_cluster_dns();
             } else if let Some(node) = self.dirty.taints.pop_first() {
                 self.plan_taint(&node);
             } else if std::mem::take(&mut self.dirty.report) {

@@ -24,7 +24,7 @@ use slice_crds::{
     },
 };
 
-use super::nodes::NodeFacts;
+use super::{cluster_dns, nodes::NodeFacts};
 use crate::control::{Kind, Meta, Observed, read::annotation};
 
 /// Which API server.
@@ -201,7 +201,7 @@ pub enum Object {
     /// Changes with every renewal.
     Lease(String),
     /// The configuration of the cluster's DNS.
-    ConfigMap(String),
+    ConfigMap(cluster_dns::Data),
     Hub(Result<Arc<MemberHubSpec>, String>),
     MemberSlice(Result<Arc<MemberSliceSpec>, String>),
     Share(Result<Arc<SliceShareSpec>, String>),
@@ -254,7 +254,9 @@ impl Input {
                 Object::Lease(renewed.map(|time| time.0.to_string()).unwrap_or_default())
             }
             Source::ConfigMap => {
-                Object::ConfigMap(value["data"]["Corefile"].as_str().unwrap_or_default().to_owned())
+                let data = value["data"].as_object().into_iter().flatten();
+                let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+                Object::ConfigMap(data.filter_map(text).collect())
             }
             Source::MemberHub => Object::Hub(read::<MemberHub>(value).map(|object| Arc::new(object.spec))),
             Source::MemberSlice => {

@@ -4,6 +4,7 @@
 //!  the hub's namespace ──► mirror ──► Slice ──► blocks ────► SliceBlock       what nodes hand out
 //!                                         └───► gateways ──► workloads, SliceGateway
 //!  Node ──► nodes: who takes part                    ServiceExport ──► services ──► SliceService, MemberService
+//!  ConfigMaps of the cluster's DNS ──► cluster_dns ──► the stub that forwards names of slices
 //!  statuses of nodes, blocks and gateways ──► report ──► MemberReport, MemberSliceReport; status of the Slice
 //! ```
 //!
@@ -11,8 +12,8 @@
 //! objects goes on, and only an explicit release by the hub, or a person, takes anything down.
 
 pub mod blocks;
+pub mod cluster_dns;
 pub mod core;
-pub mod corefile;
 mod exchange;
 pub mod gateways;
 pub mod input;

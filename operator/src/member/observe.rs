@@ -11,6 +11,7 @@ use slice_crds::{
 };
 
 use super::{
+    cluster_dns,
     core::Member,
     input::{Input, Object, PodFacts, Side, Source},
     state::{Agent, Shared},
@@ -91,6 +92,7 @@ impl Member {
             }
             Object::Namespace(labels) if self.namespaces.get(&name) != Some(&labels) => {
                 self.touch_exports_of(&name);
+                self.dirty.cluster_dns |= name == cluster_dns::OPENSHIFT;
                 self.namespaces.insert(name, labels);
                 self.dirty.labels = true;
             }
@@ -121,7 +123,8 @@ impl Member {
             }
             Object::Service(Ok(service)) => {
                 let id = (namespace, name);
-                self.dirty.corefile |= id.0 == names::MEMBER_NAMESPACE && id.1 == self.settings.dns_service;
+                self.dirty.cluster_dns |=
+                    id.0 == names::MEMBER_NAMESPACE && id.1 == self.settings.dns_service;
                 self.exports.entry(id.clone()).or_default().service = Some(service);
                 self.dirty.exports.insert(id);
             }
@@ -163,9 +166,9 @@ impl Member {
                     self.touch_slices();
                 }
             }
-            Object::ConfigMap(text) => {
-                self.corefile = Some((Key::new(Kind::ConfigMap, &namespace, &name), text));
-                self.dirty.corefile = true;
+            Object::ConfigMap(data) => {
+                self.dns_configs.insert((namespace, name), data);
+                self.dirty.cluster_dns = true;
             }
             Object::Hub(Ok(hub)) if name == names::MEMBER_HUB && self.hub.hub.as_ref() != Some(&hub) => {
                 self.hub.hub = Some(hub);
@@ -323,6 +326,7 @@ impl Member {
             }
             Source::Namespace => {
                 self.namespaces.remove(&name);
+                self.dirty.cluster_dns |= name == cluster_dns::OPENSHIFT;
                 self.touch_exports_of(&name);
                 self.dirty.labels = true;
             }
@@ -356,7 +360,10 @@ impl Member {
                     self.agents.remove(node);
                 }
             }
-            Source::ConfigMap => self.corefile = None,
+            Source::ConfigMap => {
+                self.dns_configs.remove(&(namespace, name));
+                self.dirty.cluster_dns = true;
+            }
             Source::MemberHub => {}
             // The hub does not mention it any more. Only an explicit release takes a slice down.
             Source::MemberSlice => {
@@ -457,6 +464,20 @@ impl Member {
         if source.side() == Side::Hub && !was_synced && self.is_hub_synced() {
             self.hub.synced = Some(now.clock);
             self.touch_all();
+        }
+    }
+
+    /// A ConfigMap of the cluster's DNS has a watch of its own: no other one in its namespace may be read.
+    pub(super) fn list_dns(&mut self, id: cluster_dns::Id, there: &BTreeSet<Id>, now: Now) {
+        let known = match self.dns_configs.contains_key(&id) {
+            true => vec![(id.0.as_str().into(), id.1.as_str().into())],
+            false => vec![],
+        };
+        self.lose_absent(Source::ConfigMap, known, there, now);
+        self.dns_listed.insert(id);
+        let mut awaited = self.settings.cluster_dns.ids().into_iter();
+        if awaited.all(|id| self.dns_listed.contains(&id)) {
+            self.listed.insert(Source::ConfigMap);
         }
     }
 

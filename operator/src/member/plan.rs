@@ -23,8 +23,8 @@ use slice_crds::{
 
 use super::{
     blocks::{self, TakeDown},
+    cluster_dns,
     core::Member,
-    corefile,
     gateways::{self, Workload},
     input::PodFacts,
     mirror, nodes, report,
@@ -538,20 +538,56 @@ impl Member {
         })
     }
 
-    pub(super) fn plan_corefile(&mut self) {
-        let Some((key, before)) = &self.corefile else {
-            return;
-        };
+    /// What the cluster's DNS should hold, and an event where that is for a person to write.
+    pub(super) fn plan_cluster_dns(&mut self) {
         let dns = (
             names::MEMBER_NAMESPACE.to_owned(),
             self.settings.dns_service.clone(),
         );
         let service = self.exports.get(&dns).and_then(|state| state.service.as_ref());
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
-        let Some(address) = address else { return };
-        let after = corefile::with_stub(before, address);
-        let data = json!({"metadata": {}, "data": {"Corefile": after}});
-        self.local.want(key.clone(), Content::of(&data));
+        let Some(dns) = address else { return };
+        let cluster_dns::Plan { mut data, warnings } = cluster_dns::plan(&cluster_dns::Request {
+            config: &self.settings.cluster_dns,
+            there: &self.dns_configs,
+            is_openshift: self.namespaces.contains_key(cluster_dns::OPENSHIFT),
+            dns,
+        });
+        for id in self.dns_configs.keys() {
+            let key = Key::new(Kind::ConfigMap, &id.0, &id.1);
+            match data.remove(id) {
+                Some(data) => {
+                    let data = json!({"metadata": {}, "data": data});
+                    self.local.want(key, Content::of(&data));
+                }
+                None => self.local.release(&key),
+            }
+        }
+        if self.dns_warnings == warnings {
+            return;
+        }
+        for warning in warnings
+            .iter()
+            .filter(|warning| !self.dns_warnings.contains(warning))
+        {
+            let Some((namespace, name)) = &warning.config else {
+                continue;
+            };
+            self.notices.push(Notice {
+                regarding: ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("ConfigMap".to_owned()),
+                    namespace: Some(namespace.clone()),
+                    name: Some(name.clone()),
+                    ..ObjectReference::default()
+                },
+                warning: true,
+                reason: reason::ZONE_NOT_FORWARDED.to_owned(),
+                message: warning.message.clone(),
+            });
+        }
+        self.dns_warnings = warnings;
+        self.dirty.report = true;
     }
 
     pub(super) fn plan_report(&mut self) {
@@ -568,6 +604,7 @@ impl Member {
             nodes: &self.nodes,
             node_facts: &self.node_facts,
             slice_nodes: &self.slice_nodes,
+            dns_warnings: &self.dns_warnings,
             warnings: &self.warnings,
             slices: &self.slices,
         });

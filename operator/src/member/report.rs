@@ -18,6 +18,7 @@ use slice_crds::{
 };
 
 use super::{
+    cluster_dns,
     nodes::{NodeFacts, Nodes},
     state::{Facts, Link, SliceState},
 };
@@ -36,6 +37,7 @@ pub(super) struct Cluster<'a> {
     pub(super) nodes: &'a Nodes,
     pub(super) node_facts: &'a BTreeMap<String, NodeFacts>,
     pub(super) slice_nodes: &'a BTreeMap<String, std::sync::Arc<SliceNode>>,
+    pub(super) dns_warnings: &'a [cluster_dns::Warning],
     /// By object.
     pub(super) warnings: &'a BTreeMap<String, String>,
     pub(super) slices: &'a BTreeMap<String, SliceState>,
@@ -63,6 +65,10 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
         .usable
         .values()
         .map(|node| ipnet::IpNet::from(node.address));
+    let dns = from.dns_warnings.iter().map(|warning| ReportWarning {
+        object: ReportWarning::CLUSTER_DNS.to_owned(),
+        message: warning.message.clone(),
+    });
     let left_out = from.nodes.left_out.iter().map(|(node, why)| ReportWarning {
         object: format!("Node {node}"),
         message: why.clone(),
@@ -86,7 +92,7 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
         pod_cidrs: aggregate(named.chain(seen).collect()),
         service_cidrs: from.facts.service_cidrs.clone(),
         node_cidrs: aggregate(addresses.collect()),
-        warnings: left_out.chain(labels).take(MOST_WARNINGS).collect(),
+        warnings: dns.chain(left_out).chain(labels).take(MOST_WARNINGS).collect(),
         holds: from
             .slices
             .iter()

@@ -306,3 +306,65 @@ fn a_cluster_that_leaves_gives_everything_back() {
         .unwrap();
     assert_eq!(b["state"], "Resting");
 }
+
+#[test]
+fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_reported() {
+    const BEFORE: &str = ".:5353 {\n    kubernetes cluster.local\n}\n";
+    let mut world = world();
+    let config = |text: &str| json!({"metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"Corefile": text}});
+    let corefile = |world: &World| {
+        let server = &world.clusters[0].server;
+        let config = server.get("ConfigMap", "kube-system", "coredns").unwrap();
+        config["data"]["Corefile"].as_str().unwrap().to_owned()
+    };
+    let forwarded = |world: &World| {
+        let mut clusters = world.hub.list("Cluster");
+        let cluster = clusters
+            .find(|cluster| cluster["metadata"]["name"] == "a")
+            .unwrap();
+        condition(cluster, conditions::ZONE_FORWARDED)
+    };
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.calm(2);
+    assert!(
+        forwarded(&world).contains("no ConfigMap of a CoreDNS was found"),
+        "{}",
+        forwarded(&world)
+    );
+
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(2);
+    let stubbed = corefile(&world);
+    assert!(
+        stubbed.starts_with(BEFORE) && stubbed.contains("\nslice.local:5353 {\n"),
+        "{stubbed}"
+    );
+    assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+
+    // A tool writes it without its comments.
+    let bare: String = stubbed
+        .split_inclusive('\n')
+        .filter(|line| !line.starts_with('#'))
+        .collect();
+    world.clusters[0].server.put("ConfigMap", config(&bare));
+    let writes = world.writes();
+    world.calm(2);
+    assert_eq!((corefile(&world), world.writes()), (bare, writes));
+
+    let broken = format!("{BEFORE}example.org {{\n");
+    world.clusters[0].server.put("ConfigMap", config(&broken));
+    world.calm(2);
+    assert_eq!(corefile(&world), broken);
+    let message = forwarded(&world);
+    assert!(
+        message.starts_with("False") && message.contains("line 4") && message.contains("forward . 10.96.7.7"),
+        "{message}"
+    );
+
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(2);
+    assert_eq!(corefile(&world), stubbed);
+    assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+    world.check().unwrap();
+}

@@ -1,6 +1,8 @@
 //! What the member chart's uninstall cannot remove by itself: workloads made by the operator, what is on the nodes,
 //! and the stub in the cluster DNS's configuration.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use anyhow::{Context, bail};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -19,7 +21,7 @@ use slice_runtime::client;
 use super::{Controller, delete_owned};
 use crate::{
     args::TeardownArgs,
-    member::{MANAGER, corefile},
+    member::{MANAGER, cluster_dns},
 };
 
 /// Stops the operator, then takes off gateways, nodes and the stub, and waits until it is so.
@@ -76,34 +78,41 @@ async fn delete_workloads(client: &Client) -> anyhow::Result<()> {
 }
 
 async fn remove_stub(client: &Client, args: &TeardownArgs) -> anyhow::Result<()> {
-    let Some((namespace, name)) = args.coredns_config.split_once('/') else {
-        return Ok(());
+    let dns = match args.coredns_config.ids().is_empty() {
+        true => None,
+        false => address_of(client, args).await?,
     };
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let Some(config) = api
-        .get_opt(name)
-        .await
-        .context("read the cluster DNS's configuration")?
-    else {
-        return Ok(());
-    };
-    let before = config
-        .data
-        .as_ref()
-        .and_then(|data| data.get("Corefile"))
-        .cloned()
-        .unwrap_or_default();
-    let after = corefile::without_stub(&before);
-    if before == after {
-        return Ok(());
+    for id in args.coredns_config.ids() {
+        let (namespace, name) = (id.0.as_str(), id.1.as_str());
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+        let there = api.get_opt(name).await;
+        let Some(config) = there.with_context(|| format!("read ConfigMap {namespace}/{name}"))? else {
+            continue;
+        };
+        let left = cluster_dns::left(&id, config.data.as_ref().unwrap_or(&BTreeMap::new()), dns);
+        if left.is_empty() {
+            continue;
+        }
+        // Refused where somebody else has written it meanwhile; uninstalling again reads it anew.
+        let patch = json!({
+            "metadata": {"resourceVersion": config.resource_version()},
+            "data": left,
+        });
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .with_context(|| format!("take the stub out of ConfigMap {namespace}/{name}"))?;
     }
-    // Refused where somebody else has written it meanwhile; uninstalling again reads it anew.
-    let patch = json!({
-        "metadata": {"resourceVersion": config.resource_version()},
-        "data": {"Corefile": after},
-    });
-    api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
-        .await
-        .context("take the stub out of the cluster DNS's configuration")?;
     Ok(())
+}
+
+/// Where slice-dns answers, by which the stub is known where a tool has dropped the comments around it.
+async fn address_of(client: &Client, args: &TeardownArgs) -> anyhow::Result<Option<IpAddr>> {
+    let services: Api<Service> = Api::namespaced(client.clone(), &args.namespace);
+    let named = ListParams::default().fields(&format!("metadata.name={}", args.dns_service));
+    let services = services
+        .list(&named)
+        .await
+        .context("ask for the address of slice-dns")?;
+    let mut specs = services.items.into_iter().filter_map(|service| service.spec);
+    Ok(specs.find_map(|spec| spec.cluster_ip?.parse().ok()))
 }

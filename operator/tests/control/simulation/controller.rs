@@ -166,6 +166,7 @@ impl Role for member::Member {
             gateway_pod: member::gateways::PodSettings::default(),
             gateway_namespace: "weft-gateways".into(),
             dns_service: "weft-dns".into(),
+            cluster_dns: member::cluster_dns::Config::Known,
             inline: false,
         })
     }
