@@ -90,6 +90,8 @@ pub struct Member {
     pub(super) imported: BTreeMap<String, (String, String, String)>,
     /// ConfigMaps with the configuration of the cluster's DNS.
     pub(super) dns_configs: cluster_dns::ConfigMaps,
+    /// What they are, for writes and events.
+    pub(super) dns_metas: BTreeMap<cluster_dns::Id, Meta>,
     /// Those of them that were looked for, there or not.
     pub(super) dns_listed: BTreeSet<cluster_dns::Id>,
     pub(super) dns_warnings: Vec<cluster_dns::Warning>,
@@ -157,6 +159,7 @@ impl Member {
             exports: BTreeMap::new(),
             imported: BTreeMap::new(),
             dns_configs: BTreeMap::new(),
+            dns_metas: BTreeMap::new(),
             dns_listed: BTreeSet::new(),
             dns_warnings: Vec::new(),
             facts: Facts::default(),
@@ -178,9 +181,13 @@ impl Member {
         }
     }
 
-    /// Whether everything of the cluster's own API was seen once. The hub may never be.
+    /// Whether everything of the cluster's own API was seen once. The hub may never be, and slices wait for no configuration of
+    /// the cluster's DNS.
     pub fn is_synced(&self) -> bool {
-        Source::LOCAL.iter().all(|source| self.listed.contains(source))
+        let mut awaited = Source::LOCAL
+            .iter()
+            .filter(|source| **source != Source::ConfigMap);
+        awaited.all(|source| self.listed.contains(source))
     }
 
     /// Takes note of an event. It matters with the next [`Member::poll_write`].

@@ -167,7 +167,9 @@ impl Member {
                 }
             }
             Object::ConfigMap(data) => {
-                self.dns_configs.insert((namespace, name), data);
+                let id = (namespace, name);
+                self.dns_metas.insert(id.clone(), meta);
+                self.dns_configs.insert(id, data);
                 self.dirty.cluster_dns = true;
             }
             Object::Hub(Ok(hub)) if name == names::MEMBER_HUB && self.hub.hub.as_ref() != Some(&hub) => {
@@ -361,7 +363,9 @@ impl Member {
                 }
             }
             Source::ConfigMap => {
-                self.dns_configs.remove(&(namespace, name));
+                let id = (namespace, name);
+                self.dns_metas.remove(&id);
+                self.dns_configs.remove(&id);
                 self.dirty.cluster_dns = true;
             }
             Source::MemberHub => {}
@@ -461,6 +465,7 @@ impl Member {
         self.lose_absent(source, self.known(source), there, now);
         let was_synced = self.is_hub_synced();
         self.listed.insert(source);
+        self.dirty.cluster_dns |= source == Source::ConfigMap;
         if source.side() == Side::Hub && !was_synced && self.is_hub_synced() {
             self.hub.synced = Some(now.clock);
             self.touch_all();
@@ -478,6 +483,7 @@ impl Member {
         let mut awaited = self.settings.cluster_dns.ids().into_iter();
         if awaited.all(|id| self.dns_listed.contains(&id)) {
             self.listed.insert(Source::ConfigMap);
+            self.dirty.cluster_dns = true;
         }
     }
 

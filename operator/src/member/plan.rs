@@ -26,7 +26,7 @@ use super::{
     cluster_dns,
     core::Member,
     gateways::{self, Workload},
-    input::PodFacts,
+    input::{PodFacts, Source},
     mirror, nodes, report,
     state::SliceState,
 };
@@ -540,6 +540,9 @@ impl Member {
 
     /// What the cluster's DNS should hold, and an event where that is for a person to write.
     pub(super) fn plan_cluster_dns(&mut self) {
+        if !self.listed.contains(&Source::ConfigMap) {
+            return;
+        }
         let dns = (
             names::MEMBER_NAMESPACE.to_owned(),
             self.settings.dns_service.clone(),
@@ -553,12 +556,13 @@ impl Member {
             is_openshift: self.namespaces.contains_key(cluster_dns::OPENSHIFT),
             dns,
         });
-        for id in self.dns_configs.keys() {
+        for (id, meta) in &self.dns_metas {
             let key = Key::new(Kind::ConfigMap, &id.0, &id.1);
             match data.remove(id) {
                 Some(data) => {
                     let data = json!({"metadata": {}, "data": data});
-                    self.local.want(key, Content::of(&data));
+                    // Somebody may be editing it: nothing is written over a text that this was not made from.
+                    self.local.want_from(key, Content::of(&data), Some(&meta.version));
                 }
                 None => self.local.release(&key),
             }
@@ -579,6 +583,10 @@ impl Member {
                     kind: Some("ConfigMap".to_owned()),
                     namespace: Some(namespace.clone()),
                     name: Some(name.clone()),
+                    uid: warning
+                        .config
+                        .as_ref()
+                        .and_then(|id| Some(self.dns_metas.get(id)?.uid.to_string())),
                     ..ObjectReference::default()
                 },
                 warning: true,

@@ -1,13 +1,20 @@
 //! Corefiles as platforms have them, and what becomes of them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use expect_test::{Expect, expect};
+use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
+use serde_json::{Value, json};
+use slice_crds::names;
 
 use super::{
     Config, ConfigMaps, Data, OPENSHIFT, Plan, Request, corefile, left, plan,
     stub::{own, with, without},
+};
+use crate::{
+    control::{Change, Now},
+    member::{Event, Input, Member, Settings, Side, Source},
 };
 
 const KUBEADM: &str = include_str!("corefiles/kubeadm");
@@ -462,6 +469,60 @@ fn what_is_left_is_what_was_there() {
         of("coredns-custom", &data("own.server", BLOCK), Some(dns())),
         None
     );
+}
+
+#[test]
+fn slices_wait_for_no_configuration_of_dns_and_it_for_all_of_them() {
+    let now = Now {
+        clock: Duration::from_secs(1),
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    let mut member = Member::new(Settings {
+        dns_service: "weft-dns".to_owned(),
+        cluster_dns: Config::Known,
+        ..Settings::default()
+    });
+    let see = |member: &mut Member, source: Source, object: Value| {
+        member.handle(Event::Seen(Box::new(Input::read(source, &object))), now);
+    };
+    let config = |version: &str, corefile: &str| {
+        json!({
+            "metadata": {"namespace": "kube-system", "name": "coredns", "uid": "u", "resourceVersion": version},
+            "data": {"Corefile": corefile},
+        })
+    };
+    for source in Source::LOCAL
+        .into_iter()
+        .filter(|source| *source != Source::ConfigMap)
+    {
+        member.handle(Event::Listed(source, BTreeSet::new()), now);
+    }
+    member.handle(Event::Leading(true), now);
+    assert!(member.is_synced());
+    let service = json!({
+        "metadata": {"namespace": names::MEMBER_NAMESPACE, "name": "weft-dns", "resourceVersion": "1"},
+        "spec": {"clusterIP": dns()},
+    });
+    see(&mut member, Source::Service, service);
+    see(&mut member, Source::ConfigMap, config("5", AKS));
+    assert_eq!(
+        member.poll_write(Side::Local, now),
+        None,
+        "it may have to go to another ConfigMap"
+    );
+    let there = BTreeSet::from([("kube-system".into(), "coredns".into())]);
+    for id in Config::Known.ids() {
+        member.handle(Event::DnsListed(id, there.clone()), now);
+    }
+    // Somebody writes it before the stub is on its way: what was added counts.
+    see(&mut member, Source::ConfigMap, config("6", KUBEADM));
+    let write = member.poll_write(Side::Local, now).unwrap();
+    let Change::Patch { body } = write.change else {
+        panic!("{write:?}")
+    };
+    assert_eq!(body["metadata"]["resourceVersion"], "6");
+    assert_eq!(body["data"]["Corefile"], with(KUBEADM, dns()).unwrap());
+    assert_eq!(member.poll_write(Side::Local, now), None);
 }
 
 /// Blocks, snippets, imports and comments in any order, and a text that may not end with a line break.
