@@ -80,7 +80,15 @@ pub fn read(text: &str) -> Result<Corefile, Error> {
     while reader.next < reader.tokens.len() {
         reader.read_section()?;
     }
-    Ok(reader.corefile)
+    let corefile = reader.corefile;
+    let mut imports = corefile.imports.iter();
+    if imports.any(|import| corefile.snippets.contains_key(import)) {
+        return Err(Error {
+            line: 1,
+            why: "a snippet that is imported beside the blocks",
+        });
+    }
+    Ok(corefile)
 }
 
 impl Corefile {
@@ -478,6 +486,10 @@ mod tests {
             ],
         );
         check("import a b", expect!["line 1: an import of other than one thing"]);
+        check(
+            "(a) {\n b {\n }\n}\nimport a",
+            expect!["line 1: a snippet that is imported beside the blocks"],
+        );
         check("a,\nimport b {\n}", expect!["line 2: an import among zones"]);
     }
 }

@@ -100,7 +100,8 @@ impl Stub {
                 zone: SLICE_ZONE.to_owned(),
                 ..key.clone()
             };
-            if !keys.iter().any(|known| is_same_listener(known, &key)) {
+            // Twice the same would stop CoreDNS.
+            if !keys.iter().any(|known| port(known) == port(&key)) {
                 keys.push(key);
             }
         }
@@ -230,6 +231,11 @@ fn bind(corefile: &Corefile, block: &Block) -> Result<Vec<String>, Trouble> {
 
 fn is_same_listener(a: &Key, b: &Key) -> bool {
     a.is_plain() && b.is_plain() && a.zone == b.zone && a.port == b.port
+}
+
+/// Where a block listens that names no port, unless CoreDNS was told otherwise on its command line.
+fn port(key: &Key) -> &str {
+    key.port.as_deref().unwrap_or("53")
 }
 
 fn forwards(block: &Block, dns: IpAddr) -> bool {

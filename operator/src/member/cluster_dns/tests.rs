@@ -112,6 +112,7 @@ fn where_the_clusters_own_block_listens_there_it_listens_too() {
         line("cluster.local:1053 in-addr.arpa:1053 .:53"),
         "slice.local:1053 slice.local:53 {"
     );
+    assert_eq!(line(". cluster.local:53"), "slice.local {");
     assert_eq!(line(".:{$DNS_PORT}"), "slice.local:{$DNS_PORT} {");
 }
 
