@@ -29,6 +29,9 @@ pub const ZONE_FORWARDED: &str = "ZoneForwarded";
 /// No gateway's key is older than the slice wants, or a renewal of it is under way.
 pub const KEYS_CURRENT: &str = "KeysCurrent";
 
+/// Every path between the slice's clusters carries what its nodes do.
+pub const PATH_MTU: &str = "PathMtu";
+
 /// Reasons: one word that programs may match on.
 pub mod reason {
     pub const READY: &str = "Ready";
@@ -52,6 +55,8 @@ pub mod reason {
     pub const LABELS_FOLLOWED: &str = "LabelsFollowed";
     pub const DEGRADED: &str = "Degraded";
     pub const TUNNELS_DOWN: &str = "TunnelsDown";
+    pub const PATHS_CARRY_ALL: &str = "PathsCarryAll";
+    pub const PATH_NARROW: &str = "PathNarrow";
     pub const KEYS_RENEWED: &str = "KeysRenewed";
     pub const RENEWAL_WAITS: &str = "RenewalWaits";
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";

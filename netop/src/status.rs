@@ -201,6 +201,7 @@ pub fn gateway(node: &str, hello: &Hello, report: Option<&Report>, now: Timestam
             now.checked_sub(age).ok().map(Time)
         }),
         rtt_micros: tunnel.rtt_micros,
+        path_mtu: tunnel.path_mtu,
     };
     let first = || Keys {
         public_key: hello.public_key.clone(),
@@ -511,6 +512,7 @@ mod tests {
             endpoint: None,
             last_handshake: Some(Time(t0)),
             rtt_micros: Some(rtt),
+            path_mtu: None,
         };
         let gateway = |rtt, up, now| {
             let report = GatewayReport {

@@ -336,6 +336,7 @@ mod tests {
             vni: 7,
             subnets: subnets.iter().map(|text| text.parse::<Cidr>().unwrap()).collect(),
             mtu: 1370,
+            largest_mtu: None,
             block_size: 8,
             cluster: "paris".into(),
             cluster_number: 1,

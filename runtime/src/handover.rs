@@ -94,6 +94,10 @@ pub struct Config {
     pub vni: u32,
     /// Bytes of the largest IP packet on the slice.
     pub mtu: u16,
+    /// What that could be if all paths between clusters carried it: gateways find out how much of it theirs do.
+    /// Absent where it is not to change.
+    #[serde(default)]
+    pub largest_mtu: Option<u16>,
     pub subnets: Vec<IpNet>,
     /// Inner IPv4 address of this gateway's VXLAN end point.
     pub vtep: Ipv4Addr,
@@ -238,6 +242,9 @@ pub struct Tunnel {
     /// Milliseconds since the last completed handshake.
     pub handshake_age_ms: Option<u64>,
     pub rtt_micros: Option<u32>,
+    /// Bytes of the largest packet of the slice that fits through, up to [`Config::largest_mtu`]; absent until it is known.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
 }
 
 /// Why a message could not be exchanged.
@@ -436,6 +443,7 @@ mod tests {
             cluster: "tokyo".into(),
             vni: 7,
             mtu: 1370,
+            largest_mtu: Some(1370),
             subnets: vec![],
             vtep: Ipv4Addr::LOCALHOST,
             ranges: vec![],

@@ -169,7 +169,7 @@ fn receive(stream: &UnixStream, shared: &Shared, waiting: &mut Waiting) -> Resul
                 slice = config.slice,
                 clusters = config.clusters.len(),
                 gateways = config.gateways.len(),
-                mtu = config.segment.mtu,
+                largest = config.segment.largest,
                 "configuration taken"
             );
             shared.set_config(&config);
@@ -217,6 +217,7 @@ fn report(shared: &Shared) -> Report {
         handshake_age_ms: peer
             .handshake_age
             .map(|age| age.as_millis().try_into().unwrap_or(u64::MAX)),
+        path_mtu: peer.path_mtu.map(|mtu| mtu.min(figures.largest_mtu)),
         rtt_micros: peer.rtt.map(|rtt| rtt.as_micros().try_into().unwrap_or(u32::MAX)),
     });
     let keys = &figures.stats.keys;

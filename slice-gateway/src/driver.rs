@@ -236,6 +236,7 @@ impl Driver {
         if let Some(config) = letters.config {
             self.figures.slice.clone_from(&config.slice);
             self.figures.configured = true;
+            self.figures.largest_mtu = u16::try_from(config.segment.largest).unwrap_or(u16::MAX);
             if let Err(error) = self.batches.sockets_mut().set_dscp(config.dscp) {
                 tracing::warn!(%error, dscp = config.dscp, "code point not set");
             }

@@ -222,6 +222,22 @@ fn families(figures: &Figures) -> Families {
         PER_PEER,
         each(|peer| peer.probes),
     );
+    all.counter(
+        (
+            "path_mtu_decreases_total",
+            "How often the path to the peer carries less than before",
+        ),
+        PER_PEER,
+        each(|peer| peer.shrunk),
+    );
+    all.counter(
+        (
+            "fragmented_frames_total",
+            "Frames longer than the path to the peer carries, sent in fragments",
+        ),
+        PER_PEER,
+        each(|peer| peer.fragmented),
+    );
     let help = "Round-trip times of the probes in the tunnel; a bound is never more than twice the value";
     let mut rtts = Histogram::new(("probe_rtt_seconds", help), PER_PEER);
     let help = "Share of each 32 probes in a row that did not come back";
@@ -247,6 +263,14 @@ fn families(figures: &Figures) -> Families {
         ("tunnel_up", "1 while the tunnel is trusted with traffic"),
         PER_PEER,
         some(|peer| Some(peer.up.into())),
+    );
+    all.gauge(
+        (
+            "path_mtu_bytes",
+            "Largest packet of the slice that the path to the peer carries",
+        ),
+        PER_PEER,
+        some(|peer| peer.path_mtu.map(f64::from)),
     );
     all.gauge(
         (
@@ -462,6 +486,9 @@ mod tests {
             rtt: Some(std::time::Duration::from_millis(2)),
             probes: 8,
             echoes: 7,
+            path_mtu: Some(1340),
+            shrunk: 1,
+            fragmented: 0,
             rtts,
             losses,
             sent: Default::default(),

@@ -69,6 +69,8 @@ pub struct Figures {
     pub slice: String,
     /// There is a configuration, and the rest is about it.
     pub configured: bool,
+    /// [`crate::proto::admit::Segment::largest`].
+    pub largest_mtu: u16,
     pub stats: Stats,
     pub counts: Counts,
     /// Turns of the loop.

@@ -162,6 +162,11 @@ pub struct SliceGatewaySettings {
     /// In place of what the Cluster says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposure: Option<Exposure>,
+    /// Bytes of the largest IP packet on the slice, in place of what the nodes' and the paths' sizes allow: paths that carry
+    /// less are still found and their senders told, but the slice's interfaces keep this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1280, max = 65_000))]
+    pub mtu: Option<u16>,
     /// Age at which a gateway makes itself a new key, such as `24h` or `1h30m`; the one before is wiped when every peer
     /// has moved to the new one. A gateway that starts makes a new key in any case.
     #[serde(default = "SliceGatewaySettings::default_rotation")]
@@ -199,6 +204,7 @@ impl Default for SliceGatewaySettings {
             replicas: Self::default_replicas(),
             threads: Self::default_threads(),
             exposure: None,
+            mtu: None,
             rotation: Self::default_rotation(),
             renewed_at: None,
             revoked_at: None,
@@ -308,7 +314,8 @@ pub struct SliceConfigStatus {
     /// VXLAN network identifier, unique on this hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
-    /// Bytes of the largest IP packet on the slice, the same for every interface of it.
+    /// Bytes of the largest IP packet on the slice, the same for every interface of it: what its nodes and every path between
+    /// its clusters carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     #[serde(default)]

@@ -52,6 +52,9 @@ pub struct SliceSpec {
     pub subnets: Vec<Cidr>,
     /// Bytes of the largest IP packet on every interface of the slice.
     pub mtu: u16,
+    /// What that could be if every path between clusters carried it; absent from operators before 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_mtu: Option<u16>,
     /// Indices per node block, a power of two.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub block_size: u32,

@@ -255,6 +255,9 @@ pub struct TunnelStatus {
     /// Microseconds there and back, smoothed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_micros: Option<u32>,
+    /// Bytes of the largest packet of the slice that the path carries, up to [`super::member::SliceSpec::largest_mtu`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u16>,
 }
 
 /// A port of an exported service.

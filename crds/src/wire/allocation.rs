@@ -42,6 +42,9 @@ pub struct SliceAllocationSpec {
     pub block_size: u32,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
+    /// What that could be if every path between clusters carried it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_mtu: Option<u16>,
     pub state: AllocationState,
     /// Since when the state holds.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -57,6 +57,7 @@ pub fn slice<'a>(
         vni: grant.vni,
         subnets,
         mtu: grant.mtu,
+        largest_mtu: grant.largest_mtu,
         block_size: grant.block_size,
         cluster: grant.cluster.clone(),
         cluster_number: grant.cluster_number,

@@ -152,9 +152,22 @@ pub struct MemberSliceReportSpec {
     /// Clusters that none of its gateways reaches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreached: Vec<String>,
+    /// Paths that carry less than [`super::Grant::largest_mtu`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub narrow_paths: Vec<NarrowPath>,
     /// Sentences a person can act on; the first is the one that is shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+}
+
+/// A path to another cluster that carries less than the slice's nodes do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NarrowPath {
+    pub cluster: String,
+    /// Bytes of the largest packet of the slice that every gateway's path there carries.
+    #[schemars(range(min = 0))]
+    pub mtu: u32,
 }
 
 fn is_zero(number: &u32) -> bool {

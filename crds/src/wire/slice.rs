@@ -57,6 +57,9 @@ pub struct Grant {
     pub subnets: Vec<String>,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
+    /// What that could be if every path between clusters carried it: gateways find out how much of it theirs do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_mtu: Option<u16>,
     /// Indices per node block, a power of two.
     pub block_size: u32,
     /// The member's name on this hub.

@@ -24,13 +24,15 @@ impl Environment {
         self.filter(nodes, &format!("cut_{from}"), &rules)
     }
 
-    /// Drops what the nodes get of UDP from those of a cluster in packets of more than so many bytes.
+    /// Drops what the nodes get of UDP from those of a cluster in packets of more than so many bytes. What the kernel has not
+    /// cut into packets yet passes: no device would see it so.
     pub fn narrow(&self, nodes: &[String], from: &str, bytes: u32) -> Result<Cut> {
         let cluster = self.lab()?.plan().cluster(from)?;
         let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.ip4.to_string()).collect();
         let rule = format!(
-            "ip saddr {{ {} }} meta l4proto udp meta length > {bytes} drop",
-            addresses.join(", ")
+            "ip saddr {{ {} }} meta l4proto udp meta length {}-9000 drop",
+            addresses.join(", "),
+            bytes + 1
         );
         let rules = [("type filter hook prerouting priority -400", &*rule)];
         self.filter(nodes, &format!("narrow_{from}"), &rules)

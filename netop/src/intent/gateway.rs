@@ -42,6 +42,7 @@ pub fn gateway_config(slice: &str, facts: &SliceFacts, ordinal: u32) -> Option<h
         cluster: spec.cluster.clone(),
         vni: spec.vni,
         mtu: spec.mtu,
+        largest_mtu: spec.largest_mtu,
         subnets: spec.subnets.iter().map(|cidr| cidr.net()).collect(),
         vtep: vtep(spec.cluster_number, ordinal)?,
         ranges: ranges(&spec.ranges),

@@ -30,6 +30,7 @@ pub(super) fn facts() -> SliceFacts {
         vni: 7,
         subnets: vec!["10.80.0.0/16".parse().unwrap()],
         mtu: 1370,
+        largest_mtu: None,
         block_size: 8,
         cluster: "paris".into(),
         cluster_number: 1,

@@ -31,6 +31,7 @@ fn up(peer: &str) -> Tunnel {
         endpoint: None,
         handshake_age_ms: None,
         rtt_micros: None,
+        path_mtu: None,
     }
 }
 

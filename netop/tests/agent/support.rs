@@ -393,6 +393,7 @@ pub fn slice(world: &mut World, name: &str, vni: u32, subnet: &str) {
         vni,
         subnets: vec![subnet.parse().unwrap()],
         mtu: 1370,
+        largest_mtu: None,
         block_size: 8,
         cluster: "paris".into(),
         cluster_number: 1,

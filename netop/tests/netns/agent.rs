@@ -172,6 +172,7 @@ fn world() -> World {
             .map(|text| text.parse().unwrap())
             .into(),
         mtu: 1370,
+        largest_mtu: None,
         block_size: 8,
         cluster: "paris".into(),
         cluster_number: 1,

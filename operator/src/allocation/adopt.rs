@@ -81,6 +81,7 @@ pub(super) fn first(
         subnets: config.cidrs.iter().map(ToString::to_string).collect(),
         block_size: config.block,
         mtu: config.mtu,
+        largest_mtu: Some(config.largest_mtu),
         state: AllocationState::Held,
         since: Some(Time(request.now)),
         ..SliceAllocationSpec::default()

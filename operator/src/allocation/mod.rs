@@ -68,6 +68,7 @@ pub struct Config<'a> {
     pub subnets: Subnets,
     pub block: u32,
     pub mtu: u16,
+    pub largest_mtu: u16,
     pub hosts: &'a [SlicePeer],
     /// The slice's VNI as its status has it, from a hub that kept no allocations.
     pub remembered_vni: Option<u32>,
@@ -315,7 +316,7 @@ fn serve(spec: &mut SliceAllocationSpec, config: &Config<'_>, request: &Request<
     spec.namespace = config.namespace.to_owned();
     spec.release_after = None;
     spec.message = String::new();
-    spec.mtu = config.mtu;
+    (spec.mtu, spec.largest_mtu) = (config.mtu, Some(config.largest_mtu));
     rest(spec, request, plan);
     for party in request.parties {
         let at = spec

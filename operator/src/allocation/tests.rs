@@ -117,6 +117,7 @@ impl Scene {
                 subnets,
                 block: slice_crds::index::block_size(subnets.capacity()),
                 mtu: 1370,
+                largest_mtu: 1370,
                 hosts: &self.hosts,
                 remembered_vni: self.remembered,
                 remembered_hosts: vec![],

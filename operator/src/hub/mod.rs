@@ -19,6 +19,7 @@ mod parties;
 mod render;
 mod serve;
 mod share;
+mod size;
 mod slice;
 mod state;
 mod status;

@@ -91,6 +91,7 @@ fn grant(allocation: &SliceAllocationSpec, own: &ClusterAllocation) -> Grant {
         vni: allocation.vni,
         subnets: allocation.subnets.clone(),
         mtu: allocation.mtu,
+        largest_mtu: allocation.largest_mtu,
         block_size: allocation.block_size,
         cluster: own.name.clone(),
         cluster_number: own.number,

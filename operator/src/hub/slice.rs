@@ -18,6 +18,7 @@ use slice_crds::{
     wire::{AllocationState as State, ClusterAllocation, SliceAllocation, SliceAllocationSpec},
 };
 
+use super::size::{self, Sizes};
 use super::{
     core::Hub,
     state::{ClusterState, Users},
@@ -28,15 +29,6 @@ use crate::{
     control::{Content, Key, Kind, Now},
     trust::{self, Claim, Given},
 };
-
-/// What the path between clusters takes from a packet's size: IPv6 40, UDP 8, WireGuard 32, and inside IPv4 20, UDP 8,
-/// VXLAN 8, Ethernet 14. An IPv4 underlay takes 20 less; one figure for both keeps a slice working when a gateway
-/// changes its address family.
-const OVERHEAD: u16 = 130;
-/// IPv6 needs at least this (RFC 8200 §5).
-const MIN_MTU: u16 = 1280;
-/// Where no member has reported how large its packets may be.
-const ETHERNET_MTU: u16 = 1500;
 
 /// One cluster as the planning of a slice sees it.
 pub(super) struct Member {
@@ -319,13 +311,14 @@ impl Hub {
             Some(_) => BTreeSet::new(),
             None => self.taken_vnis(slice),
         };
-        let mtu = self.mtu(members);
         let plan = |before: Option<&SliceAllocationSpec>| {
             let state = before.and_then(|before| self.allocations.get(&before.vni));
             let request = Request {
                 hub: scene.identity,
                 slice,
-                config: config.map(|(config, subnets)| request_config(config, subnets, mtu)),
+                config: config.map(|(config, subnets)| {
+                    request_config(config, subnets, self.sizes(config, subnets, members))
+                }),
                 parties: &self.parties(scene, before, members, now),
                 grace: self.settings.grace,
                 at_once: state.is_some_and(|state| state.at_once),
@@ -381,14 +374,20 @@ impl Hub {
         all.copied().chain(listed.map(|held| held.vni)).collect()
     }
 
-    fn mtu(&self, members: &[Member]) -> u16 {
-        let chosen = members.iter().filter(|member| member.chosen);
-        let underlays = chosen.filter_map(|member| self.clusters.get(&member.name)?.facts()?.underlay_mtu);
-        underlays
-            .min()
-            .unwrap_or(ETHERNET_MTU)
-            .saturating_sub(OVERHEAD)
-            .max(MIN_MTU)
+    fn sizes(&self, config: &SliceConfig, subnets: Subnets, members: &[Member]) -> Sizes {
+        let chosen = || members.iter().filter(|member| member.chosen);
+        let underlays = chosen().filter_map(|member| self.clusters.get(&member.name)?.facts()?.underlay_mtu);
+        let names: BTreeSet<&str> = chosen().map(|member| member.name.as_str()).collect();
+        let narrow = chosen()
+            .filter_map(|member| member.claim.as_ref())
+            .flat_map(|claim| &claim.narrow_paths)
+            .filter(|(cluster, _)| names.contains(cluster.as_str()));
+        size::of_slice(
+            config.spec.gateway.mtu,
+            subnets.v6.is_some(),
+            underlays.min(),
+            narrow.map(|(_, mtu)| *mtu).min(),
+        )
     }
 
     fn want_slice_status(&mut self, users: &Users<SliceConfig>, status: SliceConfigStatus) {
@@ -439,7 +438,7 @@ fn given(name: &str, vni: u32, scene: &Scene<'_>) -> Option<Given> {
     })
 }
 
-fn request_config(config: &SliceConfig, subnets: Subnets, mtu: u16) -> allocation::Config<'_> {
+fn request_config(config: &SliceConfig, subnets: Subnets, sizes: Sizes) -> allocation::Config<'_> {
     let SliceConfigSpec {
         subnets: cidrs,
         peers,
@@ -452,7 +451,8 @@ fn request_config(config: &SliceConfig, subnets: Subnets, mtu: u16) -> allocatio
         cidrs,
         subnets,
         block: index::block_size(subnets.capacity()),
-        mtu,
+        mtu: sizes.mtu,
+        largest_mtu: sizes.largest,
         hosts: peers,
         remembered_vni: status.and_then(|status| status.vni),
         remembered_hosts: status

@@ -115,7 +115,12 @@ impl Hub {
                 ..accepted.clone()
             },
         };
-        let verdicts = [accepted, ready, keys_current(slice, &served)];
+        let verdicts = [
+            accepted,
+            ready,
+            keys_current(slice, &served),
+            path_mtu(scene.current, &served),
+        ];
         SliceConfigStatus {
             vni: scene.current.map(|current| current.vni),
             mtu: scene.current.map(|current| current.mtu),
@@ -274,6 +279,44 @@ fn keys_current(slice: &str, served: &[&Member]) -> Verdict {
              run what `slicectl peer script {host} --slice {slice}` prints; in a cluster see `slicectl get clusters` for \
              whether the hub reaches it; `slicectl revoke keys {slice}` does not wait",
             gateway.ordinal
+        ),
+    )
+}
+
+/// Whether every path carries what the slice's nodes do.
+fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdict {
+    let (mtu, largest) = current.map_or((0, 0), |current| {
+        (current.mtu, current.largest_mtu.unwrap_or(current.mtu))
+    });
+    let claims = served
+        .iter()
+        .filter_map(|member| Some((&member.name, member.claim.as_ref()?)));
+    let paths =
+        claims.flat_map(|(from, claim)| claim.narrow_paths.iter().map(move |(to, mtu)| (from, to, *mtu)));
+    let narrow = paths
+        .filter(|(_, to, carries)| *carries < largest && served.iter().any(|member| member.name == **to))
+        .min_by_key(|(_, _, carries)| *carries);
+    let Some((from, to, carries)) = narrow else {
+        return Verdict::yes(
+            conditions::PATH_MTU,
+            reason::PATHS_CARRY_ALL,
+            format!("packets of {mtu} bytes fit through every path"),
+        );
+    };
+    let consequence = if carries < mtu {
+        format!(
+            "; the slice has {mtu}: larger packets are answered with the ICMP that makes their sender shrink, and what \
+             cannot be answered travels in fragments, which is slow"
+        )
+    } else {
+        ", so that is what the slice has".to_owned()
+    };
+    Verdict::no(
+        conditions::PATH_MTU,
+        reason::PATH_NARROW,
+        format!(
+            "the path from cluster {from} to cluster {to} carries packets of {carries} bytes, where the nodes' networks would \
+             carry {largest}{consequence}. See `slicectl get slicegateways` there, and docs/operations.md on packet sizes"
         ),
     )
 }

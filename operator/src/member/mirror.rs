@@ -81,6 +81,7 @@ mod tests {
             vni,
             subnets: vec!["10.80.0.0/16".parse().unwrap()],
             mtu: 1370,
+            largest_mtu: None,
             block_size: 64,
             cluster: "a".into(),
             cluster_number: 1,

@@ -12,7 +12,7 @@ use slice_crds::{
     index, names,
     v1alpha1::{Slice, SliceNode, SliceStatus},
     wire::{
-        Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, Peer,
+        Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, NarrowPath, Peer,
         ReportWarning, WIRE,
     },
 };
@@ -200,6 +200,7 @@ pub(super) fn slice(from: &OfSlice<'_>) -> MemberSliceReportSpec {
         blocks_needed: from.state.planned.needed,
         gateways,
         unreached: unreached(from.state),
+        narrow_paths: narrow_paths(from.state),
         problems: problems(from),
         ..MemberSliceReportSpec::default()
     }
@@ -248,6 +249,33 @@ fn unreached(state: &SliceState) -> Vec<String> {
         .filter(|peer| peer.number != index::OUTSIDE && !up.contains(peer.name.as_str()))
         .map(|peer| peer.name.clone())
         .collect()
+}
+
+/// Clusters to which a path carries less than the slice would use.
+fn narrow_paths(state: &SliceState) -> Vec<NarrowPath> {
+    let Some(largest) = state.object.as_ref().and_then(|object| object.spec.largest_mtu) else {
+        return vec![];
+    };
+    let gateways = state.gateways.values().filter(|gateway| !gateway.spec.lost);
+    let tunnels = gateways
+        .filter_map(|gateway| gateway.status.as_ref())
+        .flat_map(|status| &status.tunnels)
+        .filter(|tunnel| tunnel.up);
+    let mut narrow: BTreeMap<&str, u16> = BTreeMap::new();
+    for tunnel in tunnels {
+        let (Some(mtu), Some(cluster)) = (tunnel.path_mtu, tunnel.peer.split('/').next()) else {
+            continue;
+        };
+        if mtu < largest {
+            let known = narrow.entry(cluster).or_insert(mtu);
+            *known = mtu.min(*known);
+        }
+    }
+    let path = |(cluster, mtu): (&str, u16)| NarrowPath {
+        cluster: cluster.to_owned(),
+        mtu: mtu.into(),
+    };
+    narrow.into_iter().map(path).collect()
 }
 
 fn coming_down(state: &SliceState) -> Vec<String> {

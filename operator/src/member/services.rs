@@ -182,6 +182,7 @@ mod tests {
             vni: 1,
             subnets: vec![],
             mtu: 1370,
+            largest_mtu: None,
             block_size: 64,
             cluster: "a".into(),
             cluster_number: 1,

@@ -17,8 +17,8 @@ const MOST_NETWORKS: usize = 256;
 const MOST_WARNINGS: usize = 20;
 /// Slices that one member can have.
 const MOST_SLICES: usize = 10_000;
-/// Smallest packet that the underlay must carry: the IPv6 minimum (RFC 8200 §5) and what the path between clusters takes.
-pub(super) const SMALLEST_UNDERLAY: u16 = 1280 + 130;
+/// Smallest packet that the underlay must carry: what IPv6 wants of every link (RFC 8200 §5).
+pub(super) const SMALLEST_UNDERLAY: u16 = 1280;
 /// Largest that is believed: 64 KiB less one.
 const LARGEST_UNDERLAY: u32 = 65_535;
 
@@ -170,13 +170,13 @@ mod tests {
 
     #[test]
     fn no_member_shrinks_the_packets_of_all() {
-        for mtu in [0, 576, 1409, 70_000] {
+        for mtu in [0, 576, 1279, 70_000] {
             let (facts, violations) = check(json!({"underlayMtu": mtu}), None).unwrap();
             assert_eq!((facts.underlay_mtu, violations.len()), (None, 1), "{mtu}");
         }
         assert_eq!(
-            check(json!({"underlayMtu": 1410}), None).unwrap().0.underlay_mtu,
-            Some(1410)
+            check(json!({"underlayMtu": 1280}), None).unwrap().0.underlay_mtu,
+            Some(1280)
         );
     }
 

@@ -1,7 +1,7 @@
 //! What a member reports of one slice.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -49,6 +49,8 @@ pub struct Claim {
     pub blocks: u32,
     pub gateways: Vec<Gateway>,
     pub unreached: BTreeSet<String>,
+    /// Clusters to which a path carries packets of this many bytes only.
+    pub narrow_paths: BTreeMap<String, u16>,
     pub problems: Vec<String>,
 }
 
@@ -97,6 +99,12 @@ pub fn claim(report: &MemberSliceReportSpec, given: Option<&Given>) -> (Claim, V
             .iter()
             .take(index::MAX_CLUSTER as usize)
             .cloned()
+            .collect(),
+        narrow_paths: report
+            .narrow_paths
+            .iter()
+            .take(index::MAX_CLUSTER as usize)
+            .filter_map(|path| Some((path.cluster.clone(), u16::try_from(path.mtu).ok()?)))
             .collect(),
         problems: report
             .problems

@@ -498,6 +498,42 @@ fn one_member_cannot_make_the_packets_of_all_small() {
 }
 
 #[test]
+fn the_smallest_path_decides_and_is_named() {
+    let mut stage = two();
+    let path = |stage: &Stage| stage.condition("SliceConfig", "shop", conditions::PATH_MTU);
+    let sizes = |stage: &Stage| {
+        let slice = stage.served("b", "shop").unwrap().slice;
+        (slice.mtu, slice.largest_mtu)
+    };
+    assert_eq!(sizes(&stage), (1370, Some(1370)));
+    assert!(path(&stage).starts_with("PathMtu=True"), "{}", path(&stage));
+    let narrow = |mtu: u32| json!({"narrowPaths": [{"cluster": "b", "mtu": mtu}]});
+    stage.obey("a", "shop", narrow(1340)).pass(2, &["a", "b"]);
+    assert_eq!(sizes(&stage), (1340, Some(1370)));
+    let said = path(&stage);
+    assert!(
+        said.starts_with("PathMtu=False")
+            && said.contains("from cluster a to cluster b carries packets of 1340 bytes")
+            && said.contains("that is what the slice has"),
+        "{said}"
+    );
+    // A member cannot make packets smaller than every network carries, nor speak of clusters that are none.
+    for lie in [100, 0, 100_000] {
+        stage.obey("a", "shop", narrow(lie)).pass(2, &["a", "b"]);
+        assert!((1150..=1370).contains(&sizes(&stage).0), "{lie}");
+    }
+    let unknown = json!({"narrowPaths": [{"cluster": "x", "mtu": 1200}]});
+    stage.obey("a", "shop", unknown).pass(2, &["a", "b"]);
+    assert_eq!(sizes(&stage), (1370, Some(1370)));
+    stage.obey("a", "shop", narrow(1300)).pass(2, &["a", "b"]);
+    let mut pinned = shop();
+    pinned["gateway"] = json!({"mtu": 1360});
+    stage.user("SliceConfig", "shop", pinned).pass(2, &["a", "b"]);
+    assert_eq!(sizes(&stage), (1360, Some(1360)));
+    assert!(path(&stage).contains("the slice has 1360"), "{}", path(&stage));
+}
+
+#[test]
 fn two_projects_cannot_have_one_name() {
     let mut stage = two();
     let other = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "SliceConfig",

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use nix::errno::Errno;
+
 use super::{
     exchange::Exchange,
     merge::{MAX_PIECES, Merger},
@@ -17,7 +19,7 @@ use super::{
     vnet,
 };
 use crate::{
-    proto::{Destination, Drops, Output, Path, Reason, lane::Note},
+    proto::{Destination, Drops, Fragmentation, Output, Path, Reason, lane::Note},
     sizes::Sizes,
 };
 
@@ -139,6 +141,10 @@ impl Batches {
             let datagrams = &batch.bytes[..batch.filled];
             let udp = self.sockets.get(batch.to.path.socket);
             if let Err((error, bytes)) = udp.send(batch.to, datagrams, batch.segment) {
+                let too_long = error.raw_os_error() == Some(Errno::EMSGSIZE as i32);
+                if too_long && batch.to.fragmentation == Fragmentation::Probe {
+                    continue;
+                }
                 let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
                 self.counts.drops.add(Reason::SendFailed, lost);
                 // Once for each kind: while a path is broken it would be every datagram.
@@ -214,7 +220,7 @@ impl Batches {
         if let Some(place) = last {
             let batch = &mut self.batches[place];
             let fits = batch.count < MAX_SEGMENTS && batch.filled + length <= MAX_BATCH;
-            if !batch.closed && fits && length <= batch.segment && batch.to.ecn == to.ecn {
+            if !batch.closed && fits && length <= batch.segment && batch.to == to {
                 return place;
             }
             batch.closed = true;

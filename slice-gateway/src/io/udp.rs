@@ -13,13 +13,13 @@ use nix::{
     errno::Errno,
     getsockopt_impl, libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sockopt_impl,
+    setsockopt_impl, sockopt_impl,
     sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg, setsockopt, sockopt},
 };
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::proto::{Destination, ecn};
+use crate::proto::{Destination, Fragmentation, ecn};
 
 /// Buffers that the socket asks for. The kernel grants less to a process without CAP_NET_ADMIN: what
 /// net.core.rmem_max and wmem_max say.
@@ -42,7 +42,36 @@ pub struct Udp {
     segmentation: bool,
     coalescing: bool,
     dscp: u8,
+    /// The kernel may cut datagrams, and routers; see [`Self::set_fragmentation`].
+    fragments: bool,
 }
+
+sockopt_impl!(
+    /// `IP_PMTUDISC_*` (ip(7)).
+    MtuDiscoverV4,
+    SetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int
+);
+
+sockopt_impl!(
+    /// `IPV6_PMTUDISC_*` (ipv6(7)).
+    MtuDiscoverV6,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU_DISCOVER,
+    libc::c_int
+);
+
+sockopt_impl!(
+    /// No fragments are made here, be the device's MTU what it may (RFC 3542 §11.2).
+    DontFragmentV6,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_DONTFRAG,
+    libc::c_int
+);
 
 sockopt_impl!(
     /// The socket's memory, in words as `SK_MEMINFO_*` orders them (linux/sock_diag.h).
@@ -138,6 +167,7 @@ impl Udp {
         setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
         let segmentation = state.max_gso_segments() > 1;
         let coalescing = state.gro_segments() > 1;
+        set_fragmentation(&socket, listen.is_ipv6(), false)?;
         tracing::info!(
             segmentation,
             coalescing,
@@ -151,6 +181,7 @@ impl Udp {
             segmentation,
             coalescing,
             dscp: 0,
+            fragments: false,
         })
     }
 
@@ -221,8 +252,15 @@ impl Udp {
         datagrams: &[u8],
         segment: usize,
     ) -> Result<(), (io::Error, usize)> {
+        let fragments = to.fragmentation == Fragmentation::Allowed;
+        if fragments != self.fragments {
+            match set_fragmentation(&self.socket, self.v6, fragments) {
+                Ok(()) => self.fragments = fragments,
+                Err(error) => return Err((error, datagrams.len())),
+            }
+        }
         let mut suspect = false;
-        if self.segmentation && datagrams.len() > segment {
+        if self.segmentation && !fragments && datagrams.len() > segment {
             match self.send_message(to, datagrams, u16::try_from(segment).ok()) {
                 Ok(()) => return Ok(()),
                 // What a device that cannot compute checksums answers (net/ipv4/udp.c: udp_send_skb), but older
@@ -301,6 +339,22 @@ impl Udp {
     }
 }
 
+/// Whether datagrams may be cut on their path. Where they may not, nothing but the device bounds them: what a path carries
+/// is found out here, and not by the kernel from what it is sent (`IP_PMTUDISC_PROBE`). Where they may, IPv4 is cut by any
+/// router, and IPv6 here, to what the device and the errors of routers say.
+fn set_fragmentation(socket: &UdpSocket, v6: bool, allowed: bool) -> io::Result<()> {
+    let (v4_mode, v6_mode) = match allowed {
+        true => (libc::IP_PMTUDISC_DONT, libc::IPV6_PMTUDISC_DONT),
+        false => (libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE),
+    };
+    setsockopt(socket, MtuDiscoverV4, &v4_mode)?;
+    if v6 {
+        setsockopt(socket, MtuDiscoverV6, &v6_mode)?;
+        setsockopt(socket, DontFragmentV6, &i32::from(!allowed))?;
+    }
+    Ok(())
+}
+
 impl AsFd for Udp {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -349,7 +403,14 @@ mod tests {
         let to = SocketAddr::new(ip, receiver.local_address().unwrap().port());
         let datagrams: Vec<u8> = (0..10_000u32).map(|n| (n / 1400) as u8).collect();
         sender
-            .send(Destination { path: to.into(), ecn }, &datagrams, 1400)
+            .send(
+                Destination {
+                    ecn,
+                    ..Path::from(to).into()
+                },
+                &datagrams,
+                1400,
+            )
             .unwrap();
         let received = receive(&receiver, 8);
         let lengths: Vec<_> = received.iter().map(|(_, datagram)| datagram.len()).collect();

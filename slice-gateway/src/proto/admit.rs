@@ -37,8 +37,8 @@ pub enum Owner {
 /// What the rules are about.
 #[derive(Clone, Debug, Default)]
 pub struct Segment {
-    /// Bytes of the largest IP packet.
-    pub mtu: usize,
+    /// Bytes of the largest IP packet that any cluster may send now: interfaces change one after the other.
+    pub largest: usize,
     pub subnets: Subnets,
     pub frames: Frames,
     pub owners: Table<Owner>,
@@ -102,7 +102,7 @@ impl Segment {
     /// Judges a frame that came out of a tunnel to `cluster`, and returns what was read of it.
     pub fn inbound(&self, bytes: &[u8], cluster: u16) -> Result<Frame, Reason> {
         let frame = Frame::read(bytes).map_err(|_| Reason::Unreadable)?;
-        if bytes.len() > self.mtu + FRAME_OVERHEAD {
+        if bytes.len() > self.largest + FRAME_OVERHEAD {
             return Err(Reason::FrameTooLong);
         }
         let source = frame.source.index().ok_or(Reason::SpoofedSource)?;
@@ -164,7 +164,7 @@ mod tests {
             owners.insert(Range { start, size: 64 }, owner).unwrap();
         }
         Segment {
-            mtu: 1370,
+            largest: 1370,
             subnets: subnets(&["10.80.0.0/24".parse().unwrap(), "fd42::/64".parse().unwrap()]),
             frames: Frames::default(),
             owners,

@@ -131,8 +131,11 @@ impl Config {
         if !(1..=vxlan::MAX_VNI).contains(&received.vni) {
             return Err(Error::Vni(received.vni, slice()));
         }
-        if !(mtu::MIN..=mtu::MAX).contains(&received.mtu) {
-            return Err(Error::Mtu(received.mtu, slice()));
+        let largest = received.largest_mtu.unwrap_or(received.mtu).max(received.mtu);
+        for size in [received.mtu, largest] {
+            if !(mtu::MIN..=mtu::MAX).contains(&size) {
+                return Err(Error::Mtu(size, slice()));
+            }
         }
         if received.dscp > 63 {
             return Err(Error::Dscp(received.dscp, slice()));
@@ -151,7 +154,7 @@ impl Config {
                 .map_err(|error| Error::Ranges(error, slice()))?;
         }
         let segment = Segment {
-            mtu: received.mtu.into(),
+            largest: largest.into(),
             subnets: subnets(&received.subnets),
             frames: received.frames,
             owners,
@@ -290,6 +293,7 @@ mod tests {
             cluster: "tokyo".into(),
             vni: 7,
             mtu: 1370,
+            largest_mtu: None,
             subnets: vec!["10.80.0.0/16".parse().unwrap()],
             vtep: Ipv4Addr::new(198, 18, 1, 1),
             ranges: vec![Range { start: 0, size: 64 }],

@@ -183,14 +183,24 @@ impl Liveness {
             .is_some_and(|heard| now.saturating_duration_since(heard) < DEAD_AFTER)
     }
 
+    /// What a probe tells the peer.
+    pub fn word(&self, now: Instant, away: bool) -> Word {
+        Word {
+            hears: self.hears(now),
+            away,
+        }
+    }
+
+    /// When something authentic last arrived.
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
     /// Whether a probe is to be sent: its sequence number, and what it says. `away` says that we want no frames.
     ///
     /// A change of mind is told at once.
     pub fn poll_probe(&mut self, now: Instant, away: bool) -> Option<(u16, Word)> {
-        let word = Word {
-            hears: self.hears(now),
-            away,
-        };
+        let word = self.word(now, away);
         let due = self.next_probe.is_none_or(|at| at <= now);
         if !due && word == self.said {
             return None;

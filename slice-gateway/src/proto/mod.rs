@@ -32,6 +32,7 @@ pub mod lane;
 pub mod liveness;
 pub mod mtu;
 mod output;
+pub mod path_mtu;
 mod peer;
 pub mod probe;
 mod random;
@@ -40,6 +41,7 @@ mod renewal;
 pub mod route;
 pub mod segment;
 mod stats;
+pub mod too_big;
 mod tunnel;
 pub mod vxlan;
 
@@ -48,7 +50,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slice_frame::Frame;
+use slice_frame::{Frame, ethernet};
 
 use self::{
     admit::Outbound,
@@ -62,7 +64,7 @@ use self::{
 pub use self::{
     config::Config,
     keyring::{Change, Keys},
-    output::{Destination, Output, Path, Socket},
+    output::{Destination, Fragmentation, Output, Path, Socket},
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
@@ -80,6 +82,9 @@ pub const TICK: Duration = Duration::from_millis(50);
 
 /// How often it is looked where the peers are, which decides whose handshakes go first in a flood.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Senders that are told in a [`TICK`] that their packets are too long.
+const MAX_TOLD: u32 = 64;
 
 /// Events that wait for [`Gateway::poll_event`]; the oldest goes first.
 const MAX_EVENTS: usize = 1024;
@@ -115,6 +120,10 @@ pub struct Gateway {
     route: Vec<usize>,
     /// Peers are asked to send nothing here.
     away: bool,
+    /// Room for a padded probe; kept for its memory.
+    padded: Vec<u8>,
+    /// Senders that may still be told in this tick that their packets are too long.
+    may_tell: u32,
     need_of_others: Need,
     next_tick: Instant,
     /// When the peers' addresses are looked through again.
@@ -138,6 +147,8 @@ impl Gateway {
             clusters: Vec::new(),
             route: Vec::new(),
             away: false,
+            padded: Vec::new(),
+            may_tell: MAX_TOLD,
             need_of_others: Need::Nobody,
             next_tick: now + TICK,
             next_look: now,
@@ -210,6 +221,15 @@ impl Gateway {
                 self.peers.push(guest);
             }
         }
+        let tag = if config.segment.frames.tagged {
+            ethernet::TAG
+        } else {
+            0
+        };
+        let wanted = u16::try_from(config.segment.largest + tag).unwrap_or(u16::MAX);
+        for peer in &mut self.peers {
+            peer.path_mtu.set_wanted(wanted);
+        }
         self.config = Some(config);
         self.weave(now);
         self.next_look = now;
@@ -269,7 +289,7 @@ impl Gateway {
         };
         let verdict = config.segment.outbound(frame, &read)?;
         let longest = segments.as_ref().map_or(frame.len(), Segments::longest);
-        if longest > config.segment.mtu + admit::FRAME_OVERHEAD {
+        if longest > config.segment.largest + admit::FRAME_OVERHEAD {
             return Err(Reason::FrameTooLong);
         }
         match verdict {
@@ -297,6 +317,9 @@ impl Gateway {
             ecn: ecn::of(&read),
         };
         self.route(verdict, mark.flow, scope)?;
+        if matches!(verdict, Outbound::Unicast(_)) {
+            self.check_length(frame, &read, longest - ethernet::HEADER, out)?;
+        }
         let Some(segments) = &mut segments else {
             let length = frame.len();
             self.carry(buffer, length, mark, out);
@@ -311,6 +334,32 @@ impl Gateway {
             );
         }
         Ok(())
+    }
+
+    /// Tells the sender of a packet that is longer than its path carries, where it can be told.
+    fn check_length(
+        &mut self,
+        bytes: &[u8],
+        read: &Frame,
+        longest: usize,
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
+        let carries = self
+            .route
+            .first()
+            .and_then(|peer| self.peers[*peer].path_mtu.carries());
+        let Some(carries) = carries.filter(|carries| longest > usize::from(*carries)) else {
+            return Ok(());
+        };
+        let mut answer = [0; too_big::MAX];
+        let Some(length) = too_big::answer(bytes, read, carries, longest, &mut answer) else {
+            return Ok(());
+        };
+        self.may_tell = self.may_tell.checked_sub(1).ok_or(Reason::TooManyTooLong)?;
+        let room = out.frame(HEADROOM + length).ok_or(Reason::ReceiveBufferFull)?;
+        room[HEADROOM..HEADROOM + length].copy_from_slice(&answer[..length]);
+        out.deliver(HEADROOM, HEADROOM + length);
+        Err(Reason::PathTooSmall)
     }
 
     /// Chooses the peers that get a frame into `self.route`.
@@ -392,6 +441,7 @@ impl Gateway {
             return;
         }
         self.next_tick = now + TICK;
+        self.may_tell = MAX_TOLD;
         if now >= self.next_look {
             self.next_look = now + LOOK_EVERY;
             let peers = self.peers.iter();
@@ -404,6 +454,7 @@ impl Gateway {
             let peer = &mut self.peers[place];
             let was_up = peer.up;
             peer.tick(now, (own, self.away), &mut self.random, out);
+            peer.probe_path(now, (own, self.away), &mut self.padded, out);
             let (up, away, name) = (peer.up, peer.liveness.is_away(), peer.name.clone());
             let was_away = std::mem::replace(&mut peer.told_away, away);
             if !peer.ours {
@@ -528,16 +579,17 @@ fn inbound(
             Ok(())
         }
         Inner::Icmp(icmp) => {
-            let mut copy = [0; probe::MAX_ECHO];
+            // One more than is answered in full.
+            let mut copy = [0; probe::MAX_ECHO + 1];
             let length = icmp.len().min(copy.len());
             match probe::parse(icmp) {
-                Message::Request { word } => {
+                Message::Request { word, answers_padded } => {
                     copy[..length].copy_from_slice(&icmp[..length]);
-                    peer.on_probe(config.vtep, word, &copy[..length], out);
+                    peer.on_probe(config.vtep, (word, answers_padded), &copy[..length], out);
                     Ok(())
                 }
-                Message::Reply { sequence, .. } => {
-                    peer.liveness.on_echo(now, sequence);
+                Message::Reply { identifier, sequence } => {
+                    peer.on_echo(now, identifier, sequence);
                     Ok(())
                 }
                 Message::Other => Err(Reason::NotVxlan),

@@ -54,12 +54,25 @@ impl From<SocketAddr> for Path {
     }
 }
 
+/// What may happen to a datagram that is longer than the path carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fragmentation {
+    /// It is lost, and counted where it does not even fit the own device.
+    #[default]
+    Never,
+    /// It is lost: that is what it is sent to find out.
+    Probe,
+    /// It travels in fragments, which costs both ends dear and a network may refuse: nothing else carries it.
+    Allowed,
+}
+
 /// Where a datagram goes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
     pub path: Path,
     /// Its ECN code point; see [`ecn`].
     pub ecn: u8,
+    pub fragmentation: Fragmentation,
 }
 
 impl From<Path> for Destination {
@@ -67,6 +80,7 @@ impl From<Path> for Destination {
         Self {
             path,
             ecn: ecn::NOT_ECT,
+            fragmentation: Fragmentation::Never,
         }
     }
 }

@@ -12,15 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slice_frame::ethernet;
+
 use super::{
-    Destination, Output, Path, Socket, config, ecn, flow, ip,
+    Destination, Fragmentation, Output, Path, Socket, config, ecn, flow, ip,
     keyring::Serial,
     liveness::Liveness,
+    mtu,
+    path_mtu::PathMtu,
     probe::{self, Word},
     random::Random,
     reason::{Drops, Reason},
     tunnel::{Identity, MAX_HANDSHAKE, OVERHEAD, REKEY_AFTER, Session, Tunnel},
-    vxlan::Template,
+    vxlan::{self, Template},
 };
 
 /// Between two attempts at a handshake: doubled from the first to the last (REKEY_TIMEOUT of the WireGuard paper).
@@ -71,6 +75,9 @@ pub(super) struct Peer {
     /// The newest first.
     links: Vec<Link>,
     pub(super) liveness: Liveness,
+    pub(super) path_mtu: PathMtu,
+    /// Frames that were longer than the path carries.
+    pub(super) fragmented: u64,
     /// Among the tunnels to a cluster; see [`flow::score`].
     pub(super) flow_key: u64,
     /// As of the last tick.
@@ -142,6 +149,8 @@ impl Peer {
             template: Template::new(own.0, gateway.vtep, own.1),
             links: Vec::new(),
             liveness: Liveness::default(),
+            path_mtu: PathMtu::default(),
+            fragmented: 0,
             flow_key: flow::tunnel_key(&gateway.name),
             up: false,
             told_away: false,
@@ -179,6 +188,7 @@ impl Peer {
         let mut old = std::mem::take(&mut self.links);
         if !old.iter().any(|link| self.keys.contains(&link.key)) {
             self.liveness.restart();
+            self.path_mtu.restart();
             self.endpoint = None;
         }
         for key in &self.keys {
@@ -223,10 +233,17 @@ impl Peer {
 
     /// Encrypts a packet to where the peer is. `None` where there is no session, `Some(false)` where there is no
     /// room.
-    pub(super) fn send(&mut self, packet: &[u8], ecn: u8, out: &mut impl Output) -> Option<bool> {
+    pub(super) fn send(
+        &mut self,
+        packet: &[u8],
+        ecn: u8,
+        fragmentation: Fragmentation,
+        out: &mut impl Output,
+    ) -> Option<bool> {
         let to = Destination {
             path: self.endpoint?,
             ecn,
+            fragmentation,
         };
         let sessions = |link: &&mut Link| link.tunnel.session().is_some();
         for link in self.links.iter_mut().filter(sessions) {
@@ -271,7 +288,18 @@ impl Peer {
 
     /// Sends a frame: `packet` is its headers and its `frame` bytes.
     pub(super) fn carry(&mut self, frame: usize, packet: &[u8], ecn: u8, out: &mut impl Output) {
-        match self.send(packet, ecn, out) {
+        let length = frame - ethernet::HEADER;
+        if length > mtu::MIN.into() {
+            self.path_mtu.on_large();
+        }
+        let carries = self.path_mtu.carries();
+        let fragmentation = if carries.is_some_and(|carries| length > carries.into()) {
+            self.fragmented += 1;
+            Fragmentation::Allowed
+        } else {
+            Fragmentation::Never
+        };
+        match self.send(packet, ecn, fragmentation, out) {
             Some(true) => self.sent.add(frame),
             Some(false) => self.drops.add(Reason::SendBufferFull, 1),
             None => self.drops.add(Reason::NoTunnel, 1),
@@ -285,11 +313,55 @@ impl Peer {
     }
 
     /// The peer probes us: answers, and takes note of what it said.
-    pub(super) fn on_probe(&mut self, own: Ipv4Addr, word: Option<Word>, icmp: &[u8], out: &mut impl Output) {
+    pub(super) fn on_probe(
+        &mut self,
+        own: Ipv4Addr,
+        (word, answers_padded): (Option<Word>, bool),
+        icmp: &[u8],
+        out: &mut impl Output,
+    ) {
         self.liveness.on_probe(word);
+        if answers_padded {
+            self.path_mtu.start();
+        }
         let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
         let length = probe::reply(own, self.vtep, icmp, &mut answer);
-        self.send(&answer[..length], ecn::NOT_ECT, out);
+        self.send(&answer[..length], ecn::NOT_ECT, Fragmentation::Never, out);
+    }
+
+    /// The peer answered a probe.
+    pub(super) fn on_echo(&mut self, now: Instant, identifier: u16, sequence: u16) {
+        if identifier == self.identifier(true) {
+            self.path_mtu.on_echo(sequence);
+        } else {
+            self.liveness.on_echo(now, sequence);
+        }
+    }
+
+    /// Of probes that are padded, and of those that are not.
+    fn identifier(&self, padded: bool) -> u16 {
+        (self.flow_key & 0x7fff) as u16 | u16::from(padded) << 15
+    }
+
+    /// Sends the padded probes that are due.
+    pub(super) fn probe_path(
+        &mut self,
+        now: Instant,
+        (own, away): (Ipv4Addr, bool),
+        packet: &mut Vec<u8>,
+        out: &mut impl Output,
+    ) {
+        if !self.ours || !self.up {
+            return;
+        }
+        let word = self.liveness.word(now, away);
+        let (rtt, heard) = (self.liveness.rtt(), self.liveness.heard());
+        while let Some((size, sequence)) = self.path_mtu.poll(now, rtt, heard) {
+            // As long as a frame with a packet of this size.
+            packet.resize(vxlan::HEADER + ethernet::HEADER + usize::from(size), 0);
+            probe::request(own, self.vtep, self.identifier(true), sequence, word, packet);
+            self.send(packet, ecn::NOT_ECT, Fragmentation::Probe, out);
+        }
     }
 
     /// Takes a handshake message for the tunnel with this slot, and answers it.
@@ -356,9 +428,15 @@ impl Peer {
         self.up = session && self.liveness.is_up(now);
         if session && let Some((sequence, word)) = self.liveness.poll_probe(now, away) {
             let mut packet = [0; probe::PROBE];
-            let identifier = (self.flow_key & 0xffff) as u16;
-            probe::request(own, self.vtep, identifier, sequence, word, &mut packet);
-            self.send(&packet, ecn::NOT_ECT, out);
+            probe::request(
+                own,
+                self.vtep,
+                self.identifier(false),
+                sequence,
+                word,
+                &mut packet,
+            );
+            self.send(&packet, ecn::NOT_ECT, Fragmentation::Never, out);
         }
         if !self.ours && !self.up {
             // It is begun where it is wanted; only what is missing beside a session is made from here, too.

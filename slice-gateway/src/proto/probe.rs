@@ -9,7 +9,11 @@
 //!  ICMP: type 8, code 0, checksum, identifier, sequence │ "weft" │ version 1 │ flags │ 0 0
 //!                                                                             bit 0: I hear you
 //!                                                                             bit 1: send your frames elsewhere
+//!                                                                             bit 2: I answer padded ones
 //! ```
+//!
+//! A probe that is padded with zeros to the length of a large frame finds out whether the path carries that
+//! ([`super::path_mtu`]); the answer to it is short, or it would say something about the path back.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +25,7 @@ use super::ip;
 const ICMP_HEADER: usize = 8;
 /// Bytes of our payload.
 const PAYLOAD: usize = 8;
-/// Bytes of a probe, with its IPv4 header.
+/// Bytes of a probe without padding, with its IPv4 header.
 pub const PROBE: usize = ip::V4_HEADER + ICMP_HEADER + PAYLOAD;
 /// Echo requests up to this many bytes of ICMP are answered.
 pub const MAX_ECHO: usize = 128;
@@ -29,6 +33,7 @@ pub const MAX_ECHO: usize = 128;
 const MAGIC: [u8; 5] = *b"weft\x01";
 const HEARS: u8 = 1;
 const AWAY: u8 = 2;
+const ANSWERS_PADDED: u8 = 4;
 const REQUEST: u8 = 8;
 const REPLY: u8 = 0;
 
@@ -45,7 +50,11 @@ pub struct Word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// To be answered. The word is there where a peer of our kind asks.
-    Request { word: Option<Word> },
+    Request {
+        word: Option<Word>,
+        /// It answers requests of any length.
+        answers_padded: bool,
+    },
     /// The answer to our own request.
     Reply { identifier: u16, sequence: u16 },
     /// Neither: an error message, for instance.
@@ -58,15 +67,19 @@ pub fn parse(icmp: &[u8]) -> Message {
         return Message::Other;
     };
     match *kind {
-        REQUEST if icmp.len() <= MAX_ECHO => {
+        REQUEST => {
             let ours = payload
                 .first_chunk::<PAYLOAD>()
                 .filter(|payload| payload.starts_with(&MAGIC));
+            if ours.is_none() && icmp.len() > MAX_ECHO {
+                return Message::Other;
+            }
             Message::Request {
                 word: ours.map(|payload| Word {
                     hears: payload[5] & HEARS != 0,
                     away: payload[5] & AWAY != 0,
                 }),
+                answers_padded: ours.is_some_and(|payload| payload[5] & ANSWERS_PADDED != 0),
             }
         }
         REPLY => Message::Reply {
@@ -77,14 +90,14 @@ pub fn parse(icmp: &[u8]) -> Message {
     }
 }
 
-/// Writes a probe.
+/// Writes a probe as long as `out`, which is [`PROBE`] bytes at least.
 pub fn request(
     source: Ipv4Addr,
     destination: Ipv4Addr,
     identifier: u16,
     sequence: u16,
     word: Word,
-    out: &mut [u8; PROBE],
+    out: &mut [u8],
 ) {
     let icmp = &mut out[ip::V4_HEADER..];
     icmp.fill(0);
@@ -92,13 +105,15 @@ pub fn request(
     icmp[4..6].copy_from_slice(&identifier.to_be_bytes());
     icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
     icmp[8..13].copy_from_slice(&MAGIC);
-    icmp[13] = (u8::from(word.hears) * HEARS) | (u8::from(word.away) * AWAY);
+    icmp[13] = (u8::from(word.hears) * HEARS) | (u8::from(word.away) * AWAY) | ANSWERS_PADDED;
     let checksum = Sum::default().with(icmp).finish();
     icmp[2..4].copy_from_slice(&checksum);
-    write_header(source, destination, ICMP_HEADER + PAYLOAD, out);
+    let payload = out.len() - ip::V4_HEADER;
+    write_header(source, destination, payload, out);
 }
 
-/// Writes the answer to a request and returns its length.
+/// Writes the answer to a request and returns its length; of a request that is longer than [`MAX_ECHO`] only the
+/// beginning comes back.
 ///
 /// # Panics
 /// Where `icmp` is not a [`Message::Request`].
@@ -108,6 +123,10 @@ pub fn reply(
     icmp: &[u8],
     out: &mut [u8; ip::V4_HEADER + MAX_ECHO],
 ) -> usize {
+    let icmp = match icmp.get(..MAX_ECHO + 1) {
+        Some(padded) => &padded[..ICMP_HEADER + PAYLOAD],
+        None => icmp,
+    };
     let length = ip::V4_HEADER + icmp.len();
     let answer = &mut out[ip::V4_HEADER..length];
     answer.copy_from_slice(icmp);
@@ -157,7 +176,13 @@ mod tests {
         for (hears, away) in [(false, false), (false, true), (true, true), (true, false)] {
             let word = Word { hears, away };
             request(A, B, 7, 9, word, &mut probe);
-            assert_eq!(parse(icmp(&probe)), Message::Request { word: Some(word) });
+            assert_eq!(
+                parse(icmp(&probe)),
+                Message::Request {
+                    word: Some(word),
+                    answers_padded: true
+                }
+            );
         }
         let mut answer = [0; 148];
         let length = reply(B, A, icmp(&probe), &mut answer);
@@ -174,7 +199,38 @@ mod tests {
     #[test]
     fn a_strangers_ping_says_nothing_about_us() {
         let ping = [8, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
-        assert_eq!(parse(&ping), Message::Request { word: None });
+        assert_eq!(
+            parse(&ping),
+            Message::Request {
+                word: None,
+                answers_padded: false
+            }
+        );
+    }
+
+    #[test]
+    fn a_padded_probe_gets_a_short_answer() {
+        let mut probe = vec![0xff; 1420];
+        let word = Word {
+            hears: true,
+            away: false,
+        };
+        request(A, B, 7, 9, word, &mut probe);
+        let icmp = icmp(&probe).to_vec();
+        assert_eq!(icmp.len(), 1400);
+        let mut answer = [0; 148];
+        assert_eq!(reply(B, A, &icmp, &mut answer), PROBE);
+        let reply = Message::Reply {
+            identifier: 7,
+            sequence: 9,
+        };
+        assert_eq!(parse(&answer[20..PROBE]), reply);
+        let stranger = [&[8; 8][..], &[0; 1000]].concat();
+        assert_eq!(
+            parse(&stranger),
+            Message::Other,
+            "nobody else is answered at length"
+        );
     }
 
     proptest! {
@@ -186,7 +242,8 @@ mod tests {
             }
             if let Message::Request { .. } = parse(&icmp) {
                 let mut answer = [0; 148];
-                prop_assert_eq!(reply(B, A, &icmp, &mut answer), icmp.len() + 20);
+                let length = if icmp.len() > MAX_ECHO { 16 } else { icmp.len() };
+                prop_assert_eq!(reply(B, A, &icmp, &mut answer), length + 20);
             }
         }
     }

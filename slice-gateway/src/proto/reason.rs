@@ -39,6 +39,10 @@ reasons! {
     Router = "router",
     /// Longer than the slice's MTU allows.
     FrameTooLong = "frame_too_long",
+    /// Longer than the path to its destination carries; its sender was told how much that is.
+    PathTooSmall = "path_too_small",
+    /// The same, beyond the senders that are told in a moment.
+    TooManyTooLong = "too_many_too_long",
     /// Its source MAC is not one of the own cluster's.
     ForeignSource = "foreign_source",
     /// Its destination belongs to the own cluster: the bridge flooded it, nobody elsewhere wants it.

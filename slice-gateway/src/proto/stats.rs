@@ -40,6 +40,12 @@ pub struct PeerStats {
     /// Probes that were sent, and that came back.
     pub probes: u64,
     pub echoes: u64,
+    /// Bytes of the largest packet of the slice that the path carries; `None` until it is known.
+    pub path_mtu: Option<u16>,
+    /// How often that has become less.
+    pub shrunk: u64,
+    /// Frames that were longer, and went in fragments.
+    pub fragmented: u64,
     pub rtts: Rtts,
     pub losses: Losses,
     pub sent: Carried,
@@ -68,6 +74,7 @@ impl PeerStats {
         self.away |= other.away;
         self.handshake_age = self.handshake_age.max(other.handshake_age);
         self.rtt = self.rtt.max(other.rtt);
+        self.path_mtu = self.path_mtu.into_iter().chain(other.path_mtu).min();
         self.count(other);
     }
 
@@ -76,6 +83,8 @@ impl PeerStats {
         self.handshakes += other.handshakes;
         self.probes += other.probes;
         self.echoes += other.echoes;
+        self.shrunk += other.shrunk;
+        self.fragmented += other.fragmented;
         self.rtts.merge(&other.rtts);
         self.losses.merge(&other.losses);
         self.sent.merge(other.sent);
@@ -99,6 +108,9 @@ impl PeerStats {
             rtt: peer.liveness.rtt(),
             probes: peer.liveness.probes(),
             echoes: peer.liveness.echoes(),
+            path_mtu: peer.path_mtu.carries(),
+            shrunk: peer.path_mtu.shrunk(),
+            fragmented: peer.fragmented,
             rtts: peer.liveness.rtts(),
             losses: peer.liveness.losses(),
             sent: peer.sent,

@@ -39,7 +39,7 @@ fn rules(frames: Frames) -> Segment {
     }
     let networks = ["10.80.0.0/16", "fd42:80::/64"].map(|net| net.parse().expect("a network"));
     Segment {
-        mtu: MTU,
+        largest: MTU,
         subnets: subnets(&networks),
         frames,
         owners,

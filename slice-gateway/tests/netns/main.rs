@@ -6,6 +6,7 @@
 mod flood;
 mod interop;
 mod lab;
+mod path_mtu;
 mod traffic;
 
 use std::{

@@ -181,6 +181,7 @@ impl World {
             cluster: own.clone(),
             vni: 7,
             mtu: MTU,
+            largest_mtu: None,
             subnets: vec!["10.80.0.0/16".parse().unwrap(), "fd42:80::/64".parse().unwrap()],
             vtep: vtep(name),
             ranges: vec![range(own)],

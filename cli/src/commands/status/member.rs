@@ -316,6 +316,7 @@ fn render_tunnel(tunnel: &TunnelStatus, report: &mut Report) {
             .as_ref()
             .map(|at| format!("handshake {}", report.ago(at.0))),
     );
+    parts.extend(tunnel.path_mtu.map(|mtu| format!("packets of {mtu}")));
     report.line(format_args!("    tunnel to {} {}", tunnel.peer, parts.join(", ")));
 }
 

@@ -23,6 +23,7 @@ fn scene(subnet: &str, block: u32, ranges: &[(u32, u32)], nodes: &[&str]) -> Sce
             vni: 4097,
             subnets: vec![subnet.parse().unwrap()],
             mtu: 1370,
+            largest_mtu: None,
             block_size: block,
             cluster: "a".into(),
             cluster_number: 1,

@@ -8,7 +8,7 @@ use std::{
 
 use slice_runtime::handover::{self, ToGateway};
 
-use super::{Agent, Lab, MTU, eventually};
+use super::{Agent, Lab, eventually};
 
 const VNI: u32 = 77;
 
@@ -128,7 +128,8 @@ impl Lab {
             slice: "shop".into(),
             cluster: own.to_string(),
             vni: VNI,
-            mtu: MTU,
+            mtu: self.mtu.load(Ordering::Relaxed),
+            largest_mtu: None,
             subnets: vec![
                 "10.80.0.0/16".parse().expect("a subnet"),
                 "fd42:80::/64".parse().expect("a subnet"),

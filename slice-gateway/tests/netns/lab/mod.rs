@@ -22,7 +22,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -59,6 +59,8 @@ pub(crate) struct Lab {
     threads: u8,
     /// Clusters that every gateway is told of and that do not exist.
     pub(crate) absent: AtomicU32,
+    /// The slice's.
+    mtu: AtomicU16,
     /// New keys that were asked for.
     pub(crate) renewals: AtomicU32,
     /// Peers without an agent, whom every gateway is told of.
@@ -161,6 +163,7 @@ impl Lab {
             agents: Vec::new(),
             threads,
             absent: AtomicU32::new(0),
+            mtu: AtomicU16::new(MTU),
             renewals: AtomicU32::new(0),
             guests: Mutex::default(),
             _one: one,
@@ -288,6 +291,34 @@ impl Lab {
         serve(self.agents[agent].clone(), listener);
         let child = Some(self.spawn(&name, ordinal));
         Gateway { name, child, agent }
+    }
+
+    /// Makes the slice's packets so large: at its pods, its nodes and its gateways.
+    pub(crate) fn set_slice_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+        for name in ('a'..).zip(&self.clusters).map(|(name, _)| name) {
+            for pod in 0..2 {
+                self.ip_in(&format!("{name}-pod{pod}"), &format!("link set slice0 mtu {mtu}"));
+                self.ip_in(&format!("{name}-node"), &format!("link set p{pod} mtu {mtu}"));
+            }
+        }
+        for agent in &self.agents {
+            ip(&format!("-n {} link set {} mtu {mtu}", agent.node, agent.tap));
+        }
+        self.configure();
+    }
+
+    /// Makes the underlay's packets so large at a gateway's own device, as on a pod network with an overhead of its own.
+    pub(crate) fn set_device_mtu(&self, gateway: &str, mtu: u16) {
+        self.ip_in(gateway, &format!("link set wan mtu {mtu}"));
+    }
+
+    /// Makes the path to and from a gateway carry so much; what is longer disappears without a word.
+    pub(crate) fn set_path_mtu(&self, gateway: &str, mtu: u16) {
+        let port = gateway.replace("-gw", "");
+        // A device takes a VLAN tag beyond its MTU (net/core/dev.c: is_skb_forwardable), and so a packet longer by that.
+        let mtu = mtu - 4;
+        self.ip_in("wan", &format!("link set {port} mtu {mtu}"));
     }
 
     fn create_tap(&self, node: &str, name: &str) {

@@ -1,0 +1,190 @@
+//! Paths that carry less than the slice would use: by the gateway's own device, or somewhere behind it without a word.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+
+use super::{
+    addresses,
+    lab::{Lab, MTU, Underlay, eventually, within},
+};
+
+sockopt_impl!(
+    /// What the sender of a packet that may not be cut learns of its path.
+    MtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int
+);
+
+/// Bytes around a packet of the slice on an IPv4 and an IPv6 underlay.
+const OVERHEAD: [u16; 2] = [110, 130];
+
+fn path_mtu(lab: &Lab, gateway: &str) -> Option<u16> {
+    lab.report(gateway).tunnels.first()?.path_mtu
+}
+
+/// Waits until both gateways have found that packets of this size fit.
+fn await_path(lab: &Lab, mtu: u16) {
+    for gateway in ["a-gw0", "b-gw0"] {
+        let what = format!(
+            "{gateway} knows that its path carries {mtu}, and not {:?}",
+            path_mtu(lab, gateway)
+        );
+        eventually(&what, || (path_mtu(lab, gateway) == Some(mtu)).then_some(()));
+    }
+}
+
+/// Sends a megabyte over TCP each way.
+fn transfer(lab: &Lab, address: usize) {
+    for (from, to, cluster) in [("a-pod0", "b-pod0", 'b'), ("b-pod0", "a-pod0", 'a')] {
+        let to_address = addresses(cluster, 0)[address];
+        let listener = within(&lab.at(to), || TcpListener::bind((to_address, 0)).unwrap());
+        let target = listener.local_addr().unwrap();
+        let receiver = thread::spawn(move || {
+            let mut received = Vec::new();
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.read_to_end(&mut received).map(|_| received.len())
+        });
+        let mut stream = within(&lab.at(from), || TcpStream::connect(target).unwrap());
+        stream.write_all(&vec![7; 1 << 20]).unwrap();
+        drop(stream);
+        assert_eq!(
+            receiver.join().unwrap().unwrap(),
+            1 << 20,
+            "{from} to {to_address}"
+        );
+    }
+}
+
+/// Whether a datagram makes an IP packet of `size` bytes that arrives; `cut` where it may be fragmented.
+fn arrives(lab: &Lab, pod: u32, size: u16, v6: bool, cut: bool) -> bool {
+    let to = addresses('b', pod)[usize::from(v6)];
+    let receiver = within(&lab.at(&format!("b-pod{pod}")), || {
+        std::net::UdpSocket::bind((to, 0)).unwrap()
+    });
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let target = receiver.local_addr().unwrap();
+    let from = addresses('a', 0)[usize::from(v6)];
+    let sender = within(&lab.at("a-pod0"), || {
+        std::net::UdpSocket::bind((from, 0)).unwrap()
+    });
+    if let (IpAddr::V4(_), true) = (to, cut) {
+        setsockopt(&sender, MtuDiscover, &libc::IP_PMTUDISC_DONT).unwrap();
+    }
+    let headers = if v6 { 48 } else { 28 };
+    let payload = vec![3; usize::from(size) - headers];
+    sender.send_to(&payload, target).is_ok()
+        && receiver
+            .recv(&mut [0; 9000])
+            .is_ok_and(|length| length == payload.len())
+}
+
+#[test]
+fn a_pod_network_with_an_overhead_of_its_own_is_no_black_hole() {
+    for (place, underlay) in [Underlay::V4, Underlay::V6].into_iter().enumerate() {
+        let lab = Lab::new(&[1, 1], underlay);
+        for gateway in ["a-gw0", "b-gw0"] {
+            lab.set_device_mtu(gateway, 1450);
+        }
+        transfer(&lab, 0);
+        transfer(&lab, 1);
+        await_path(&lab, 1450 - OVERHEAD[place]);
+    }
+}
+
+#[test]
+fn jumbo_packets_go_as_far_as_the_path_carries() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    for gateway in ["a-gw0", "b-gw0"] {
+        lab.set_device_mtu(gateway, 9000);
+        lab.set_path_mtu(gateway, 9000);
+    }
+    lab.set_slice_mtu(8870);
+    await_path(&lab, 8870);
+    transfer(&lab, 0);
+    lab.set_path_mtu("b-gw0", 1500);
+    transfer(&lab, 0);
+    transfer(&lab, 1);
+    await_path(&lab, 1390);
+}
+
+#[test]
+fn a_path_that_narrows_and_widens_stalls_no_stream_for_long() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    // What travels as one through this kernel is measured as one by no device.
+    lab.plain_wire();
+    await_path(&lab, MTU);
+    let to = addresses('b', 0)[0];
+    let listener = within(&lab.at("b-pod0"), || TcpListener::bind((to, 0)).unwrap());
+    let target = listener.local_addr().unwrap();
+    let (stop, longest) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut buffer, mut last) = ([0; 65536], Instant::now());
+            while stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                let gap = u64::try_from(last.elapsed().as_millis()).unwrap();
+                longest.fetch_max(gap, Ordering::Relaxed);
+                last = Instant::now();
+            }
+        });
+        scope.spawn(|| {
+            let mut stream = within(&lab.at("a-pod0"), || TcpStream::connect(target).unwrap());
+            // Paced: the machine is to be busy with the path and not with the stream.
+            while !stop.load(Ordering::Relaxed) && stream.write_all(&[7; 20_000]).is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let narrow = || {
+            lab.set_path_mtu("b-gw0", 1400);
+            let narrowed = Instant::now();
+            let found = || (path_mtu(&lab, "a-gw0") == Some(1290)).then(|| narrowed.elapsed());
+            let took = eventually("the path is known to carry 1290", found);
+            // What is in flight is sent again.
+            thread::sleep(Duration::from_secs(2));
+            took
+        };
+        let took = narrow();
+        let narrowed = longest.swap(0, Ordering::Relaxed);
+        lab.set_path_mtu("b-gw0", 1500);
+        let widened = || (path_mtu(&lab, "a-gw0") == Some(MTU)).then_some(());
+        eventually("the path is known to carry all again", widened);
+        let widened = longest.load(Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
+        println!("known after {took:?}; the stream stood {narrowed} ms, and {widened} ms when it widened");
+        assert!(narrowed < 2000 && widened < 2000, "{narrowed} ms, {widened} ms");
+    });
+}
+
+#[test]
+fn an_underlay_of_1280_carries_ipv6_in_fragments() {
+    for (place, underlay) in [Underlay::V4, Underlay::V6].into_iter().enumerate() {
+        let lab = Lab::new(&[1, 1], underlay);
+        for gateway in ["a-gw0", "b-gw0"] {
+            lab.set_device_mtu(gateway, 1280);
+        }
+        let carries = 1280 - OVERHEAD[place];
+        transfer(&lab, 0);
+        transfer(&lab, 1);
+        await_path(&lab, carries);
+        assert!(
+            arrives(&lab, 1, 1280, true, false),
+            "IPv6 has 1280 bytes everywhere"
+        );
+        assert!(!arrives(&lab, 1, MTU, true, false), "a longer one is lost");
+        assert!(arrives(&lab, 1, MTU, true, false), "and its sender knows");
+        assert!(arrives(&lab, 1, carries, false, false));
+        assert!(arrives(&lab, 1, MTU, false, true), "what may be cut is cut");
+    }
+}
