@@ -15,7 +15,7 @@ const OVERHEAD: u16 = 130;
 /// IPv6 needs at least this (RFC 8200 §5): where a path carries less, larger packets travel in fragments.
 const V6_MIN: u16 = 1280;
 /// What an underlay of 1280 bytes carries.
-pub(super) const MIN: u16 = V6_MIN - OVERHEAD;
+const MIN: u16 = V6_MIN - OVERHEAD;
 /// Where no member has reported how large its packets may be.
 const ETHERNET: u16 = 1500;
 

@@ -18,9 +18,9 @@ use slice_crds::{
     wire::{AllocationState as State, ClusterAllocation, SliceAllocation, SliceAllocationSpec},
 };
 
-use super::size::{self, Sizes};
 use super::{
     core::Hub,
+    size::{self, Sizes},
     state::{ClusterState, Users},
     status::{self, Trouble},
 };
@@ -377,16 +377,11 @@ impl Hub {
     fn sizes(&self, config: &SliceConfig, subnets: Subnets, members: &[Member]) -> Sizes {
         let chosen = || members.iter().filter(|member| member.chosen);
         let underlays = chosen().filter_map(|member| self.clusters.get(&member.name)?.facts()?.underlay_mtu);
-        let names: BTreeSet<&str> = chosen().map(|member| member.name.as_str()).collect();
-        let narrow = chosen()
-            .filter_map(|member| member.claim.as_ref())
-            .flat_map(|claim| &claim.narrow_paths)
-            .filter(|(cluster, _)| names.contains(cluster.as_str()));
         size::of_slice(
             config.spec.gateway.mtu,
             subnets.v6.is_some(),
             underlays.min(),
-            narrow.map(|(_, mtu)| *mtu).min(),
+            narrowest(chosen()).map(|(_, _, mtu)| mtu),
         )
     }
 
@@ -436,6 +431,21 @@ fn given(name: &str, vni: u32, scene: &Scene<'_>) -> Option<Given> {
             .config
             .map_or(index::MAX_ORDINAL + 1, |config| config.spec.gateway.replicas),
     })
+}
+
+/// The path between two of these members that carries least, of those that carry less than their nodes: from, to, bytes.
+pub(super) fn narrowest<'a>(
+    members: impl Iterator<Item = &'a Member> + Clone,
+) -> Option<(&'a str, &'a str, u16)> {
+    let names: BTreeSet<&str> = members.clone().map(|member| member.name.as_str()).collect();
+    let claims = members.filter_map(|member| Some((member.name.as_str(), member.claim.as_ref()?)));
+    let paths = claims.flat_map(|(from, claim)| {
+        let paths = claim.narrow_paths.iter();
+        paths.map(move |(to, mtu)| (from, to.as_str(), *mtu))
+    });
+    paths
+        .filter(|(_, to, _)| names.contains(to))
+        .min_by_key(|(_, _, mtu)| *mtu)
 }
 
 fn request_config(config: &SliceConfig, subnets: Subnets, sizes: Sizes) -> allocation::Config<'_> {

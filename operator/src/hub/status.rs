@@ -12,7 +12,7 @@ use slice_crds::{
 
 use super::{
     core::Hub,
-    slice::{Member, Scene, ranges_of},
+    slice::{Member, Scene, narrowest, ranges_of},
     state::{ClusterState, Users},
 };
 use crate::{
@@ -288,14 +288,7 @@ fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdic
     let (mtu, largest) = current.map_or((0, 0), |current| {
         (current.mtu, current.largest_mtu.unwrap_or(current.mtu))
     });
-    let claims = served
-        .iter()
-        .filter_map(|member| Some((&member.name, member.claim.as_ref()?)));
-    let paths =
-        claims.flat_map(|(from, claim)| claim.narrow_paths.iter().map(move |(to, mtu)| (from, to, *mtu)));
-    let narrow = paths
-        .filter(|(_, to, carries)| *carries < largest && served.iter().any(|member| member.name == **to))
-        .min_by_key(|(_, _, carries)| *carries);
+    let narrow = narrowest(served.iter().copied()).filter(|(_, _, carries)| *carries < largest);
     let Some((from, to, carries)) = narrow else {
         return Verdict::yes(
             conditions::PATH_MTU,

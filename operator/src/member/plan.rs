@@ -574,19 +574,16 @@ impl Member {
             .iter()
             .filter(|warning| !self.dns_warnings.contains(warning))
         {
-            let Some((namespace, name)) = &warning.config else {
+            let Some(id) = &warning.config else {
                 continue;
             };
             self.notices.push(Notice {
                 regarding: ObjectReference {
                     api_version: Some("v1".to_owned()),
                     kind: Some("ConfigMap".to_owned()),
-                    namespace: Some(namespace.clone()),
-                    name: Some(name.clone()),
-                    uid: warning
-                        .config
-                        .as_ref()
-                        .and_then(|id| Some(self.dns_metas.get(id)?.uid.to_string())),
+                    namespace: Some(id.0.clone()),
+                    name: Some(id.1.clone()),
+                    uid: self.dns_metas.get(id).map(|meta| meta.uid.to_string()),
                     ..ObjectReference::default()
                 },
                 warning: true,

@@ -10,7 +10,7 @@ use slice_crds::{
     Cidr,
     conditions::{self, Verdict, reason},
     index, names,
-    v1alpha1::{Slice, SliceNode, SliceStatus},
+    v1alpha1::{Slice, SliceNode, SliceStatus, TunnelStatus},
     wire::{
         Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, NarrowPath, Peer,
         ReportWarning, WIRE,
@@ -232,18 +232,20 @@ fn attachments(from: &OfSlice<'_>) -> u32 {
     all.saturating_sub(from.dns_pods)
 }
 
-/// Clusters that none of the gateways has a tunnel to.
-fn unreached(state: &SliceState) -> Vec<String> {
-    let peers = state.object.iter().flat_map(|object| &object.spec.peers);
-    let up: BTreeSet<&str> = state
-        .gateways
-        .values()
-        .filter(|gateway| !gateway.spec.lost)
+/// The tunnels that are up, of all gateways, with the cluster or host that each leads to.
+fn tunnels_up(state: &SliceState) -> impl Iterator<Item = (&str, &TunnelStatus)> {
+    let gateways = state.gateways.values().filter(|gateway| !gateway.spec.lost);
+    gateways
         .filter_map(|gateway| gateway.status.as_ref())
         .flat_map(|status| &status.tunnels)
         .filter(|tunnel| tunnel.up)
-        .filter_map(|tunnel| tunnel.peer.split('/').next())
-        .collect();
+        .filter_map(|tunnel| Some((tunnel.peer.split('/').next()?, tunnel)))
+}
+
+/// Clusters that none of the gateways has a tunnel to.
+fn unreached(state: &SliceState) -> Vec<String> {
+    let peers = state.object.iter().flat_map(|object| &object.spec.peers);
+    let up: BTreeSet<&str> = tunnels_up(state).map(|(cluster, _)| cluster).collect();
     // A host outside the clusters may be switched off.
     peers
         .filter(|peer| peer.number != index::OUTSIDE && !up.contains(peer.name.as_str()))
@@ -256,17 +258,9 @@ fn narrow_paths(state: &SliceState) -> Vec<NarrowPath> {
     let Some(largest) = state.object.as_ref().and_then(|object| object.spec.largest_mtu) else {
         return vec![];
     };
-    let gateways = state.gateways.values().filter(|gateway| !gateway.spec.lost);
-    let tunnels = gateways
-        .filter_map(|gateway| gateway.status.as_ref())
-        .flat_map(|status| &status.tunnels)
-        .filter(|tunnel| tunnel.up);
     let mut narrow: BTreeMap<&str, u16> = BTreeMap::new();
-    for tunnel in tunnels {
-        let (Some(mtu), Some(cluster)) = (tunnel.path_mtu, tunnel.peer.split('/').next()) else {
-            continue;
-        };
-        if mtu < largest {
+    for (cluster, tunnel) in tunnels_up(state) {
+        if let Some(mtu) = tunnel.path_mtu.filter(|mtu| *mtu < largest) {
             let known = narrow.entry(cluster).or_insert(mtu);
             *known = mtu.min(*known);
         }

@@ -83,8 +83,8 @@ pub const TICK: Duration = Duration::from_millis(50);
 /// How often it is looked where the peers are, which decides whose handshakes go first in a flood.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Senders that are told in a [`TICK`] that their packets are too long.
-const MAX_TOLD: u32 = 64;
+/// Answers to packets that are too long ([`too_big`]) in a [`TICK`].
+const MAX_TOO_BIG: u32 = 64;
 
 /// Events that wait for [`Gateway::poll_event`]; the oldest goes first.
 const MAX_EVENTS: usize = 1024;
@@ -122,8 +122,8 @@ pub struct Gateway {
     away: bool,
     /// Room for a padded probe; kept for its memory.
     padded: Vec<u8>,
-    /// Senders that may still be told in this tick that their packets are too long.
-    may_tell: u32,
+    /// Of [`MAX_TOO_BIG`], what is left in this tick.
+    too_big_left: u32,
     need_of_others: Need,
     next_tick: Instant,
     /// When the peers' addresses are looked through again.
@@ -148,7 +148,7 @@ impl Gateway {
             route: Vec::new(),
             away: false,
             padded: Vec::new(),
-            may_tell: MAX_TOLD,
+            too_big_left: MAX_TOO_BIG,
             need_of_others: Need::Nobody,
             next_tick: now + TICK,
             next_look: now,
@@ -355,7 +355,7 @@ impl Gateway {
         let Some(length) = too_big::answer(bytes, read, carries, longest, &mut answer) else {
             return Ok(());
         };
-        self.may_tell = self.may_tell.checked_sub(1).ok_or(Reason::TooManyTooLong)?;
+        self.too_big_left = self.too_big_left.checked_sub(1).ok_or(Reason::TooManyTooLong)?;
         let room = out.frame(HEADROOM + length).ok_or(Reason::ReceiveBufferFull)?;
         room[HEADROOM..HEADROOM + length].copy_from_slice(&answer[..length]);
         out.deliver(HEADROOM, HEADROOM + length);
@@ -441,7 +441,7 @@ impl Gateway {
             return;
         }
         self.next_tick = now + TICK;
-        self.may_tell = MAX_TOLD;
+        self.too_big_left = MAX_TOO_BIG;
         if now >= self.next_look {
             self.next_look = now + LOOK_EVERY;
             let peers = self.peers.iter();
@@ -578,22 +578,18 @@ fn inbound(
             out.deliver(HEADROOM, length);
             Ok(())
         }
-        Inner::Icmp(icmp) => {
-            // One more than is answered in full.
-            let mut copy = [0; probe::MAX_ECHO + 1];
-            let length = icmp.len().min(copy.len());
-            match probe::parse(icmp) {
-                Message::Request { word, answers_padded } => {
-                    copy[..length].copy_from_slice(&icmp[..length]);
-                    peer.on_probe(config.vtep, (word, answers_padded), &copy[..length], out);
-                    Ok(())
-                }
-                Message::Reply { identifier, sequence } => {
-                    peer.on_echo(now, identifier, sequence);
-                    Ok(())
-                }
-                Message::Other => Err(Reason::NotVxlan),
+        Inner::Icmp(icmp) => match probe::parse(icmp) {
+            Message::Request { word, answers_padded } => {
+                let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
+                let length = probe::reply(config.vtep, peer.vtep, icmp, &mut answer);
+                peer.on_probe(word, answers_padded, &answer[..length], out);
+                Ok(())
             }
-        }
+            Message::Reply { identifier, sequence } => {
+                peer.on_echo(now, identifier, sequence);
+                Ok(())
+            }
+            Message::Other => Err(Reason::NotVxlan),
+        },
     }
 }

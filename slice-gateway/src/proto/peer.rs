@@ -15,7 +15,7 @@ use std::{
 use slice_frame::ethernet;
 
 use super::{
-    Destination, Fragmentation, Output, Path, Socket, config, ecn, flow, ip,
+    Destination, Fragmentation, Output, Path, Socket, config, ecn, flow,
     keyring::Serial,
     liveness::Liveness,
     mtu,
@@ -312,21 +312,19 @@ impl Peer {
         endpoint.chain(&self.configured).map(SocketAddr::ip)
     }
 
-    /// The peer probes us: answers, and takes note of what it said.
+    /// The peer probes us: sends the answer, and takes note of what it said.
     pub(super) fn on_probe(
         &mut self,
-        own: Ipv4Addr,
-        (word, answers_padded): (Option<Word>, bool),
-        icmp: &[u8],
+        word: Option<Word>,
+        answers_padded: bool,
+        answer: &[u8],
         out: &mut impl Output,
     ) {
         self.liveness.on_probe(word);
         if answers_padded {
             self.path_mtu.start();
         }
-        let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
-        let length = probe::reply(own, self.vtep, icmp, &mut answer);
-        self.send(&answer[..length], ecn::NOT_ECT, Fragmentation::Never, out);
+        self.send(answer, ecn::NOT_ECT, Fragmentation::Never, out);
     }
 
     /// The peer answered a probe.

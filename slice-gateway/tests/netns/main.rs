@@ -23,6 +23,8 @@ use socket2::SockRef;
 use traffic::{Pinger, frame, receive_all};
 
 const ODD: u16 = 0x88b5;
+/// Nobody waits longer for the next bytes of a stream.
+const SILENCE: Duration = Duration::from_secs(10);
 const MARKER: &[u8] = b"the crown jewels of the slice";
 
 /// Sends `bytes` over TCP from one pod to another's address in the slice and checks that they arrive.
@@ -32,12 +34,21 @@ fn transfer(lab: &Lab, from: &str, to: (&str, IpAddr), bytes: usize) -> Duration
 
 /// The same over an interface with that MTU.
 fn transfer_over(lab: &Lab, from: &str, to: (&str, IpAddr), mtu: u16, bytes: usize) -> Duration {
+    let (mss, took) = send_over_tcp(lab, from, to, bytes);
+    let expected_mss = u32::from(mtu) - if to.1.is_ipv4() { 40 } else { 60 } - 12;
+    assert_eq!(mss, expected_mss, "segments fill the MTU");
+    took
+}
+
+/// The same whatever the size of its segments, which comes back with the time.
+fn send_over_tcp(lab: &Lab, from: &str, to: (&str, IpAddr), bytes: usize) -> (u32, Duration) {
     let payload: Vec<u8> = MARKER.iter().copied().cycle().take(bytes).collect();
     let listener = within(&lab.at(to.0), || TcpListener::bind((to.1, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let expected = payload.clone();
     let receiver = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(SILENCE)).unwrap();
         let mut received = Vec::new();
         stream.read_to_end(&mut received).unwrap();
         received == expected
@@ -45,15 +56,10 @@ fn transfer_over(lab: &Lab, from: &str, to: (&str, IpAddr), mtu: u16, bytes: usi
     let start = Instant::now();
     let mut stream = within(&lab.at(from), || TcpStream::connect(address).unwrap());
     stream.write_all(&payload).unwrap();
-    let expected_mss = u32::from(mtu) - if address.is_ipv4() { 40 } else { 60 } - 12;
-    assert_eq!(
-        SockRef::from(&stream).tcp_mss().unwrap(),
-        expected_mss,
-        "segments fill the MTU"
-    );
+    let mss = SockRef::from(&stream).tcp_mss().unwrap();
     drop(stream);
     assert!(receiver.join().unwrap(), "{bytes} bytes arrive unchanged");
-    start.elapsed()
+    (mss, start.elapsed())
 }
 
 fn addresses(cluster: char, pod: u32) -> [IpAddr; 2] {

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, TcpListener, TcpStream},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use super::{
     addresses,
     lab::{Lab, MTU, Underlay, eventually, within},
+    send_over_tcp,
 };
 
 sockopt_impl!(
@@ -42,26 +43,28 @@ fn await_path(lab: &Lab, mtu: u16) {
     }
 }
 
-/// Sends a megabyte over TCP each way.
-fn transfer(lab: &Lab, address: usize) {
+/// Sends a megabyte over TCP each way, in the family at that place of [`addresses`].
+fn transfer(lab: &Lab, family: usize) {
     for (from, to, cluster) in [("a-pod0", "b-pod0", 'b'), ("b-pod0", "a-pod0", 'a')] {
-        let to_address = addresses(cluster, 0)[address];
-        let listener = within(&lab.at(to), || TcpListener::bind((to_address, 0)).unwrap());
-        let target = listener.local_addr().unwrap();
-        let receiver = thread::spawn(move || {
-            let mut received = Vec::new();
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            stream.read_to_end(&mut received).map(|_| received.len())
-        });
-        let mut stream = within(&lab.at(from), || TcpStream::connect(target).unwrap());
-        stream.write_all(&vec![7; 1 << 20]).unwrap();
-        drop(stream);
-        assert_eq!(
-            receiver.join().unwrap().unwrap(),
-            1 << 20,
-            "{from} to {to_address}"
-        );
+        send_over_tcp(lab, from, (to, addresses(cluster, 0)[family]), 1 << 20);
+    }
+}
+
+/// Two clusters whose gateways' own devices take packets of this size.
+fn lab_with_devices(underlay: Underlay, mtu: u16) -> Lab {
+    let lab = Lab::new(&[1, 1], underlay);
+    for gateway in ["a-gw0", "b-gw0"] {
+        lab.set_device_mtu(gateway, mtu);
+    }
+    lab
+}
+
+/// Ends what goes on beside a test, also where that fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -93,10 +96,7 @@ fn arrives(lab: &Lab, pod: u32, size: u16, v6: bool, cut: bool) -> bool {
 #[test]
 fn a_pod_network_with_an_overhead_of_its_own_is_no_black_hole() {
     for (place, underlay) in [Underlay::V4, Underlay::V6].into_iter().enumerate() {
-        let lab = Lab::new(&[1, 1], underlay);
-        for gateway in ["a-gw0", "b-gw0"] {
-            lab.set_device_mtu(gateway, 1450);
-        }
+        let lab = lab_with_devices(underlay, 1450);
         transfer(&lab, 0);
         transfer(&lab, 1);
         await_path(&lab, 1450 - OVERHEAD[place]);
@@ -105,9 +105,8 @@ fn a_pod_network_with_an_overhead_of_its_own_is_no_black_hole() {
 
 #[test]
 fn jumbo_packets_go_as_far_as_the_path_carries() {
-    let lab = Lab::new(&[1, 1], Underlay::V4);
+    let lab = lab_with_devices(Underlay::V4, 9000);
     for gateway in ["a-gw0", "b-gw0"] {
-        lab.set_device_mtu(gateway, 9000);
         lab.set_path_mtu(gateway, 9000);
     }
     lab.set_slice_mtu(8870);
@@ -128,14 +127,15 @@ fn a_path_that_narrows_and_widens_stalls_no_stream_for_long() {
     let to = addresses('b', 0)[0];
     let listener = within(&lab.at("b-pod0"), || TcpListener::bind((to, 0)).unwrap());
     let target = listener.local_addr().unwrap();
-    let (stop, longest) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, longest, received) = (AtomicBool::new(false), AtomicU64::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
             let (mut buffer, mut last) = ([0; 65536], Instant::now());
-            while stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
                 let gap = u64::try_from(last.elapsed().as_millis()).unwrap();
                 longest.fetch_max(gap, Ordering::Relaxed);
+                received.fetch_add(length, Ordering::Relaxed);
                 last = Instant::now();
             }
         });
@@ -146,23 +146,24 @@ fn a_path_that_narrows_and_widens_stalls_no_stream_for_long() {
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        let narrow = || {
-            lab.set_path_mtu("b-gw0", 1400);
-            let narrowed = Instant::now();
-            let found = || (path_mtu(&lab, "a-gw0") == Some(1290)).then(|| narrowed.elapsed());
-            let took = eventually("the path is known to carry 1290", found);
-            // What is in flight is sent again.
-            thread::sleep(Duration::from_secs(2));
-            took
+        let _stop = StopOnDrop(&stop);
+        // Until the path is known to carry so much and the stream goes on: the longest silence meanwhile.
+        let change = |underlay: u16, carries: u16| {
+            longest.store(0, Ordering::Relaxed);
+            lab.set_path_mtu("b-gw0", underlay);
+            let changed = Instant::now();
+            let known = eventually(&format!("the path is known to carry {carries}"), || {
+                (path_mtu(&lab, "a-gw0") == Some(carries)).then(|| changed.elapsed())
+            });
+            let before = received.load(Ordering::Relaxed);
+            eventually("the stream goes on", || {
+                (received.load(Ordering::Relaxed) > before + (1 << 20)).then_some(())
+            });
+            println!("{underlay}: known after {known:?}");
+            longest.load(Ordering::Relaxed)
         };
-        let took = narrow();
-        let narrowed = longest.swap(0, Ordering::Relaxed);
-        lab.set_path_mtu("b-gw0", 1500);
-        let widened = || (path_mtu(&lab, "a-gw0") == Some(MTU)).then_some(());
-        eventually("the path is known to carry all again", widened);
-        let widened = longest.load(Ordering::Relaxed);
-        stop.store(true, Ordering::Relaxed);
-        println!("known after {took:?}; the stream stood {narrowed} ms, and {widened} ms when it widened");
+        let (narrowed, widened) = (change(1400, 1290), change(1500, MTU));
+        println!("the stream stood {narrowed} ms, and {widened} ms when it widened");
         assert!(narrowed < 2000 && widened < 2000, "{narrowed} ms, {widened} ms");
     });
 }
@@ -170,10 +171,7 @@ fn a_path_that_narrows_and_widens_stalls_no_stream_for_long() {
 #[test]
 fn an_underlay_of_1280_carries_ipv6_in_fragments() {
     for (place, underlay) in [Underlay::V4, Underlay::V6].into_iter().enumerate() {
-        let lab = Lab::new(&[1, 1], underlay);
-        for gateway in ["a-gw0", "b-gw0"] {
-            lab.set_device_mtu(gateway, 1280);
-        }
+        let lab = lab_with_devices(underlay, 1280);
         let carries = 1280 - OVERHEAD[place];
         transfer(&lab, 0);
         transfer(&lab, 1);

@@ -74,6 +74,11 @@ impl Config {
         ids
     }
 
+    /// Whether it names OpenShift's own, which an operator there writes over.
+    fn is_openshift(&self) -> bool {
+        matches!(self, Self::Named(namespace, _) if namespace == OPENSHIFT)
+    }
+
     /// Those of them with a Corefile of the cluster's DNS.
     fn corefiles<'a>(&self, there: &'a ConfigMaps) -> Vec<(&'a Id, &'a Data)> {
         let is_corefile = |(namespace, name): &Id| match self {
@@ -117,13 +122,11 @@ pub struct Warning {
 
 pub fn plan(request: &Request<'_>) -> Plan {
     let mut plan = Plan::default();
-    let is_off = *request.config == Config::Off;
-    let corefiles = request.config.corefiles(request.there);
-    if is_off {
+    if *request.config == Config::Off {
         return plan;
     }
-    let is_reverted = matches!(request.config, Config::Named(namespace, _) if namespace == OPENSHIFT);
-    if corefiles.is_empty() || is_reverted {
+    let corefiles = request.config.corefiles(request.there);
+    if corefiles.is_empty() || request.config.is_openshift() {
         plan.warnings.extend(unknown(request));
         return plan;
     }
@@ -202,13 +205,11 @@ fn plan_custom(
         .filter(|(key, _)| key.ends_with(CUSTOM_SUFFIX) && *key != CUSTOM_KEY);
     let mut is_there = false;
     for (key, text) in others {
-        let Ok(read) = corefile::read(text) else {
-            // It is CoreDNS that has trouble with it, unless it is about our zone.
-            if text.contains(SLICE_ZONE) {
-                let error = corefile::read(text).err().map(Trouble::from);
-                return Err((Some(key.clone()), error.unwrap_or(Trouble::Foreign(1))));
-            }
-            continue;
+        let read = match corefile::read(text) {
+            Ok(read) => read,
+            Err(error) if text.contains(SLICE_ZONE) => return Err((Some(key.clone()), error.into())),
+            // It is CoreDNS that has trouble with it.
+            Err(_) => continue,
         };
         if let Some(line) = stub::foreign(text, &read, request.dns) {
             return Err((Some(key.clone()), Trouble::Foreign(line)));
@@ -230,7 +231,7 @@ fn imports_custom(text: &str) -> bool {
 fn unknown(request: &Request<'_>) -> Option<Warning> {
     let Request { config, dns, .. } = request;
     let off = "then set operator.corednsConfig of the chart to \"\"";
-    if request.is_openshift || matches!(config, Config::Named(namespace, _) if namespace == OPENSHIFT) {
+    if request.is_openshift || config.is_openshift() {
         let message = format!(
             "names of slices do not resolve: OpenShift's DNS operator owns the configuration. Add this to spec.servers of \
              dns.operator.openshift.io/default, {off}:\n- name: weft\n  zones: [{SLICE_ZONE}]\n  forwardPlugin: {{upstreams: \
