@@ -166,6 +166,10 @@ bench-scale: setup lab-down ## Measure both operators at scale; 15 min, in labs 
 bench-flood: tools ## Measure what a flood of bogus handshakes leaves of a flow; fails below four fifths
 	$(call phase,flood,cargo bench -p slice-gateway --bench flood)
 
+.PHONY: bench-idle
+bench-idle: tools ## Measure what 500 peers cost a gateway that carries nothing (root, 1 min); fails above 2 % of a core
+	$(call phase,an idle gateway,cargo bench -p slice-gateway --bench idle)
+
 .PHONY: bench-agent
 bench-agent: tools ## Measure the agent with 100 slices and 200 nodes: simulated objects, a real kernel (root, 1 min)
 	$(call phase,an agent in a large cluster,cargo bench --profile lab -p slice-netop --bench agent)

@@ -20,7 +20,7 @@ use crate::{
         udp::Received,
         vnet,
     },
-    proto::{Change, Event, Gateway, HEADROOM, Key, Path, Socket, config::encode_key, lane::Lane},
+    proto::{Change, Endpoint, Event, Gateway, HEADROOM, Key, Socket, config::encode_key, lane::Lane},
     shared::{Figures, KeyLetter, Shared},
 };
 
@@ -32,6 +32,9 @@ const BYTES_PER_TURN: usize = 256 << 10;
 const FLUSH_BYTES: usize = 192 << 10;
 /// Parcels of other lanes that are taken in a turn.
 const PARCELS_PER_TURN: usize = 64;
+/// Calls that read what waits after this process stood still: more than a full socket holds. In any other turn it is one,
+/// so that neither side waits for the other.
+const CALLS_AFTER_STALL: usize = 256;
 /// Longest frame that is read.
 const MAX_FRAME: usize = 65_536 + 64;
 /// How often the figures are published.
@@ -112,11 +115,16 @@ impl Driver {
                 return Ok(());
             }
             // The network first: what proves that a peer lives must be seen before the clock is.
-            if ready.listening {
-                self.receive(Socket::Listening);
-            }
-            if ready.dialing {
-                self.receive(Socket::Dialing);
+            let stalled = self.gateway.has_stalled(Instant::now());
+            let calls = if stalled { CALLS_AFTER_STALL } else { 1 };
+            for (socket, ready) in [
+                (Socket::Listening, ready.listening),
+                (Socket::Dialing, ready.dialing),
+            ] {
+                let mut left = if ready || stalled { calls } else { 0 };
+                while left > 0 && self.receive(socket) {
+                    left -= 1;
+                }
             }
             if ready.tap {
                 let before = self.figures.frames_read;
@@ -240,6 +248,7 @@ impl Driver {
             if let Err(error) = self.batches.sockets_mut().set_dscp(config.dscp) {
                 tracing::warn!(%error, dscp = config.dscp, "code point not set");
             }
+            self.batches.sockets_mut().retry_segmentation();
             self.gateway.reconfigure(now, config);
         }
         for letter in letters.keys {
@@ -276,21 +285,25 @@ impl Driver {
         exchange.call(self.lane);
     }
 
-    fn receive(&mut self, socket: Socket) {
+    /// Takes a batch of datagrams; `false` where there are none.
+    fn receive(&mut self, socket: Socket) -> bool {
         let sockets = self.batches.sockets();
         let udp = match socket {
             Socket::Listening => Some(sockets.listening()),
             Socket::Dialing => sockets.dialing(),
         };
-        let Some(udp) = udp else { return };
+        let Some(udp) = udp else { return false };
         match udp.receive(&mut self.received) {
             Ok(()) => self.figures.receive_calls += 1,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => return tracing::debug!(%error, "datagrams not received"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => {
+                tracing::debug!(%error, "datagrams not received");
+                return false;
+            }
         }
         let now = Instant::now();
         for (address, ecn, bytes, segment) in self.received.messages() {
-            let from = Path { address, socket };
+            let from = Endpoint { address, socket };
             self.figures.received.add(bytes.len().div_ceil(segment));
             for datagram in bytes.chunks(segment) {
                 self.gateway
@@ -301,6 +314,7 @@ impl Driver {
             }
         }
         self.batches.flush_frames(self.tap.as_mut());
+        true
     }
 
     fn read_frames(&mut self) {

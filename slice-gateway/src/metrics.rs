@@ -223,6 +223,11 @@ fn families(figures: &Figures) -> Families {
         each(|peer| peer.probes),
     );
     all.counter(
+        ("tunnel_downs_total", "How often the tunnel to the peer went down"),
+        PER_PEER,
+        each(|peer| peer.downs),
+    );
+    all.counter(
         (
             "path_mtu_decreases_total",
             "How often the path to the peer carries less than before",
@@ -484,6 +489,7 @@ mod tests {
             handshake_age: None,
             handshakes: 1,
             rtt: Some(std::time::Duration::from_millis(2)),
+            downs: 0,
             probes: 8,
             echoes: 7,
             path_mtu: Some(1340),

@@ -19,7 +19,7 @@ use super::{
     vnet,
 };
 use crate::{
-    proto::{Destination, Drops, Fragmentation, Output, Path, Reason, lane::Note},
+    proto::{Destination, Drops, Endpoint, Fragmentation, Output, Reason, lane::Note},
     sizes::Sizes,
 };
 
@@ -94,7 +94,7 @@ impl Counts {
 
 impl Batches {
     pub fn new(sockets: Sockets, exchange: Arc<Exchange>) -> Self {
-        let nowhere = Path::from(SocketAddr::from(([0, 0, 0, 0], 0)));
+        let nowhere = Endpoint::from(SocketAddr::from(([0, 0, 0, 0], 0)));
         let batch = || Batch {
             to: nowhere.into(),
             segment: 0,
@@ -139,7 +139,7 @@ impl Batches {
             self.counts.sent.add(batch.count);
             self.counts.datagram_bytes += batch.filled as u64;
             let datagrams = &batch.bytes[..batch.filled];
-            let udp = self.sockets.get(batch.to.path.socket);
+            let udp = self.sockets.get(batch.to.endpoint.socket);
             if let Err((error, bytes)) = udp.send(batch.to, datagrams, batch.segment) {
                 let too_long = error.raw_os_error() == Some(Errno::EMSGSIZE as i32);
                 if too_long && batch.to.fragmentation == Fragmentation::Probe {
@@ -148,7 +148,7 @@ impl Batches {
                 let lost = bytes.div_ceil(batch.segment.max(1)) as u64;
                 self.counts.drops.add(Reason::SendFailed, lost);
                 // Once for each kind: while a path is broken it would be every datagram.
-                let to = batch.to.path.address;
+                let to = batch.to.endpoint.address;
                 if self.told.insert(error.raw_os_error()) {
                     tracing::warn!(%error, bytes = batch.segment, "datagrams not sent, further ones are counted only");
                 }
@@ -216,7 +216,7 @@ impl Batches {
     fn place(&mut self, to: Destination, length: usize) -> usize {
         let last = self.batches[..self.used]
             .iter()
-            .rposition(|batch| batch.to.path == to.path);
+            .rposition(|batch| batch.to.endpoint == to.endpoint);
         if let Some(place) = last {
             let batch = &mut self.batches[place];
             let fits = batch.count < MAX_SEGMENTS && batch.filled + length <= MAX_BATCH;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn to(port: u16) -> Destination {
-        Path::from(SocketAddr::from(([127, 0, 0, 1], port))).into()
+        Endpoint::from(SocketAddr::from(([127, 0, 0, 1], port))).into()
     }
 
     fn put(batches: &mut Batches, port: u16, length: usize) {
@@ -307,7 +307,7 @@ mod tests {
             .iter()
             .map(|batch| {
                 (
-                    batch.to.path.address.port(),
+                    batch.to.endpoint.address.port(),
                     batch.segment,
                     batch.count,
                     batch.filled,

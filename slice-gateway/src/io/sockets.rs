@@ -85,6 +85,14 @@ impl Sockets {
         all.try_for_each(|udp| udp.set_dscp(dscp))
     }
 
+    /// Tries groups of datagrams again where a device could not segment them.
+    pub fn retry_segmentation(&mut self) {
+        self.listening.retry_segmentation();
+        if let Some(dialing) = &mut self.dialing {
+            dialing.retry_segmentation();
+        }
+    }
+
     /// How full the queues are, together.
     ///
     /// # Errors

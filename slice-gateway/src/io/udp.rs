@@ -4,6 +4,7 @@
 //! Receiving is quinn-udp's. Sending is not, because it overrides the code point of each datagram.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -34,12 +35,17 @@ const RECEIVE_BUFFER: usize = 65_536;
 /// that follow meanwhile.
 const SEND_PATIENCE: u16 = 5;
 
+/// Addresses that are remembered as not reached in groups; with more, all are tried again.
+const MAX_UNSEGMENTED: usize = 1024;
+
 pub struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
     /// An IPv6 socket takes IPv4 addresses in their mapped form.
     v6: bool,
     segmentation: bool,
+    /// Where the device on the way out cannot segment; asked again after [`Self::retry_segmentation`].
+    unsegmented: BTreeSet<IpAddr>,
     coalescing: bool,
     dscp: u8,
     /// The kernel may cut datagrams, and routers; see [`Self::set_fragmentation`].
@@ -179,6 +185,7 @@ impl Udp {
             state,
             v6: listen.is_ipv6(),
             segmentation,
+            unsegmented: BTreeSet::new(),
             coalescing,
             dscp: 0,
             fragments: false,
@@ -203,9 +210,14 @@ impl Udp {
         })
     }
 
-    /// Whether datagrams are sent in groups.
+    /// Whether datagrams are sent in groups, wherever they go.
     pub fn segmentation(&self) -> bool {
-        self.segmentation
+        self.segmentation && self.unsegmented.is_empty()
+    }
+
+    /// Tries groups again everywhere: a path may lead by another device now.
+    pub fn retry_segmentation(&mut self) {
+        self.unsegmented.clear();
     }
 
     /// Whether datagrams are received in groups.
@@ -260,7 +272,10 @@ impl Udp {
             }
         }
         let mut suspect = false;
-        if self.segmentation && !fragments && datagrams.len() > segment {
+        let address = to.endpoint.address.ip();
+        let grouped =
+            self.segmentation && (self.unsegmented.is_empty() || !self.unsegmented.contains(&address));
+        if grouped && !fragments && datagrams.len() > segment {
             match self.send_message(to, datagrams, u16::try_from(segment).ok()) {
                 Ok(()) => return Ok(()),
                 // What a device that cannot compute checksums answers (net/ipv4/udp.c: udp_send_skb), but older
@@ -272,9 +287,10 @@ impl Udp {
         let mut failed = None;
         for datagram in datagrams.chunks(segment.max(1)) {
             match self.send_message(to, datagram, None) {
-                Ok(()) if suspect => {
-                    tracing::info!("the device cannot segment datagrams, sending them one by one");
-                    self.segmentation = false;
+                // One that is as long as those in the group: it was not their length.
+                Ok(()) if suspect && datagram.len() == segment => {
+                    tracing::info!(%address, "the device cannot segment datagrams, sending them one by one");
+                    self.forgo_segmentation(address);
                     suspect = false;
                 }
                 Ok(()) => {}
@@ -289,8 +305,15 @@ impl Udp {
         failed.map_or(Ok(()), Err)
     }
 
+    fn forgo_segmentation(&mut self, address: IpAddr) {
+        if self.unsegmented.len() == MAX_UNSEGMENTED {
+            self.unsegmented.clear();
+        }
+        self.unsegmented.insert(address);
+    }
+
     fn send_message(&self, to: Destination, bytes: &[u8], segment: Option<u16>) -> Result<(), Errno> {
-        let address = self.mapped(to.path.address);
+        let address = self.mapped(to.endpoint.address);
         // Code point and mark share a byte, and a datagram's own overrides the socket's.
         let tos = self.dscp << 2 | to.ecn;
         let class = i32::from(tos);
@@ -301,7 +324,7 @@ impl Udp {
             used += 1;
         }
         if to.ecn != ecn::NOT_ECT {
-            let v4 = to.path.address.is_ipv4();
+            let v4 = to.endpoint.address.is_ipv4();
             control[used] = if v4 {
                 ControlMessage::Ipv4Tos(&tos)
             } else {
@@ -364,7 +387,7 @@ impl AsFd for Udp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::Path;
+    use crate::proto::Endpoint;
 
     fn receive(udp: &Udp, wanted: usize) -> Vec<((SocketAddr, u8), Vec<u8>)> {
         let (mut received, mut all) = (Received::default(), Vec::new());
@@ -406,7 +429,7 @@ mod tests {
             .send(
                 Destination {
                     ecn,
-                    ..Path::from(to).into()
+                    ..Endpoint::from(to).into()
                 },
                 &datagrams,
                 1400,
@@ -473,7 +496,7 @@ mod tests {
     #[test]
     fn what_cannot_be_sent_is_told() {
         let mut udp = Udp::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        let nowhere = Path::from(SocketAddr::from(([192, 0, 2, 1], 9)));
+        let nowhere = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 9)));
         let (_, bytes) = udp.send(nowhere.into(), &[0; 3000], 1000).unwrap_err();
         assert_eq!(bytes, 3000);
     }

@@ -8,16 +8,17 @@
 use std::time::Instant;
 
 use super::{
-    Gateway, Output, Path,
+    Endpoint, Gateway, Output, endpoint,
     lane::{Initiation, Note},
-    peer::{self, Peer},
+    noise::{self, Handshake, MAX_HANDSHAKE},
+    peer::Peer,
     reason::Reason,
-    tunnel::{self, Handshake, MAX_HANDSHAKE},
+    tunnel::Tunnel,
 };
 
 impl Gateway {
     /// Takes a message that is no data.
-    pub(super) fn handshake(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut impl Output) {
+    pub(super) fn handshake(&mut self, now: Instant, from: Endpoint, datagram: &[u8], out: &mut impl Output) {
         let mut reply = [0; MAX_HANDSHAKE];
         let result = match self
             .keyring
@@ -33,11 +34,11 @@ impl Gateway {
                 self.admit(now, initiation, datagram, out)
             }
             Ok((_, Handshake::Answer { receiver })) => {
-                let slot = tunnel::slot_of(receiver);
+                let slot = noise::slot_of(receiver);
                 self.converse(now, slot, from, datagram, out)
             }
             Err((reason, cookie)) => {
-                peer::write(out, from, &reply[..cookie]);
+                endpoint::write(out, from, &reply[..cookie]);
                 Err(reason)
             }
         };
@@ -60,7 +61,7 @@ impl Gateway {
         let known = known.and_then(|slot| self.slots[*slot]);
         let peer = &self.peers[known.ok_or(Reason::UnknownPeer)?];
         // Others than our kind number their sessions as they like.
-        let tunnel = if peer.liveness.is_stock() { 0 } else { tunnel };
+        let tunnel = if peer.path.liveness.is_stock() { 0 } else { tunnel };
         let initiation = Initiation { tunnel, ..initiation };
         let lane = self.lane.of_tunnel(tunnel);
         if lane == self.lane.number() {
@@ -86,20 +87,38 @@ impl Gateway {
             tunnel,
             from,
         } = *initiation;
-        if !self.tunnels.contains_key(&(own, key, tunnel)) {
-            self.host(now, key, tunnel)?;
+        match self.tunnels.get(&(own, key, tunnel)).copied() {
+            Some(slot) => self.converse(now, slot, from, datagram, out),
+            None => self.host(now, initiation, datagram, out),
         }
-        let slot = self.tunnels.get(&(own, key, tunnel)).copied();
-        self.converse(now, slot.ok_or(Reason::UnknownPeer)?, from, datagram, out)
     }
 
-    /// Takes in a tunnel that a lane begins which only the peer has.
-    fn host(&mut self, now: Instant, key: [u8; 32], tunnel: u8) -> Result<(), Reason> {
+    /// Takes in a tunnel that a lane begins which only the peer has. Its initiation only says whose it is: anybody who
+    /// knows the peer's public key can say so, and what proves it is read by the tunnel. A stranger leaves nothing here.
+    fn host(
+        &mut self,
+        now: Instant,
+        initiation: &Initiation,
+        datagram: &[u8],
+        out: &mut impl Output,
+    ) -> Result<(), Reason> {
+        let Initiation {
+            own,
+            key,
+            tunnel: lane,
+            from,
+        } = *initiation;
         let config = self.config.as_ref().ok_or(Reason::NotConfigured)?;
         let mut gateways = config.gateways.iter();
         let gateway = gateways.find(|gateway| gateway.public_keys.contains(&key));
-        let own = (config.vtep, config.vni);
-        let guest = Peer::new(own, gateway.ok_or(Reason::UnknownPeer)?, tunnel, false);
+        let gateway = gateway.ok_or(Reason::UnknownPeer)?;
+        let identity = self.keyring.identity(own).ok_or(Reason::UnknownPeer)?;
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.slots.len());
+        let mut tunnel = Tunnel::new((own, identity), key, (slot, lane), now, &mut self.random);
+        tunnel.handshake(now, from, datagram, out)?;
+        let guest = Peer::guest((config.vtep, config.vni), gateway, lane, tunnel, now);
+        self.tunnels.insert((own, key, lane), slot);
         self.peers.push(guest);
         self.weave(now);
         Ok(())
@@ -110,7 +129,7 @@ impl Gateway {
         &mut self,
         now: Instant,
         slot: usize,
-        from: Path,
+        from: Endpoint,
         datagram: &[u8],
         out: &mut impl Output,
     ) -> Result<(), Reason> {

@@ -19,9 +19,9 @@ use std::{
 use super::{
     config::KeyPolicy,
     guard::{Guard, Look},
+    noise::{Handshake, Identity, Key, MAX_HANDSHAKE, proof_in},
     random::Random,
     reason::Reason,
-    tunnel::{Handshake, Identity, Key, MAX_HANDSHAKE, proof_in},
 };
 
 /// A key is replaced up to this much of its life early, so that the gateways of a slice do not do it together.
@@ -99,6 +99,12 @@ impl Keyring {
     pub(super) fn identities(&self) -> impl Iterator<Item = (Serial, &Identity)> {
         let all = std::iter::once(&self.current).chain(&self.former);
         all.map(|own| (own.serial, &own.identity))
+    }
+
+    /// The key with this number.
+    pub(super) fn identity(&self, serial: Serial) -> Option<&Identity> {
+        let mut identities = self.identities();
+        identities.find_map(|(other, identity)| (other == serial).then_some(identity))
     }
 
     pub(super) fn current(&self) -> Serial {
@@ -215,7 +221,7 @@ impl Own {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tunnel::Tunnel, *};
+    use super::{super::noise::Noise, *};
 
     fn key(seed: u8) -> Key {
         Key::from_random([seed; 32].into())
@@ -226,12 +232,9 @@ mod tests {
     }
 
     /// The end of a stranger's tunnel to the current key.
-    fn stranger(own: &Keyring) -> (Tunnel, [u8; 32]) {
+    fn stranger(own: &Keyring) -> (Noise, [u8; 32]) {
         let identity = Identity::new(key(200));
-        (
-            Tunnel::new(&identity, own.keys().current, 0, 3),
-            identity.public(),
-        )
+        (Noise::new(&identity, own.keys().current, 0, 3), identity.public())
     }
 
     fn initiation(key: [u8; 32]) -> Handshake {
@@ -305,7 +308,7 @@ mod tests {
         let mut own = ring(1, now);
         let (mut tunnel, public) = stranger(&own);
         let (mut datagram, mut reply) = ([0; MAX_HANDSHAKE], [0; MAX_HANDSHAKE]);
-        let mut identify = |own: &mut Keyring, tunnel: &mut Tunnel| {
+        let mut identify = |own: &mut Keyring, tunnel: &mut Noise| {
             let length = tunnel.initiate(&mut datagram);
             let from = IpAddr::from([198, 51, 100, 7]);
             own.identify(now, from, &datagram[..length], &mut reply)

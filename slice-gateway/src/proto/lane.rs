@@ -18,7 +18,7 @@
 
 use slice_runtime::handover::MAX_QUEUES;
 
-use super::{Offload, Path, keyring::Serial};
+use super::{Endpoint, Offload, keyring::Serial};
 
 /// One for each queue of the TAP device.
 pub const MAX_LANES: u8 = MAX_QUEUES;
@@ -76,5 +76,5 @@ pub struct Initiation {
     pub(super) key: [u8; 32],
     /// In which of its lanes.
     pub(super) tunnel: u8,
-    pub(super) from: Path,
+    pub(super) from: Endpoint,
 }

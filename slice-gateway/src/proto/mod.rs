@@ -9,8 +9,8 @@
 //! Everything that a call produces is written straight into buffers that the caller lends ([`Output`]): nothing is
 //! allocated per packet, and nothing is queued here. The caller's loop:
 //!
-//! 1. [`Gateway::handle_datagram`] for all that arrived from the internet, before any timeout: after a stall of the
-//!    process the proof that a peer lives may be waiting there.
+//! 1. [`Gateway::handle_datagram`] for what arrived from the internet, before any timeout; for all that waits there
+//!    where [`Gateway::has_stalled`], because the proof that a peer lives may be the last of it.
 //! 2. [`Gateway::handle_frame`] for what arrived from the slice.
 //! 3. [`Gateway::handle_timeout`] when [`Gateway::poll_timeout`] has come.
 //! 4. [`Gateway::renew`] with a new key where [`Gateway::wants_key`].
@@ -23,6 +23,7 @@
 pub mod admit;
 pub mod config;
 pub mod ecn;
+mod endpoint;
 pub mod flow;
 mod guard;
 mod handshake;
@@ -31,7 +32,9 @@ mod keyring;
 pub mod lane;
 pub mod liveness;
 pub mod mtu;
+mod noise;
 mod output;
+mod path;
 pub mod path_mtu;
 mod peer;
 pub mod probe;
@@ -63,15 +66,16 @@ use self::{
 };
 pub use self::{
     config::Config,
+    endpoint::{Endpoint, Socket},
     keyring::{Change, Keys},
-    output::{Destination, Fragmentation, Output, Path, Socket},
+    noise::Key,
+    output::{Destination, Fragmentation, Output},
     peer::Carried,
     random::Random,
     reason::{Drops, Reason},
     renewal::Need,
     segment::Offload,
     stats::{PeerStats, Stats},
-    tunnel::Key,
 };
 
 /// Bytes that a caller leaves free before each frame, for the tunnel's headers.
@@ -79,6 +83,9 @@ pub const HEADROOM: usize = vxlan::HEADER;
 
 /// How often time matters: the grain of liveness, retries and rekeying.
 pub const TICK: Duration = Duration::from_millis(50);
+
+/// A tick that comes so late says that this process stood still.
+const STALL: Duration = Duration::from_millis(150);
 
 /// How often it is looked where the peers are, which decides whose handshakes go first in a flood.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -120,11 +127,14 @@ pub struct Gateway {
     route: Vec<usize>,
     /// Peers are asked to send nothing here.
     away: bool,
+    /// Whether they were, as of the last tick.
+    reported_away: bool,
     /// Room for a padded probe; kept for its memory.
     padded: Vec<u8>,
     /// Of [`MAX_TOO_BIG`], what is left in this tick.
     too_big_left: u32,
     need_of_others: Need,
+    last_tick: Instant,
     next_tick: Instant,
     /// When the peers' addresses are looked through again.
     next_look: Instant,
@@ -147,9 +157,11 @@ impl Gateway {
             clusters: Vec::new(),
             route: Vec::new(),
             away: false,
+            reported_away: false,
             padded: Vec::new(),
             too_big_left: MAX_TOO_BIG,
             need_of_others: Need::Nobody,
+            last_tick: now,
             next_tick: now + TICK,
             next_look: now,
             events: VecDeque::new(),
@@ -172,7 +184,7 @@ impl Gateway {
         let mut reach = Reach::default();
         let known = self.config.iter().flat_map(|config| &config.clusters);
         for (cluster, peers) in known.zip(&self.clusters) {
-            if peers.iter().any(|peer| self.peers[*peer].takes_frames()) {
+            if peers.iter().any(|peer| self.peers[*peer].path.takes_frames()) {
                 if cluster.outside {
                     reach.outside += 1;
                 } else {
@@ -206,12 +218,12 @@ impl Gateway {
                     peer.configure(own, gateway);
                     peer
                 }
-                None => Peer::new(own, gateway, self.lane.number(), true),
+                None => Peer::new(own, gateway, (self.lane.number(), true), now),
             };
             self.clusters[usize::from(gateway.cluster)].push(self.peers.len());
             self.peers.push(peer);
         }
-        for gone in old.into_values().filter(|peer| peer.up) {
+        for gone in old.into_values().filter(|peer| peer.path.up) {
             self.push(Event::Down { peer: gone.name });
         }
         for mut guest in guests {
@@ -228,7 +240,7 @@ impl Gateway {
         };
         let wanted = u16::try_from(config.segment.largest + tag).unwrap_or(u16::MAX);
         for peer in &mut self.peers {
-            peer.path_mtu.set_wanted(wanted);
+            peer.path.mtu.set_wanted(wanted);
         }
         self.config = Some(config);
         self.weave(now);
@@ -347,7 +359,7 @@ impl Gateway {
         let carries = self
             .route
             .first()
-            .and_then(|peer| self.peers[*peer].path_mtu.carries());
+            .and_then(|peer| self.peers[*peer].path.mtu.carries());
         let Some(carries) = carries.filter(|carries| longest > usize::from(*carries)) else {
             return Ok(());
         };
@@ -393,6 +405,10 @@ impl Gateway {
             let room = buffer.first_chunk_mut().expect("the caller's headroom");
             peer.template.write(room, length, mark.flow, mark.ecn);
             peer.carry(length, buffer, mark.ecn, out);
+            if peer.path.wakes() {
+                // Now, and not with the next tick: while it is not known whether the path works, frames may be lost.
+                self.next_tick = self.last_tick;
+            }
         }
     }
 
@@ -402,7 +418,11 @@ impl Gateway {
         let rank = |peer: &usize| {
             let peer = &self.peers[*peer];
             peer.session()?;
-            Some((peer.takes_frames(), peer.up, flow::score(flow, peer.flow_key)))
+            Some((
+                peer.path.takes_frames(),
+                peer.path.up,
+                flow::score(flow, peer.flow_key),
+            ))
         };
         let ranked = self.clusters[cluster]
             .iter()
@@ -414,18 +434,18 @@ impl Gateway {
     pub fn handle_datagram(
         &mut self,
         now: Instant,
-        from: Path,
+        from: Endpoint,
         ecn: u8,
         datagram: &[u8],
         out: &mut impl Output,
     ) {
-        let Some(receiver) = tunnel::receiver_of_data(datagram) else {
+        let Some(receiver) = noise::receiver_of_data(datagram) else {
             return self.handshake(now, from, datagram, out);
         };
         let Some(config) = &self.config else {
             return self.drops.add(Reason::NotConfigured, 1);
         };
-        let slot = tunnel::slot_of(receiver);
+        let slot = noise::slot_of(receiver);
         let Some(Some(peer)) = self.slots.get(slot) else {
             return self.drops.add(Reason::UnknownSession, 1);
         };
@@ -440,39 +460,62 @@ impl Gateway {
         if now < self.next_tick {
             return;
         }
-        self.next_tick = now + TICK;
+        let stall = now.saturating_duration_since(self.last_tick);
+        (self.last_tick, self.next_tick) = (now, now + TICK);
         self.too_big_left = MAX_TOO_BIG;
         if now >= self.next_look {
             self.next_look = now + LOOK_EVERY;
+            self.let_guests_go(now);
             let peers = self.peers.iter();
-            self.keyring.know(now, peers.flat_map(|peer| peer.addresses()));
+            self.keyring
+                .know(now, peers.flat_map(|peer| peer.path.addresses()));
         }
         let Some(own) = self.config.as_ref().map(|config| config.vtep) else {
             return;
         };
+        let turned = std::mem::replace(&mut self.reported_away, self.away) != self.away;
         for place in 0..self.peers.len() {
             let peer = &mut self.peers[place];
-            let was_up = peer.up;
-            peer.tick(now, (own, self.away), &mut self.random, out);
-            peer.probe_path(now, (own, self.away), &mut self.padded, out);
-            let (up, away, name) = (peer.up, peer.liveness.is_away(), peer.name.clone());
-            let was_away = std::mem::replace(&mut peer.told_away, away);
-            if !peer.ours {
+            if peer.rests(now) && stall < STALL && !turned {
                 continue;
             }
-            match (was_up, up) {
-                (false, true) => self.push(Event::Up { peer: name.clone() }),
-                (true, false) => self.push(Event::Down { peer: name.clone() }),
-                _ => {}
+            let was_up = peer.path.up;
+            if stall >= STALL {
+                peer.path.excuse(now, stall);
             }
-            if away != was_away {
-                self.push(Event::Wants {
-                    peer: name,
-                    frames: !away,
-                });
-            }
+            peer.tick(now, (own, self.away), &mut self.random, out);
+            peer.probe_path(now, (own, self.away), &mut self.padded, out);
+            self.report_change(place, was_up);
         }
         self.retire_when_due(now);
+    }
+
+    /// Tells the outside what has become of a peer that was up, or was not.
+    fn report_change(&mut self, place: usize, was_up: bool) {
+        let peer = &mut self.peers[place];
+        peer.downs += u64::from(was_up && !peer.path.up);
+        let (up, away) = (peer.path.up, peer.path.liveness.is_away());
+        let was_away = std::mem::replace(&mut peer.reported_away, away);
+        if !peer.ours || (up, away) == (was_up, was_away) {
+            return;
+        }
+        let name = peer.name.clone();
+        match (was_up, up) {
+            (false, true) => self.push(Event::Up { peer: name.clone() }),
+            (true, false) => self.push(Event::Down { peer: name.clone() }),
+            _ => {}
+        }
+        if away != was_away {
+            self.push(Event::Wants {
+                peer: name,
+                frames: !away,
+            });
+        }
+    }
+
+    /// Whether the next [`Self::handle_timeout`] comes so late that much may wait to be read, which must be read first.
+    pub fn has_stalled(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_tick) >= STALL
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -489,6 +532,11 @@ impl Gateway {
             self.events.pop_front();
         }
         self.events.push_back(event);
+    }
+
+    /// Peers with a tunnel that they began in a lane which we do not have.
+    pub fn guests(&self) -> usize {
+        self.peers.iter().filter(|peer| !peer.ours).count()
     }
 
     /// Counts frames that the caller could not deliver.
@@ -557,7 +605,7 @@ fn inbound(
     peer: &mut Peer,
     slot: usize,
     now: Instant,
-    (from, ecn): (Path, u8),
+    (from, ecn): (Endpoint, u8),
     datagram: &[u8],
     out: &mut impl Output,
 ) -> Result<(), Reason> {
@@ -579,10 +627,21 @@ fn inbound(
             Ok(())
         }
         Inner::Icmp(icmp) => match probe::parse(icmp) {
-            Message::Request { word, answers_padded } => {
+            Message::Request {
+                identifier,
+                sequence,
+                report,
+                answers_padded,
+            } => {
                 let mut answer = [0; ip::V4_HEADER + probe::MAX_ECHO];
                 let length = probe::reply(config.vtep, peer.vtep, icmp, &mut answer);
-                peer.on_probe(word, answers_padded, &answer[..length], out);
+                peer.on_probe(
+                    (identifier, sequence),
+                    report,
+                    answers_padded,
+                    &answer[..length],
+                    out,
+                );
                 Ok(())
             }
             Message::Reply { identifier, sequence } => {

@@ -5,7 +5,7 @@
 //!             1500 =            40  +     8 +           32 +       36 +          14 + 1370
 //! ```
 
-use super::{admit::FRAME_OVERHEAD, tunnel, vxlan};
+use super::{admit::FRAME_OVERHEAD, noise, vxlan};
 
 /// Smallest MTU of a slice: what every IPv4 host must accept (RFC 791 §3.1). IPv6 on the slice needs 1280.
 pub const MIN: u16 = 576;
@@ -13,11 +13,11 @@ pub const MIN: u16 = 576;
 pub const MAX: u16 = 65_000;
 
 /// Bytes around an IP packet of the slice, from the outer UDP payload inwards.
-pub const OVERHEAD: usize = tunnel::OVERHEAD + vxlan::HEADER + slice_frame::ethernet::HEADER;
+pub const OVERHEAD: usize = noise::OVERHEAD + vxlan::HEADER + slice_frame::ethernet::HEADER;
 
 /// Bytes of the largest datagram that carries one frame.
 pub const fn datagram(mtu: usize) -> usize {
-    tunnel::OVERHEAD + vxlan::HEADER + mtu + FRAME_OVERHEAD
+    noise::OVERHEAD + vxlan::HEADER + mtu + FRAME_OVERHEAD
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! What goes out, and where to.
 
-use std::net::SocketAddr;
-
 #[cfg(doc)]
 use super::HEADROOM;
-use super::{ecn, lane::Note};
+use super::{Endpoint, ecn, lane::Note};
 
 /// Where the output of a call goes: buffers of the caller.
 ///
@@ -27,33 +25,6 @@ pub trait Output {
     fn leave(&mut self, lane: u8, note: Note, bytes: &[u8]) -> bool;
 }
 
-/// Which socket of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Socket {
-    /// That with the gateway's port, which all lanes share.
-    Listening,
-    /// The lane's own, with a port of its own. What lanes begin they begin here, so that the network between two
-    /// gateways can tell tunnels apart; the first lane has none and begins by the other.
-    Dialing,
-}
-
-/// Where a peer is: datagrams go and come between an address and a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Path {
-    pub address: SocketAddr,
-    pub socket: Socket,
-}
-
-impl From<SocketAddr> for Path {
-    /// By the listening socket.
-    fn from(address: SocketAddr) -> Self {
-        Self {
-            address,
-            socket: Socket::Listening,
-        }
-    }
-}
-
 /// What may happen to a datagram that is longer than the path carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fragmentation {
@@ -69,16 +40,16 @@ pub enum Fragmentation {
 /// Where a datagram goes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
-    pub path: Path,
+    pub endpoint: Endpoint,
     /// Its ECN code point; see [`ecn`].
     pub ecn: u8,
     pub fragmentation: Fragmentation,
 }
 
-impl From<Path> for Destination {
-    fn from(path: Path) -> Self {
+impl From<Endpoint> for Destination {
+    fn from(endpoint: Endpoint) -> Self {
         Self {
-            path,
+            endpoint,
             ecn: ecn::NOT_ECT,
             fragmentation: Fragmentation::Never,
         }

@@ -159,6 +159,11 @@ impl PathMtu {
         self.busy = true;
     }
 
+    /// No probe is under way.
+    pub fn rests(&self) -> bool {
+        matches!(self.state, State::Off | State::Complete { .. })
+    }
+
     /// A probe came back.
     pub fn on_echo(&mut self, sequence: u16) {
         let mut probes = self.probes.iter_mut().flatten();
@@ -177,6 +182,9 @@ impl PathMtu {
     ) -> Option<(u16, u16)> {
         if let State::Complete { confirm, raise } = self.state {
             self.begin_what_is_due(now, confirm, raise);
+            if self.rests() {
+                return None;
+            }
         }
         let patience = rtt.unwrap_or_default() * 2 + SPARE;
         // A search asks again in its next round.

@@ -1,15 +1,18 @@
 //! Liveness in band: an ICMP echo (RFC 792) between the two VTEPs, inside the tunnel.
 //!
 //! Any Linux host answers it, so a stock peer is probed as well as one of ours. The payload is ours: it tells a peer
-//! that runs this code whether we hear it, as the state field of BFD does (RFC 5880 §6.8.1), so that both ends of a
+//! that runs this code whether we receive it, as the state field of BFD does (RFC 5880 §6.8.1), so that both ends of a
 //! path that works one way only learn of it; and whether we want frames, as its AdminDown does, so that a planned
-//! stop moves them elsewhere first.
+//! stop moves them elsewhere first; and how soon the next probe comes ([`super::liveness`]).
 //!
 //! ```text
 //!  ICMP: type 8, code 0, checksum, identifier, sequence │ "weft" │ version 1 │ flags │ 0 0
-//!                                                                             bit 0: I hear you
+//!                                                                             bit 0: I receive you
 //!                                                                             bit 1: send your frames elsewhere
 //!                                                                             bit 2: I answer padded ones
+//!                                                                             bit 3: I follow bits 4 and 5
+//!                                                                             bit 4: the next comes in two seconds
+//!                                                                             bit 5: probe me fast, I send frames
 //! ```
 //!
 //! A probe that is padded with zeros to the length of a large frame finds out whether the path carries that
@@ -31,27 +34,61 @@ pub const PROBE: usize = ip::V4_HEADER + ICMP_HEADER + PAYLOAD;
 pub const MAX_ECHO: usize = 128;
 
 const MAGIC: [u8; 5] = *b"weft\x01";
-const HEARS: u8 = 1;
+const RECEIVES: u8 = 1;
 const AWAY: u8 = 2;
 const ANSWERS_PADDED: u8 = 4;
+const PACED: u8 = 8;
+const SLOW: u8 = 16;
+const IN_USE: u8 = 32;
 const REQUEST: u8 = 8;
 const REPLY: u8 = 0;
 
-/// What a peer of our kind says of itself.
+/// What a gateway of our kind says of itself in a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Word {
-    /// It hears us.
-    pub hears: bool,
-    /// It wants no frames: it has no way to deliver them, or is about to stop. It still carries what it gets.
+pub struct Report {
+    /// It receives what is sent to it.
+    pub receives: bool,
+    /// It wants no frames: it cannot deliver them, or is about to stop. It still carries what it gets.
     pub away: bool,
+    /// It sends frames on this path, and wants to be probed fast.
+    pub in_use: bool,
+    /// Its next probe may take two seconds.
+    pub slow: bool,
+    /// It judges by what `slow` says, and does as `in_use` asks: not so in the release before.
+    pub paced: bool,
+}
+
+impl Report {
+    fn read(flags: u8) -> Self {
+        Self {
+            receives: flags & RECEIVES != 0,
+            away: flags & AWAY != 0,
+            in_use: flags & IN_USE != 0,
+            slow: flags & SLOW != 0,
+            paced: flags & PACED != 0,
+        }
+    }
+
+    fn flags(self) -> u8 {
+        let flags = [
+            (self.receives, RECEIVES),
+            (self.away, AWAY),
+            (self.in_use, IN_USE),
+            (self.slow, SLOW),
+            (self.paced, PACED),
+        ];
+        flags.into_iter().map(|(set, flag)| u8::from(set) * flag).sum()
+    }
 }
 
 /// An ICMP message out of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// To be answered. The word is there where a peer of our kind asks.
+    /// To be answered. The report is there where a peer of our kind asks.
     Request {
-        word: Option<Word>,
+        identifier: u16,
+        sequence: u16,
+        report: Option<Report>,
         /// It answers requests of any length.
         answers_padded: bool,
     },
@@ -66,6 +103,7 @@ pub fn parse(icmp: &[u8]) -> Message {
     let Some(([kind, 0, _, _, i0, i1, s0, s1], payload)) = icmp.split_first_chunk::<ICMP_HEADER>() else {
         return Message::Other;
     };
+    let (identifier, sequence) = (u16::from_be_bytes([*i0, *i1]), u16::from_be_bytes([*s0, *s1]));
     match *kind {
         REQUEST => {
             let ours = payload
@@ -75,17 +113,13 @@ pub fn parse(icmp: &[u8]) -> Message {
                 return Message::Other;
             }
             Message::Request {
-                word: ours.map(|payload| Word {
-                    hears: payload[5] & HEARS != 0,
-                    away: payload[5] & AWAY != 0,
-                }),
+                identifier,
+                sequence,
+                report: ours.map(|payload| Report::read(payload[5])),
                 answers_padded: ours.is_some_and(|payload| payload[5] & ANSWERS_PADDED != 0),
             }
         }
-        REPLY => Message::Reply {
-            identifier: u16::from_be_bytes([*i0, *i1]),
-            sequence: u16::from_be_bytes([*s0, *s1]),
-        },
+        REPLY => Message::Reply { identifier, sequence },
         _ => Message::Other,
     }
 }
@@ -96,7 +130,7 @@ pub fn request(
     destination: Ipv4Addr,
     identifier: u16,
     sequence: u16,
-    word: Word,
+    report: Report,
     out: &mut [u8],
 ) {
     let icmp = &mut out[ip::V4_HEADER..];
@@ -105,7 +139,7 @@ pub fn request(
     icmp[4..6].copy_from_slice(&identifier.to_be_bytes());
     icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
     icmp[8..13].copy_from_slice(&MAGIC);
-    icmp[13] = (u8::from(word.hears) * HEARS) | (u8::from(word.away) * AWAY) | ANSWERS_PADDED;
+    icmp[13] = report.flags() | ANSWERS_PADDED;
     let checksum = Sum::default().with(icmp).finish();
     icmp[2..4].copy_from_slice(&checksum);
     let payload = out.len() - ip::V4_HEADER;
@@ -173,13 +207,16 @@ mod tests {
     #[test]
     fn a_probe_is_answered_like_a_ping() {
         let mut probe = [0; PROBE];
-        for (hears, away) in [(false, false), (false, true), (true, true), (true, false)] {
-            let word = Word { hears, away };
-            request(A, B, 7, 9, word, &mut probe);
+        for flags in (0..64).filter(|flags| flags & ANSWERS_PADDED == 0) {
+            let report = Report::read(flags);
+            assert_eq!(report.flags(), flags);
+            request(A, B, 7, 9, report, &mut probe);
             assert_eq!(
                 parse(icmp(&probe)),
                 Message::Request {
-                    word: Some(word),
+                    identifier: 7,
+                    sequence: 9,
+                    report: Some(report),
                     answers_padded: true
                 }
             );
@@ -202,7 +239,9 @@ mod tests {
         assert_eq!(
             parse(&ping),
             Message::Request {
-                word: None,
+                identifier: 0x102,
+                sequence: 0x304,
+                report: None,
                 answers_padded: false
             }
         );
@@ -211,11 +250,7 @@ mod tests {
     #[test]
     fn a_padded_probe_gets_a_short_answer() {
         let mut probe = vec![0xff; 1420];
-        let word = Word {
-            hears: true,
-            away: false,
-        };
-        request(A, B, 7, 9, word, &mut probe);
+        request(A, B, 7, 9, Report::read(RECEIVES), &mut probe);
         let icmp = icmp(&probe).to_vec();
         assert_eq!(icmp.len(), 1400);
         let mut answer = [0; 148];

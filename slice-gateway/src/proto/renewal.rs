@@ -12,7 +12,8 @@ use std::{collections::BTreeSet, time::Instant};
 use super::{
     Event, Gateway, Key, Keys,
     keyring::{Change, Serial},
-    peer::{Link, Peer},
+    peer::Peer,
+    tunnel::Tunnel,
 };
 
 /// Who needs the former key, the least first.
@@ -54,24 +55,30 @@ impl Gateway {
         for peer in &mut self.peers {
             let lane = peer.lane;
             peer.weave(&own, |serial, key| {
-                let mut identities = self.keyring.identities();
-                let identity = identities
-                    .find(|(other, _)| *other == serial)
-                    .expect("a key of ours");
+                let identity = self.keyring.identity(serial).expect("a key of ours");
                 let slot = free.next().expect("as many as wanted");
-                Link::new(identity, key, (slot, lane), now, &mut self.random)
+                Tunnel::new((serial, identity), key, (slot, lane), now, &mut self.random)
             });
         }
         self.slots.clear();
-        for (peer, link) in (self.peers.iter().enumerate())
-            .flat_map(|(place, peer)| peer.links().iter().map(move |link| (place, link)))
+        for (peer, tunnel) in (self.peers.iter().enumerate())
+            .flat_map(|(place, peer)| peer.tunnels().iter().map(move |tunnel| (place, tunnel)))
         {
-            if self.slots.len() <= link.slot {
-                self.slots.resize(link.slot + 1, None);
+            if self.slots.len() <= tunnel.slot {
+                self.slots.resize(tunnel.slot + 1, None);
             }
-            self.slots[link.slot] = Some(peer);
+            self.slots[tunnel.slot] = Some(peer);
             let lane = self.peers[peer].lane;
-            self.tunnels.insert((link.own, link.key, lane), link.slot);
+            self.tunnels.insert((tunnel.own, tunnel.key, lane), tunnel.slot);
+        }
+    }
+
+    /// Forgets tunnels that only a peer begins and does not begin any more.
+    pub(super) fn let_guests_go(&mut self, now: Instant) {
+        let before = self.peers.len();
+        self.peers.retain(|peer| !peer.has_left(now));
+        if self.peers.len() != before {
+            self.weave(now);
         }
     }
 

@@ -35,6 +35,8 @@ pub struct PeerStats {
     pub endpoint: Option<SocketAddr>,
     /// Since the session in use was made.
     pub handshake_age: Option<Duration>,
+    /// How often the path to it went down.
+    pub downs: u64,
     pub handshakes: u64,
     pub rtt: Option<Duration>,
     /// Probes that were sent, and that came back.
@@ -80,6 +82,7 @@ impl PeerStats {
 
     /// Adds what another tunnel to the same gateway has counted.
     pub(super) fn count(&mut self, other: &Self) {
+        self.downs += other.downs;
         self.handshakes += other.handshakes;
         self.probes += other.probes;
         self.echoes += other.echoes;
@@ -100,19 +103,20 @@ impl PeerStats {
         Self {
             name: peer.name.clone(),
             cluster: cluster.map(|cluster| cluster.name.clone()).unwrap_or_default(),
-            up: peer.up,
-            away: peer.liveness.is_away(),
-            endpoint: peer.endpoint.map(|path| path.address),
+            up: peer.path.up,
+            away: peer.path.liveness.is_away(),
+            endpoint: peer.path.endpoint.map(|endpoint| endpoint.address),
             handshake_age: peer.session().map(|session| age(session.established)),
+            downs: peer.downs,
             handshakes: peer.handshakes,
-            rtt: peer.liveness.rtt(),
-            probes: peer.liveness.probes(),
-            echoes: peer.liveness.echoes(),
-            path_mtu: peer.path_mtu.carries(),
-            shrunk: peer.path_mtu.shrunk(),
-            fragmented: peer.fragmented,
-            rtts: peer.liveness.rtts(),
-            losses: peer.liveness.losses(),
+            rtt: peer.path.liveness.rtt(),
+            probes: peer.path.liveness.probes(),
+            echoes: peer.path.liveness.echoes(),
+            path_mtu: peer.path.mtu.carries(),
+            shrunk: peer.path.mtu.shrunk(),
+            fragmented: peer.path.fragmented,
+            rtts: peer.path.liveness.rtts(),
+            losses: peer.path.liveness.losses(),
             sent: peer.sent,
             received: peer.received,
             drops: peer.drops,

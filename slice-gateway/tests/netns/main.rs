@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 #![expect(clippy::print_stdout, reason = "shown with a test that fails")]
 
+mod farm;
 mod flood;
 mod interop;
 mod lab;
 mod path_mtu;
+mod stall;
 mod traffic;
 
 use std::{

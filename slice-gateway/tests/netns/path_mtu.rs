@@ -2,13 +2,18 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
+
+use slice_gateway::{
+    io::udp::Udp,
+    proto::{Destination, Endpoint},
+};
 
 use super::{
     addresses,
@@ -91,6 +96,28 @@ fn arrives(lab: &Lab, pod: u32, size: u16, v6: bool, cut: bool) -> bool {
         && receiver
             .recv(&mut [0; 9000])
             .is_ok_and(|length| length == payload.len())
+}
+
+/// A group of datagrams that are too long for one device is refused as a group that it cannot segment would be. What is
+/// concluded from that must not reach beyond.
+#[test]
+fn a_peer_behind_a_small_device_takes_segmentation_from_nobody() {
+    let lab = Lab::new(&[1, 1], Underlay::V4);
+    lab.namespace("small");
+    lab.ip_in("small", "link add small mtu 1280 type veth peer name far");
+    lab.ip_in("small", "address add 198.51.100.1/24 dev small");
+    lab.ip_in("small", "link set small up");
+    lab.ip_in("small", "link set far up");
+    let mut udp = within(&lab.at("small"), || Udp::bind("[::]:0".parse().unwrap(), false)).unwrap();
+    assert!(udp.segmentation());
+    let to = |address: [u8; 4]| Destination::from(Endpoint::from(SocketAddr::from((address, 9))));
+    // Only the last is short enough; kernels that say of the group that it is too long (EMSGSIZE) take none of it.
+    let too_long = udp.send(to([198, 51, 100, 9]), &[0; 3 * 1400 + 100], 1400);
+    let (_, lost) = too_long.unwrap_err();
+    assert!([3 * 1400, 3 * 1400 + 100].contains(&lost), "{lost}");
+    assert!(udp.segmentation());
+    let sent = udp.send(to([198, 51, 100, 9]), &[0; 3 * 1200 + 100], 1200);
+    assert!(sent.is_ok() && udp.segmentation());
 }
 
 #[test]

@@ -9,7 +9,10 @@ use blake2::{
 use slice_frame::Mac;
 use slice_gateway::proto::Reason;
 
-use crate::world::{MS, ODD, World, frame, udp};
+use crate::{
+    forge,
+    world::{MS, ODD, World, frame, udp},
+};
 
 /// A settled world of two clusters with one gateway each, of so many threads.
 fn settled(seed: u64, threads: (u8, u8)) -> World {
@@ -187,19 +190,8 @@ fn a_host_outside_is_reached_from_every_lane() {
 #[test]
 fn a_recorded_initiation_moves_no_other_lane() {
     let mut world = settled(250, (2, 2));
-    // One that a lane 0 has begun, and whom it is for.
-    let (victim, responder, recorded) = world
-        .wire
-        .iter()
-        .filter(|datagram| datagram.len() == 148 && datagram[5] & 0xf == 0)
-        .find_map(|datagram| {
-            let keys = ["a/0", "b/0"].map(|name| (name, world.nodes[name].gateway.keys().current));
-            let mut keys = keys.into_iter();
-            let (name, key) = keys.find(|(_, key)| mac1(key, datagram) == datagram[116..132])?;
-            Some((name, key, datagram))
-        })
-        .expect("an initiation");
-    let mut forged = recorded.clone();
+    let (victim, mut forged) = recorded_initiation(&world);
+    let responder = world.nodes[victim].gateway.keys().current;
     forged[5] |= 1;
     let mac = mac1(&responder, &forged);
     forged[116..132].copy_from_slice(&mac);
@@ -213,8 +205,81 @@ fn a_recorded_initiation_moves_no_other_lane() {
     exchange(&mut world, 0..40);
 }
 
+/// Whoever knows the public keys of two gateways can write an initiation in the name of one to the other, which fails
+/// only where it is authenticated. It must leave nothing behind: neither a tunnel, nor the work to keep one.
+#[test]
+fn a_stranger_in_a_peers_name_leaves_nothing() {
+    let mut world = settled(251, (1, 1));
+    let [victim, claimed] = ["a/0", "b/0"].map(|name| world.nodes[name].gateway.keys().current);
+    let before = world.stats("a/0").drops.of(Reason::UnknownSession);
+    for lane in 1..16 {
+        let forged = forge::initiation(&victim, &claimed, lane << 8);
+        let stranger = "203.0.113.9:9".parse().unwrap();
+        assert_eq!(world.offer("a/0", stranger, &forged), 0, "no answer");
+        world.run(MS * 100);
+    }
+    assert_eq!(guests(&world), 0);
+    assert_eq!(world.stats("a/0").drops.of(Reason::UnknownSession), before);
+    exchange(&mut world, 0..40);
+}
+
+/// A recorded initiation is authentic, and what it leaves must go again.
+#[test]
+fn what_a_recorded_initiation_leaves_goes() {
+    let mut world = settled(252, (1, 1));
+    let (responder, recorded) = recorded_initiation(&world);
+    let victim = world.nodes[responder].gateway.keys().current;
+    for lane in 1..16 {
+        let mut forged = recorded.clone();
+        forged[5] |= lane;
+        let mac = mac1(&victim, &forged);
+        forged[116..132].copy_from_slice(&mac);
+        world.offer(responder, "203.0.113.9:9".parse().unwrap(), &forged);
+        world.run(MS * 100);
+    }
+    let left = guests(&world);
+    assert!(left > 0, "the recorded ones were taken");
+    world.run(MS * 12_000);
+    assert_eq!(guests(&world), 0);
+    exchange(&mut world, 0..40);
+}
+
+/// A peer that comes back with fewer threads leaves no tunnels of the others for long.
+#[test]
+fn tunnels_that_a_peer_begins_no_more_go() {
+    let mut world = settled(253, (1, 4));
+    assert_eq!(guests(&world), 3);
+    world.restart_with("b/0", 1);
+    world.configure();
+    world.settle();
+    world.run(MS * 12_000);
+    assert_eq!(guests(&world), 0);
+    exchange(&mut world, 0..40);
+}
+
+/// Peers that gateways keep only because somebody else began a tunnel.
+fn guests(world: &World) -> usize {
+    let lanes = world.nodes.values().flat_map(|node| &node.gateway.lanes);
+    lanes.map(slice_gateway::proto::Gateway::guests).sum()
+}
+
+/// An initiation of a lane 0 that was on the wire, and whom it is for.
+fn recorded_initiation(world: &World) -> (&'static str, Vec<u8>) {
+    let mut initiations =
+        (world.wire.iter()).filter(|datagram| datagram.len() == 148 && datagram[5] & 0xf == 0);
+    let found = initiations.find_map(|datagram| {
+        let mut names = ["a/0", "b/0"].into_iter();
+        let is_for = |name: &&str| {
+            let key = world.nodes[*name].gateway.keys().current;
+            mac1(&key, datagram) == datagram[116..132]
+        };
+        Some((names.find(is_for)?, datagram.clone()))
+    });
+    found.expect("an initiation")
+}
+
 /// The first authenticator of a handshake message (WireGuard paper §5.4.4).
-fn mac1(responder: &[u8; 32], message: &[u8]) -> Vec<u8> {
+pub(crate) fn mac1(responder: &[u8; 32], message: &[u8]) -> Vec<u8> {
     let key = Blake2s256::new()
         .chain_update(b"mac1----")
         .chain_update(responder)

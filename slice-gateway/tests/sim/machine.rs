@@ -4,7 +4,8 @@ use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
 use slice_frame::Frame;
 use slice_gateway::proto::{
-    Config, Destination, Event, Gateway, HEADROOM, Key, Keys, Offload, Output, Path, Random, Socket, Stats,
+    Config, Destination, Endpoint, Event, Gateway, HEADROOM, Key, Keys, Offload, Output, Random, Socket,
+    Stats,
     lane::{Lane, Note},
 };
 
@@ -145,7 +146,7 @@ impl Machine {
             let lane = lane.filter(|lane| to.ip() == self.address.ip() && *lane < self.lanes.len());
             (lane?, Socket::Dialing)
         };
-        let from = Path {
+        let from = Endpoint {
             address: from,
             socket,
         };
@@ -207,12 +208,12 @@ impl Machine {
     fn hand_in(&mut self, lane: usize, mut out: Buffers, all: &mut Yield) {
         let dialing = SocketAddr::new(self.address.ip(), DIALING + lane as u16);
         for (to, datagram) in out.datagrams {
-            let from = match to.path.socket {
+            let from = match to.endpoint.socket {
                 Socket::Dialing => dialing,
                 Socket::Listening => self.address,
             };
             all.ecn = to.ecn;
-            all.datagrams.push((from, to.path.address, datagram));
+            all.datagrams.push((from, to.endpoint.address, datagram));
         }
         all.frames.append(&mut out.frames);
         while let Some(event) = self.lanes[lane].poll_event() {

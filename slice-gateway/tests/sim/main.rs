@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails should fail its test")]
 
 mod drain;
+mod forge;
 mod keys;
 mod lanes;
 mod machine;
@@ -406,16 +407,104 @@ fn sessions_are_renewed_without_a_lost_frame() {
     );
 }
 
+/// Datagrams a second over so many seconds, in both directions.
+fn rate(world: &mut World, seconds: usize) -> usize {
+    let before = world.wire.len();
+    world.run(MS * 1000 * seconds as u32);
+    (world.wire.len() - before) / seconds
+}
+
 #[test]
-fn an_idle_tunnel_costs_its_probes_only() {
+fn an_idle_tunnel_costs_a_probe_in_two_seconds() {
     let mut world = World::new(46, &[1, 1]);
     world.settle();
     world.run(MS * 1000);
-    let before = world.wire.len();
-    world.run(MS * 30_000);
-    let rate = (world.wire.len() - before) / 30;
-    // Each side asks ten times a second and answers ten times.
-    assert!((38..=42).contains(&rate), "{rate} datagrams a second");
+    // Each side asks ten times a second and answers ten times: at first, and when frames go either way.
+    let fast = 38..=42;
+    assert!(fast.contains(&rate(&mut world, 8)));
+    for (from, to, sender) in [(5, 70, "a/0"), (70, 5, "b/0")] {
+        world.run(MS * 3000);
+        let idle = rate(&mut world, 30);
+        assert!((2..=3).contains(&idle), "{idle} datagrams a second");
+        world.inject(sender, &udp(from, to, 1, b"wake"));
+        assert!(fast.contains(&rate(&mut world, 9)));
+    }
+    assert!(world.nodes.values().all(|node| {
+        let mut events = node.events.iter();
+        !events.any(|event| matches!(event, Event::Down { .. }))
+    }));
+}
+
+#[test]
+fn a_path_that_died_asleep_is_left_within_half_a_second_of_the_first_frame() {
+    for (seed, cut) in (70..90).zip(
+        [
+            &[("a/0", "b/1")][..],
+            &[("b/1", "a/0")],
+            &[("a/0", "b/1"), ("b/1", "a/0")],
+        ]
+        .into_iter()
+        .cycle(),
+    ) {
+        let mut world = World::new(seed, &[1, 3]);
+        world.settle();
+        world.run(MS * 20_000);
+        for (from, to) in cut {
+            world.cut(from, to);
+        }
+        world.run(MS * 200);
+        let gap = longest_gap(&mut world, 2000);
+        assert!(gap < 450, "seed {seed}, {cut:?}: {gap} ms");
+    }
+}
+
+#[test]
+fn nobody_is_taken_for_dead_when_the_pace_changes() {
+    let mut world = World::new(91, &[2, 2]);
+    world.settle();
+    world.weather.jitter = MS * 60;
+    world.weather.loss = 20;
+    for round in 0..60u32 {
+        world.inject("a/0", &udp(5, 70, round as u16, b"wake"));
+        world.inject("b/1", &udp(70, 5, round as u16, b"wake"));
+        world.run(MS * (9_800 + round * 10));
+    }
+    for (name, node) in &world.nodes {
+        let down: Vec<_> = node
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Down { .. }))
+            .collect();
+        assert!(down.is_empty(), "{name}: {down:?}");
+    }
+}
+
+/// A gateway stands still, what comes meanwhile waits as far as its socket has room, and all is read before it judges.
+#[test]
+fn who_stood_still_takes_nobody_for_dead() {
+    for (seed, in_use) in [(92, false), (93, true)] {
+        for stall in [500, 2000] {
+            let mut world = World::new(seed, &[1, 40]);
+            world.settle();
+            world.run(MS * 12_000);
+            for port in 0..2000 * u16::from(in_use) {
+                world.inject("a/0", &udp(5, 70, port, b"wake"));
+            }
+            world.run(MS * 1000);
+            world.node("a/0").events.clear();
+            world.stall("a/0", MS * stall);
+            world.run(MS * 3000);
+            let events = &world.nodes["a/0"].events;
+            assert!(events.is_empty(), "{stall} ms, in use {in_use}: {events:?}");
+            assert!(world.is_settled());
+            // Who dies meanwhile is missed all the same.
+            world.node("b/7").alive = false;
+            world.stall("a/0", MS * stall);
+            world.run(MS * 7000);
+            let down = Event::Down { peer: "b/7".into() };
+            assert_eq!(world.nodes["a/0"].events, [down], "{stall} ms");
+        }
+    }
 }
 
 /// When initiations leave, in milliseconds to the grain of a tick, while nothing arrives.

@@ -83,7 +83,12 @@ pub(crate) struct Node {
     pub(crate) delivered: Vec<Vec<u8>>,
     pub(crate) events: Vec<Event>,
     pub(crate) alive: bool,
+    /// The process stands still, and this is what waits at its sockets: from, to, datagram.
+    stalled: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
 }
+
+/// Datagrams that wait at a socket which nobody reads: what 208 KiB hold of short ones.
+const WAITING: usize = 256;
 
 impl World {
     /// Clusters of so many gateways each, named a, b, …; cluster n owns indices 64·n to 64·n + 63.
@@ -130,6 +135,7 @@ impl World {
             delivered: Vec::new(),
             events: Vec::new(),
             alive: true,
+            stalled: None,
         };
         self.nodes.insert(name.to_owned(), node);
     }
@@ -215,7 +221,7 @@ impl World {
             let timeouts = self
                 .nodes
                 .values()
-                .filter(|node| node.alive)
+                .filter(|node| node.alive && node.stalled.is_none())
                 .map(|node| node.gateway.poll_timeout());
             let arrival = self.in_flight.first_key_value().map(|((at, _), _)| *at);
             let Some(next) = timeouts.chain(arrival).min().filter(|next| *next <= end) else {
@@ -225,6 +231,19 @@ impl World {
             self.step();
         }
         self.now = end;
+    }
+
+    /// Lets time pass in which the process of this gateway stands still.
+    pub(crate) fn stall(&mut self, name: &str, duration: Duration) {
+        self.node(name).stalled = Some(Vec::new());
+        self.run(duration);
+        let waiting = self.node(name).stalled.take().expect("nobody else ends it");
+        let now = self.now;
+        for (from, to, datagram) in waiting {
+            self.turn_of(name, |gateway| {
+                gateway.handle_datagram(now, (from, to), 0, &datagram)
+            });
+        }
     }
 
     fn step(&mut self) {
@@ -237,6 +256,12 @@ impl World {
                     .values_mut()
                     .find(|node| node.gateway.address.ip() == to.ip())
                 {
+                    if let Some(waiting) = &mut node.stalled {
+                        if waiting.len() < WAITING {
+                            waiting.push((from, to, datagram));
+                        }
+                        return;
+                    }
                     this.turn(node, |gateway| {
                         gateway.handle_datagram(now, (from, to), ecn, &datagram)
                     });
@@ -245,6 +270,9 @@ impl World {
         }
         self.with_nodes(|this, nodes| {
             for node in nodes.values_mut() {
+                if node.stalled.is_some() {
+                    continue;
+                }
                 if node.gateway.poll_timeout() <= now {
                     this.turn(node, |gateway| Some(gateway.handle_timeout(now)));
                 }

@@ -49,6 +49,12 @@ impl Lab {
             .push(guest);
     }
 
+    /// What a gateway is told.
+    pub(crate) fn config(&self, name: &str) -> handover::Config {
+        let agent = self.agents.iter().find(|agent| agent.name == name);
+        self.config_of(agent.expect("a gateway of the lab"))
+    }
+
     /// The clusters, as a peer outside them must know them.
     pub(crate) fn members(&self) -> Vec<handover::Peer> {
         self.peers_of(None).into_values().collect()
