@@ -6,6 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
+use prometheus::IntCounter;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -14,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::Chain,
-    cni::install::{Installed, Installer},
+    cni::{
+        contest::Contest,
+        install::{self, Checked, Installed, Installer},
+    },
     pods::{self, Sandbox},
     world::World,
 };
@@ -29,30 +33,30 @@ pub async fn keep(
     installer: Installer,
     mut world: watch::Receiver<Option<Arc<World>>>,
     state: watch::Sender<Chain>,
+    undone: IntCounter,
     stop: CancellationToken,
 ) {
-    let mut changes = changes(
-        vec![installer.conf_dir.clone(), installer.bin_dir.clone()],
-        stop.clone(),
-    );
+    let directories = vec![installer.conf_dir.clone(), installer.bin_dir.clone()];
+    let mut changes = changes(directories, stop.clone());
+    let mut keeper = Keeper {
+        installer,
+        checked: Checked::default(),
+        contest: Contest::default(),
+        undone,
+    };
     loop {
-        let teardown = world.borrow_and_update().as_ref().map(|world| world.teardown());
-        let installer = installer.clone();
-        let after = match teardown {
-            // Whether Weft is being removed is not known yet.
-            None => None,
-            Some(teardown) => {
-                let work = move || {
-                    if teardown {
-                        remove(&installer)
-                    } else {
-                        install(&installer)
-                    }
+        let teardown = teardown(&mut world);
+        if let Some(teardown) = teardown {
+            let work = tokio::task::spawn_blocking(move || {
+                let after = match teardown {
+                    true => keeper.remove(),
+                    false => keeper.install(),
                 };
-                tokio::task::spawn_blocking(work).await.ok()
-            }
-        };
-        if let Some(after) = after {
+                (keeper, after)
+            });
+            // Without its thread nothing is kept: the task ends, and the agent with it.
+            let Ok((worked, after)) = work.await else { return };
+            keeper = worked;
             state.send_if_modified(|before| {
                 let changed = *before != after;
                 if let (true, Chain::Broken(error)) = (changed, &after) {
@@ -62,29 +66,82 @@ pub async fn keep(
                 changed
             });
         }
+        // While somebody undoes what is written, changes wait: nothing is even looked at.
+        let held = keeper
+            .contest
+            .until(Instant::now().into_std())
+            .map(Instant::from_std);
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = changes.recv() => {}
-            changed = world.changed() => if changed.is_err() { return },
+            changed = changes.recv(), if held.is_none() => if changed.is_none() { return },
+            () = sleep_until(held) => {}
+            Err(_) = other_teardown(&mut world, teardown) => return,
         }
     }
 }
 
-fn install(installer: &Installer) -> Chain {
-    match installer.ensure() {
-        Ok(Installed::AsItWas) => Chain::Installed,
-        Ok(Installed::Changed(path)) => {
-            tracing::info!(path = %path.display(), "CNI plugin installed");
-            Chain::Installed
+/// Whether Weft is being removed; `None` where that is not known yet.
+fn teardown(world: &mut watch::Receiver<Option<Arc<World>>>) -> Option<bool> {
+    world.borrow_and_update().as_ref().map(|world| world.teardown())
+}
+
+/// Waits until that is another. Worlds come with every pod, and mean nothing here.
+async fn other_teardown(
+    world: &mut watch::Receiver<Option<Arc<World>>>,
+    last: Option<bool>,
+) -> Result<(), watch::error::RecvError> {
+    loop {
+        world.changed().await?;
+        if teardown(world) != last {
+            return Ok(());
         }
-        Err(error) => Chain::Broken(format!("{error:#}")),
     }
 }
 
-fn remove(installer: &Installer) -> Chain {
-    match installer.remove() {
-        Ok(()) => Chain::Removed,
-        Err(error) => Chain::Broken(format!("{error:#}")),
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What keeps the plugin in its place.
+struct Keeper {
+    installer: Installer,
+    checked: Checked,
+    contest: Contest,
+    undone: IntCounter,
+}
+
+impl Keeper {
+    fn install(&mut self) -> Chain {
+        let now = Instant::now().into_std();
+        let may_write = self.contest.until(now).is_none();
+        match self.installer.ensure(&mut self.checked, may_write) {
+            Ok(Installed::AsItWas) => self.contest.stands(now),
+            Ok(Installed::Changed(list)) => {
+                if self.contest.wrote(&list, now) {
+                    self.undone.inc();
+                }
+                if self.contest.contested().is_none() {
+                    tracing::info!(path = %list.display(), "CNI plugin chained");
+                }
+            }
+            Ok(Installed::Held(_)) => {}
+            Err(error) => return Chain::Broken(format!("{error:#}")),
+        }
+        match self.contest.contested() {
+            Some(list) => Chain::Broken(install::contested(list)),
+            None => Chain::Installed,
+        }
+    }
+
+    fn remove(&mut self) -> Chain {
+        self.contest.forget();
+        match self.installer.remove() {
+            Ok(()) => Chain::Removed,
+            Err(error) => Chain::Broken(format!("{error:#}")),
+        }
     }
 }
 
@@ -119,7 +176,8 @@ pub fn sandboxes(directory: PathBuf, stop: CancellationToken) -> mpsc::Receiver<
     receiver
 }
 
-/// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched.
+/// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched. Where the
+/// last word was not taken yet, further changes cost nothing: the kernel joins those that are alike and bounds the rest.
 fn changes(directories: Vec<PathBuf>, stop: CancellationToken) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(stop.run_until_cancelled_owned(async move {
@@ -147,9 +205,8 @@ fn changes(directories: Vec<PathBuf>, stop: CancellationToken) -> mpsc::Receiver
                         }
                         tokio::time::sleep(QUIET).await;
                         while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, stream.next()).await {}
-                        if matches!(sender.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
-                            return;
-                        }
+                        let Ok(place) = sender.reserve().await else { return };
+                        place.send(());
                     }
                 }
                 Err(error) => {
@@ -157,10 +214,90 @@ fn changes(directories: Vec<PathBuf>, stop: CancellationToken) -> mpsc::Receiver
                     tokio::time::sleep_until(until).await;
                 }
             }
-            if matches!(sender.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
-                return;
-            }
+            let Ok(place) = sender.reserve().await else { return };
+            place.send(());
         }
     }));
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::Path,
+        sync::atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use slice_crds::v1alpha1::{SliceNode, SliceNodeSpec};
+
+    use super::*;
+    use crate::cni::contest;
+
+    const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"cilium-cni"}]}"#;
+
+    /// A program that puts its own list back every 20 ms, and counts how often it found another.
+    fn restoring(list: &Path, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
+        let (list, stop) = (list.to_owned(), Arc::clone(stop));
+        std::thread::spawn(move || {
+            let mut found = 0;
+            while !stop.load(SeqCst) {
+                if fs::read_to_string(&list).unwrap() != LIST {
+                    found += 1;
+                    crate::files::write(&list, LIST.as_bytes()).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            found
+        })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_program_that_restores_its_own_list_is_backed_off_from_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = Installer {
+            conf_dir: folder.path().join("net.d"),
+            bin_dir: folder.path().join("bin"),
+            binary: folder.path().join("plugin"),
+            socket: "/run/weft/cni.sock".into(),
+            members: "/var/lib/weft/members.json".into(),
+        };
+        fs::create_dir_all(&installer.conf_dir).unwrap();
+        fs::create_dir_all(&installer.bin_dir).unwrap();
+        fs::write(&installer.binary, "#!plugin").unwrap();
+        let list = installer.conf_dir.join("05-cilium.conflist");
+        fs::write(&list, LIST).unwrap();
+        let (_world, world) = watch::channel(Some(Arc::new(World {
+            node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
+            ..World::default()
+        })));
+        let (state, mut seen) = watch::channel(Chain::default());
+        let over = Arc::new(AtomicBool::new(false));
+        let other = restoring(&list, &over);
+        let stop = CancellationToken::new();
+        let undone = IntCounter::new("undone", "test").unwrap();
+        let keeping = tokio::spawn(keep(installer, world, state, undone.clone(), stop.clone()));
+        let broken = seen.wait_for(|chain| matches!(chain, Chain::Broken(_)));
+        let broken = tokio::time::timeout(Duration::from_secs(5), broken).await;
+        let said = broken.expect("it is said").unwrap().clone();
+        let text = format!("{said:?}");
+        for part in ["net.d/05-cilium.conflist", "cni.exclusive=false", "30 s"] {
+            assert!(text.contains(part), "{text}");
+        }
+        // As long as it goes on, it is written now and then, and nothing else is said.
+        let quiet = tokio::time::timeout(Duration::from_secs(5), seen.changed()).await;
+        assert!(quiet.is_err(), "{:?}", seen.borrow());
+        over.store(true, SeqCst);
+        let found = other.join().unwrap();
+        assert!((5..=9).contains(&found), "written {found} times");
+        assert!(undone.get() >= 5, "counted {}", undone.get());
+        // Once the other program has stopped, the plugin comes back by itself.
+        let deadline = Instant::now() + contest::MOST;
+        while !fs::read_to_string(&list).unwrap().contains("slice-cni") {
+            assert!(Instant::now() < deadline, "the plugin did not come back");
+            tokio::time::sleep(QUIET).await;
+        }
+        stop.cancel();
+        keeping.await.unwrap();
+    }
 }

@@ -86,6 +86,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         installer(&args, &directories)?,
         world.clone(),
         chain_state,
+        metrics.cni_undone.clone(),
         stop.clone(),
     );
     tasks.spawn(keeper.map(|()| ("the CNI chain", Ok(()))));

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -32,37 +32,59 @@ pub struct Installer {
     pub members: PathBuf,
 }
 
-/// What `ensure` found.
+/// What `ensure` found of the list that the runtime uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Installed {
     AsItWas,
     /// Put in, or put right.
     Changed(PathBuf),
+    /// It is to be put right, and may not be written yet.
+    Held(PathBuf),
 }
 
+/// The plugin's file as it was last seen to be right: what has not changed since is not read again.
+#[derive(Clone, Debug, Default)]
+pub struct Checked(Option<[Stamp; 2]>);
+
+/// What changes about a file whenever it is written or replaced.
+type Stamp = (u64, u64, u64, i64, i64);
+
 impl Installer {
-    /// Brings binary and configuration to what they should be.
+    /// Brings binary and configuration to what they should be; the configuration only where it `may_write`.
     ///
     /// # Errors
     /// Where there is no configuration list yet, or the folders cannot be written.
-    pub fn ensure(&self) -> anyhow::Result<Installed> {
-        let target = self.bin_dir.join(PLUGIN);
-        let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
-        let mut installed = Installed::AsItWas;
-        if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
-            write_mode(&target, &wanted, 0o755).with_context(|| format!("write {}", target.display()))?;
-            installed = Installed::Changed(target);
-        }
+    pub fn ensure(&self, checked: &mut Checked, may_write: bool) -> anyhow::Result<Installed> {
+        self.place(checked)?;
         let list = self.list()?;
         let text = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
         let element = json!({"type": PLUGIN, "socket": self.socket, "members": self.members});
-        if let Some(changed) =
-            with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))?
-        {
-            rewrite(&list, &changed).with_context(|| format!("write {}", list.display()))?;
-            installed = Installed::Changed(list);
+        let changed = with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))?;
+        let Some(changed) = changed else {
+            return Ok(Installed::AsItWas);
+        };
+        if !may_write {
+            return Ok(Installed::Held(list));
         }
-        Ok(installed)
+        rewrite(&list, &changed).with_context(|| format!("write {}", list.display()))?;
+        Ok(Installed::Changed(list))
+    }
+
+    /// Puts the binary among the plugins.
+    fn place(&self, checked: &mut Checked) -> anyhow::Result<()> {
+        let target = self.bin_dir.join(PLUGIN);
+        let stamps = || Some([stamp(&self.binary)?, stamp(&target)?]);
+        let before = stamps();
+        if before.is_some() && before == checked.0 {
+            return Ok(());
+        }
+        let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
+        if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
+            write_mode(&target, &wanted, 0o755).with_context(|| format!("write {}", target.display()))?;
+            tracing::info!(path = %target.display(), "CNI plugin installed");
+        }
+        checked.0 = stamps();
+        Ok(())
     }
 
     /// Takes the plugin out of every list, then removes its binary. What is not there is as good.
@@ -200,6 +222,33 @@ fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
     list.plugins.into_iter().map(plugin).collect()
 }
 
+/// What is said where another program undoes what is written into its list.
+pub fn contested(list: &Path) -> String {
+    let file = list.display();
+    let name = list.file_name().unwrap_or_default().to_string_lossy();
+    let setting = match name.contains("cilium") {
+        true => "set cni.exclusive=false in the values of Cilium's chart",
+        false => {
+            "have the program that writes this file leave other plugins in it (Cilium: cni.exclusive=false in its chart's values)"
+        }
+    };
+    let most = super::contest::MOST.as_secs();
+    format!(
+        "another program takes {PLUGIN} out of {file} as often as it is put in, so it is put in every {most} s only: {setting}"
+    )
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some((
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.ctime(),
+        file.ctime_nsec(),
+    ))
+}
+
 /// Replaces a file in one step and leaves its permissions as they are.
 fn rewrite(path: &Path, text: &str) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
@@ -226,6 +275,10 @@ mod tests {
         installer
     }
 
+    fn ensure(installer: &Installer) -> anyhow::Result<Installed> {
+        installer.ensure(&mut Checked::default(), true)
+    }
+
     fn types(path: &Path) -> Vec<String> {
         let list: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         let plugins = list["plugins"].as_array().unwrap();
@@ -242,9 +295,9 @@ mod tests {
         let list = installer.conf_dir.join("10-lab.conflist");
         fs::write(&list, LIST).unwrap();
         fs::write(installer.conf_dir.join("20-other.conflist"), LIST).unwrap();
-        assert_eq!(installer.ensure().unwrap(), Installed::Changed(list.clone()));
+        assert_eq!(ensure(&installer).unwrap(), Installed::Changed(list.clone()));
         assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
-        assert_eq!(installer.ensure().unwrap(), Installed::AsItWas);
+        assert_eq!(ensure(&installer).unwrap(), Installed::AsItWas);
         assert_eq!(
             types(&installer.conf_dir.join("20-other.conflist")),
             ["bridge", "portmap"]
@@ -294,15 +347,50 @@ mod tests {
         let list = installer.conf_dir.join("10-lab.conflist");
         let ours_first = LIST.replace(r#"{"type":"bridge""#, r#"{"type":"slice-cni"},{"type":"bridge""#);
         fs::write(&list, ours_first).unwrap();
-        installer.ensure().unwrap();
+        ensure(&installer).unwrap();
         assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
+    }
+
+    #[test]
+    fn a_plugin_that_was_replaced_or_removed_is_put_right_and_else_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        fs::write(installer.conf_dir.join("10-lab.conflist"), LIST).unwrap();
+        let mut checked = Checked::default();
+        let target = installer.bin_dir.join(PLUGIN);
+        let mut look = || {
+            installer.ensure(&mut checked, true).unwrap();
+            fs::read_to_string(&target).unwrap()
+        };
+        look();
+        let first = stamp(&target);
+        assert_eq!(look(), "#!plugin");
+        assert_eq!(stamp(&target), first);
+        fs::write(&target, "#!others").unwrap();
+        assert_eq!(look(), "#!plugin");
+        fs::remove_file(&target).unwrap();
+        assert_eq!(look(), "#!plugin");
+        fs::write(&installer.binary, "#!newer!").unwrap();
+        assert_eq!(look(), "#!newer!");
+    }
+
+    #[test]
+    fn a_list_that_may_not_be_written_yet_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let list = installer.conf_dir.join("10-lab.conflist");
+        fs::write(&list, LIST).unwrap();
+        let held = installer.ensure(&mut Checked::default(), false).unwrap();
+        assert_eq!(held, Installed::Held(list.clone()));
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
+        assert!(installer.bin_dir.join(PLUGIN).exists());
     }
 
     #[test]
     fn what_cannot_be_chained_to_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
-        let said = |installer: &Installer| format!("{:#}", installer.ensure().unwrap_err());
+        let said = |installer: &Installer| format!("{:#}", ensure(installer).unwrap_err());
         assert!(said(&installer).contains("no CNI configuration yet"));
         fs::write(installer.conf_dir.join("05-one.conf"), r#"{"type":"bridge"}"#).unwrap();
         assert!(said(&installer).contains("single configuration"));

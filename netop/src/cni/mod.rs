@@ -8,6 +8,7 @@
 //! The plugin decides nothing: it asks, passes the previous result on with the new interfaces added, and where nobody
 //! answers it lets every pod through that cannot be in a slice which requires its interface.
 
+pub mod contest;
 pub mod install;
 pub mod members;
 pub mod plugin;
