@@ -2,8 +2,9 @@
 //!
 //! Other network plugins rewrite their configuration list when they start; inotify tells, and it is put right.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
 
+use anyhow::Context;
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use prometheus::IntCounter;
@@ -17,6 +18,7 @@ use crate::{
     agent::Chain,
     cni::{
         contest::Contest,
+        host::Mounts,
         install::{self, Checked, Installed, Installer},
     },
     pods::{self, Sandbox},
@@ -29,17 +31,21 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(20);
 
 /// Installs, repairs and removes until `stop`, as the newest world asks.
+///
+/// # Errors
+/// Where only another container can go on: the host has replaced what this one has mounted.
 pub async fn keep(
     installer: Installer,
     mut world: watch::Receiver<Option<Arc<World>>>,
     state: watch::Sender<Chain>,
     undone: IntCounter,
     stop: CancellationToken,
-) {
-    let directories = vec![installer.conf_dir.clone(), installer.bin_dir.clone()];
-    let mut changes = changes(directories, stop.clone());
+) -> anyhow::Result<()> {
+    let watched = installer.clone();
+    let mut changes = changes(move || watched.watched(), stop.clone());
     let mut keeper = Keeper {
         installer,
+        mounts: Mounts::default(),
         checked: Checked::default(),
         contest: Contest::default(),
         undone,
@@ -48,14 +54,14 @@ pub async fn keep(
         let teardown = teardown(&mut world);
         if let Some(teardown) = teardown {
             let work = tokio::task::spawn_blocking(move || {
-                let after = match teardown {
+                let after = keeper.check_mounts().map(|()| match teardown {
                     true => keeper.remove(),
                     false => keeper.install(),
-                };
+                });
                 (keeper, after)
             });
-            // Without its thread nothing is kept: the task ends, and the agent with it.
-            let Ok((worked, after)) = work.await else { return };
+            let (worked, after) = work.await.context("the keeper of the CNI chain panicked")?;
+            let after = after?;
             keeper = worked;
             state.send_if_modified(|before| {
                 let changed = *before != after;
@@ -72,10 +78,10 @@ pub async fn keep(
             .until(Instant::now().into_std())
             .map(Instant::from_std);
         tokio::select! {
-            () = stop.cancelled() => return,
-            changed = changes.recv(), if held.is_none() => if changed.is_none() { return },
+            () = stop.cancelled() => return Ok(()),
+            changed = changes.recv(), if held.is_none() => if changed.is_none() { return Ok(()) },
             () = sleep_until(held) => {}
-            Err(_) = other_teardown(&mut world, teardown) => return,
+            Err(_) = other_teardown(&mut world, teardown) => return Ok(()),
         }
     }
 }
@@ -108,12 +114,21 @@ async fn sleep_until(at: Option<Instant>) {
 /// What keeps the plugin in its place.
 struct Keeper {
     installer: Installer,
+    mounts: Mounts,
     checked: Checked,
     contest: Contest,
     undone: IntCounter,
 }
 
 impl Keeper {
+    /// That the container has what the host has.
+    fn check_mounts(&mut self) -> anyhow::Result<()> {
+        for directory in self.installer.directories() {
+            self.mounts.check(&directory)?;
+        }
+        Ok(())
+    }
+
     fn install(&mut self) -> Chain {
         let now = Instant::now().into_std();
         let may_write = self.contest.until(now).is_none();
@@ -128,6 +143,10 @@ impl Keeper {
                 }
             }
             Ok(Installed::Held(_)) => {}
+            Ok(Installed::Withheld(why)) => {
+                self.contest.forget();
+                return Chain::Broken(why);
+            }
             Err(error) => return Chain::Broken(format!("{error:#}")),
         }
         match self.contest.contested() {
@@ -148,7 +167,8 @@ impl Keeper {
 /// Reads libcni's cache whenever it changes, until `stop`.
 pub fn sandboxes(directory: PathBuf, stop: CancellationToken) -> mpsc::Receiver<Vec<Sandbox>> {
     let (sender, receiver) = mpsc::channel(1);
-    let mut changes = changes(vec![directory.clone()], stop);
+    let watched = directory.clone();
+    let mut changes = changes(move || [watched.clone()].into(), stop);
     tokio::spawn(async move {
         let mut last = None;
         loop {
@@ -176,9 +196,13 @@ pub fn sandboxes(directory: PathBuf, stop: CancellationToken) -> mpsc::Receiver<
     receiver
 }
 
-/// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched. Where the
-/// last word was not taken yet, further changes cost nothing: the kernel joins those that are alike and bounds the rest.
-fn changes(directories: Vec<PathBuf>, stop: CancellationToken) -> mpsc::Receiver<()> {
+/// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched. Which these
+/// are may itself change with them. Where the last word was not taken yet, further changes cost nothing: the kernel joins
+/// those that are alike and bounds the rest.
+fn changes(
+    directories: impl Fn() -> BTreeSet<PathBuf> + Send + 'static,
+    stop: CancellationToken,
+) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(stop.run_until_cancelled_owned(async move {
         loop {
@@ -187,44 +211,61 @@ fn changes(directories: Vec<PathBuf>, stop: CancellationToken) -> mpsc::Receiver
                 | WatchMask::MOVED_FROM
                 | WatchMask::CLOSE_WRITE
                 | WatchMask::DELETE
+                | WatchMask::DELETE_SELF
+                | WatchMask::MOVE_SELF
                 | WatchMask::ONLYDIR;
+            let watched = identified(directories());
             let stream = Inotify::init().and_then(|inotify| {
-                for directory in &directories {
+                for (directory, _) in &watched {
                     // One that is not there is looked for again below.
                     let _ = inotify.watches().add(directory, mask);
                 }
                 inotify.into_event_stream(vec![0; 4096])
             });
-            // Watched anew now and then, lest a directory that was replaced goes unwatched.
+            // Watched anew now and then, lest something about that goes wrong unseen.
             let until = Instant::now() + INTERVAL;
-            match stream {
-                Ok(mut stream) => {
-                    while let Ok(Some(event)) = tokio::time::timeout_at(until, stream.next()).await {
-                        if event.is_err() {
-                            break;
-                        }
-                        tokio::time::sleep(QUIET).await;
-                        while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, stream.next()).await {}
-                        let Ok(place) = sender.reserve().await else { return };
-                        place.send(());
-                    }
-                }
+            let Ok(place) = sender.reserve().await else { return };
+            // What happened before anybody watched.
+            place.send(());
+            let mut stream = match stream {
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(error = %error, "directories cannot be watched, looking at them instead");
                     tokio::time::sleep_until(until).await;
+                    continue;
                 }
+            };
+            while let Ok(Some(Ok(_))) = tokio::time::timeout_at(until, stream.next()).await {
+                tokio::time::sleep(QUIET).await;
+                while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, stream.next()).await {}
+                if identified(directories()) != watched {
+                    break;
+                }
+                let Ok(place) = sender.reserve().await else { return };
+                place.send(());
             }
-            let Ok(place) = sender.reserve().await else { return };
-            place.send(());
         }
     }));
     receiver
+}
+
+/// Directories with their inodes: one that was replaced is another.
+fn identified(directories: BTreeSet<PathBuf>) -> Vec<(PathBuf, Option<(u64, u64)>)> {
+    let directories = directories.into_iter().map(|directory| {
+        let metadata = directory.metadata().ok();
+        (
+            directory,
+            metadata.map(|metadata| (metadata.dev(), metadata.ino())),
+        )
+    });
+    directories.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
         fs,
+        os::unix::fs::symlink,
         path::Path,
         sync::atomic::{AtomicBool, Ordering::SeqCst},
     };
@@ -232,9 +273,92 @@ mod tests {
     use slice_crds::v1alpha1::{SliceNode, SliceNodeSpec};
 
     use super::*;
-    use crate::cni::contest;
+    use crate::cni::{contest, host::HostRoot};
 
     const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"cilium-cni"}]}"#;
+
+    fn installer(folder: &Path) -> Installer {
+        for dir in ["net.d", "bin"] {
+            fs::create_dir_all(folder.join(dir)).unwrap();
+        }
+        fs::write(folder.join("bin/cilium-cni"), "").unwrap();
+        fs::write(folder.join("plugin"), "#!plugin").unwrap();
+        Installer {
+            host: HostRoot(folder.to_owned()),
+            conf_dir: "/net.d".into(),
+            bin_dirs: vec!["/bin".into()],
+            binary: folder.join("plugin"),
+            socket: "/run/weft/cni.sock".into(),
+            members: "/var/lib/weft/members.json".into(),
+        }
+    }
+
+    /// A world in which Weft is to be on the node.
+    fn here() -> World {
+        World {
+            node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
+            ..World::default()
+        }
+    }
+
+    /// Waits for what has to come long before the next look that nothing asks for.
+    async fn soon(what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + INTERVAL / 2;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "not soon: {what}");
+            tokio::time::sleep(QUIET / 4).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn directories_that_move_are_followed_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        let mut installer = installer(folder.path());
+        installer.bin_dirs = vec!["/data/current/bin".into()];
+        for version in ["one", "two", "three"] {
+            fs::create_dir_all(at("data").join(version).join("bin")).unwrap();
+            fs::write(at("data").join(version).join("bin/cilium-cni"), "").unwrap();
+        }
+        symlink("/data/one", at("data/current")).unwrap();
+        fs::write(at("net.d/10.conflist"), LIST).unwrap();
+        let (_world, world) = watch::channel(Some(Arc::new(here())));
+        let (state, _seen) = watch::channel(Chain::default());
+        let undone = IntCounter::new("undone", "test").unwrap();
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(keep(installer, world, state, undone, stop.clone()));
+        let chained = |list: &str| fs::read_to_string(at(list)).is_ok_and(|text| text.contains("slice-cni"));
+        soon("installed", || {
+            chained("net.d/10.conflist") && at("data/one/bin/slice-cni").exists()
+        })
+        .await;
+        // As an upgrade of k3s does, twice: what is watched moves too.
+        for version in ["two", "three"] {
+            symlink(Path::new("/data").join(version), at("data/next")).unwrap();
+            fs::rename(at("data/next"), at("data/current")).unwrap();
+            soon(version, || {
+                at("data").join(version).join("bin/slice-cni").exists()
+            })
+            .await;
+            fs::remove_file(at("data").join(version).join("bin/slice-cni")).unwrap();
+            soon(version, || {
+                at("data").join(version).join("bin/slice-cni").exists()
+            })
+            .await;
+        }
+        // The directory of lists goes, and comes as another; twice.
+        for list in ["net.d/10.conflist", "net.d/05.conflist"] {
+            fs::rename(at("net.d"), at(&list.replace(['/', '.'], "-"))).unwrap();
+            fs::create_dir(at("net.d")).unwrap();
+            fs::write(at(list), LIST).unwrap();
+            soon(list, || chained(list)).await;
+        }
+        // Another plugin's list comes first.
+        fs::write(at("net.d/01.conflist"), LIST).unwrap();
+        soon("the first list", || chained("net.d/01.conflist")).await;
+        stop.cancel();
+        keeping.await.unwrap().unwrap();
+    }
 
     /// A program that puts its own list back every 20 ms, and counts how often it found another.
     fn restoring(list: &Path, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
@@ -255,22 +379,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_program_that_restores_its_own_list_is_backed_off_from_and_named() {
         let folder = tempfile::tempdir().unwrap();
-        let installer = Installer {
-            conf_dir: folder.path().join("net.d"),
-            bin_dir: folder.path().join("bin"),
-            binary: folder.path().join("plugin"),
-            socket: "/run/weft/cni.sock".into(),
-            members: "/var/lib/weft/members.json".into(),
-        };
-        fs::create_dir_all(&installer.conf_dir).unwrap();
-        fs::create_dir_all(&installer.bin_dir).unwrap();
-        fs::write(&installer.binary, "#!plugin").unwrap();
-        let list = installer.conf_dir.join("05-cilium.conflist");
+        let installer = installer(folder.path());
+        let list = folder.path().join("net.d/05-cilium.conflist");
         fs::write(&list, LIST).unwrap();
-        let (_world, world) = watch::channel(Some(Arc::new(World {
-            node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
-            ..World::default()
-        })));
+        let (_world, world) = watch::channel(Some(Arc::new(here())));
         let (state, mut seen) = watch::channel(Chain::default());
         let over = Arc::new(AtomicBool::new(false));
         let other = restoring(&list, &over);
@@ -298,6 +410,6 @@ mod tests {
             tokio::time::sleep(QUIET).await;
         }
         stop.cancel();
-        keeping.await.unwrap();
+        keeping.await.unwrap().unwrap();
     }
 }

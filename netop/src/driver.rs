@@ -21,6 +21,7 @@ use crate::{
     args::Args,
     chain,
     cni::{
+        host::HostRoot,
         install::{Installer, PLUGIN},
         server,
     },
@@ -89,7 +90,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         metrics.cni_undone.clone(),
         stop.clone(),
     );
-    tasks.spawn(keeper.map(|()| ("the CNI chain", Ok(()))));
+    tasks.spawn(keeper.map(|outcome| ("the CNI chain", outcome)));
     let (calls, mut called) = mpsc::channel(BACKLOG);
     let socket = directories.cni_socket();
     tasks.spawn({
@@ -259,8 +260,9 @@ fn installer(args: &Args, directories: &Directories) -> anyhow::Result<Installer
             .with_file_name(PLUGIN),
     };
     Ok(Installer {
+        host: HostRoot(args.host_root.clone()),
         conf_dir: args.cni_conf_dir.clone(),
-        bin_dir: args.cni_bin_dir.clone(),
+        bin_dirs: args.cni_bin_dir.clone(),
         binary,
         socket: directories.cni_socket(),
         members: directories.members(),

@@ -1,18 +1,24 @@
 //! The plugin's place on a node: its binary among the plugins, its element at the end of the first configuration list.
 //!
-//! What others wrote is kept as it is: the list is parsed, one element is appended or taken out, and the file is
-//! replaced in one step. Container runtimes read the first file in lexical order (libcni), so that is the one.
+//! Container runtimes read the first file in lexical order (libcni), so that is the list. A runtime that does not find the
+//! plugin starts no pod at all: the binary comes first, into every directory that the runtime may look in, and a list
+//! whose other plugins are in none of them is not touched.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::json;
 
+use super::{
+    host::HostRoot,
+    list::{plugin_types, version, with_plugin, without_plugin},
+    plugin::VERSIONS,
+};
 use crate::files::write_mode;
 
 /// The plugin's name: its file among the plugins, its type in the list.
@@ -21,10 +27,11 @@ pub const PLUGIN: &str = "slice-cni";
 /// Where the plugin goes.
 #[derive(Clone, Debug)]
 pub struct Installer {
-    /// The runtime's folder of configurations, as this process sees it.
+    pub host: HostRoot,
+    /// The runtime's directory of configurations, on the host.
     pub conf_dir: PathBuf,
-    /// The runtime's folder of plugins, as this process sees it.
-    pub bin_dir: PathBuf,
+    /// Where the runtime may look for plugins, on the host.
+    pub bin_dirs: Vec<PathBuf>,
     /// The plugin to install.
     pub binary: PathBuf,
     /// Socket and members file, as the host sees them.
@@ -40,11 +47,13 @@ pub enum Installed {
     Changed(PathBuf),
     /// It is to be put right, and may not be written yet.
     Held(PathBuf),
+    /// The plugin cannot be where the runtime looks, so it is not in the list either: why.
+    Withheld(String),
 }
 
 /// The plugin's file as it was last seen to be right: what has not changed since is not read again.
 #[derive(Clone, Debug, Default)]
-pub struct Checked(Option<[Stamp; 2]>);
+pub struct Checked(BTreeMap<PathBuf, [Stamp; 2]>);
 
 /// What changes about a file whenever it is written or replaced.
 type Stamp = (u64, u64, u64, i64, i64);
@@ -53,38 +62,120 @@ impl Installer {
     /// Brings binary and configuration to what they should be; the configuration only where it `may_write`.
     ///
     /// # Errors
-    /// Where there is no configuration list yet, or the folders cannot be written.
+    /// Where there is no configuration list yet, or the directories cannot be written.
     pub fn ensure(&self, checked: &mut Checked, may_write: bool) -> anyhow::Result<Installed> {
-        self.place(checked)?;
+        let placed = self.place(checked);
         let list = self.list()?;
-        let text = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+        let name = self.host.name(&list);
+        let text = fs::read_to_string(&list).with_context(|| format!("read {}", name.display()))?;
+        let placed = placed.and_then(|bins| self.is_found(&bins, &text, &name));
+        if let Err(error) = placed {
+            // A plugin that is not found is one that no pod starts with.
+            if let Some(changed) = without_plugin(&text) {
+                rewrite(&list, &changed).with_context(|| format!("write {}", name.display()))?;
+            }
+            return Ok(Installed::Withheld(format!("{error:#}")));
+        }
+        let version = version(&text);
+        if !VERSIONS.contains(&version.as_str()) {
+            bail!(
+                "{} has cniVersion {version:?}: {PLUGIN} is chained in {}",
+                name.display(),
+                VERSIONS.join(", ")
+            );
+        }
         let element = json!({"type": PLUGIN, "socket": self.socket, "members": self.members});
-        let changed = with_plugin(&text, &element).with_context(|| format!("in {}", list.display()))?;
+        let changed = with_plugin(&text, &element).with_context(|| format!("in {}", name.display()))?;
         let Some(changed) = changed else {
             return Ok(Installed::AsItWas);
         };
         if !may_write {
-            return Ok(Installed::Held(list));
+            return Ok(Installed::Held(name));
         }
-        rewrite(&list, &changed).with_context(|| format!("write {}", list.display()))?;
-        Ok(Installed::Changed(list))
+        rewrite(&list, &changed).with_context(|| format!("write {}", name.display()))?;
+        Ok(Installed::Changed(name))
     }
 
-    /// Puts the binary among the plugins.
-    fn place(&self, checked: &mut Checked) -> anyhow::Result<()> {
-        let target = self.bin_dir.join(PLUGIN);
-        let stamps = || Some([stamp(&self.binary)?, stamp(&target)?]);
-        let before = stamps();
-        if before.is_some() && before == checked.0 {
+    /// Puts the binary into every directory of plugins that is there, which are returned.
+    fn place(&self, checked: &mut Checked) -> anyhow::Result<Vec<PathBuf>> {
+        let dirs: Vec<anyhow::Result<PathBuf>> = (self.bin_dirs.iter())
+            .map(|dir| self.host.directory(dir, "CNI plugins"))
+            .collect();
+        let (there, missing): (Vec<_>, Vec<_>) = dirs.into_iter().partition(Result::is_ok);
+        let there: Vec<PathBuf> = there.into_iter().flatten().collect();
+        if there.is_empty() {
+            return Err(missing.into_iter().find_map(Result::err).unwrap_or_else(|| {
+                anyhow::anyhow!("no directory of CNI plugins is named: say netop.cniBinDir of the chart")
+            }));
+        }
+        checked.0.retain(|target, _| {
+            target
+                .parent()
+                .is_some_and(|dir| there.iter().any(|there| there == dir))
+        });
+        for dir in &there {
+            let target = dir.join(PLUGIN);
+            let stamps = || Some([stamp(&self.binary)?, stamp(&target)?]);
+            let before = stamps();
+            if before.is_some() && before.as_ref() == checked.0.get(&target) {
+                continue;
+            }
+            let name = self.host.name(&target);
+            let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
+            if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
+                if let Err(error) = write_mode(&target, &wanted, 0o755) {
+                    // One of another version does until then.
+                    let failure = format!("write {}: {error}", name.display());
+                    match target.exists() {
+                        true => {
+                            tracing::warn!(error = failure, "CNI plugin not updated");
+                            continue;
+                        }
+                        false => bail!(failure),
+                    }
+                }
+                tracing::info!(path = %name.display(), "CNI plugin installed");
+            }
+            if let Some(after) = stamps() {
+                checked.0.insert(target, after);
+            }
+        }
+        Ok(there)
+    }
+
+    /// Whether the runtime looks where the plugin was put: it has to find the list's other plugins.
+    fn is_found(&self, bins: &[PathBuf], text: &str, list: &Path) -> anyhow::Result<()> {
+        let others: BTreeSet<String> = plugin_types(text)
+            .into_iter()
+            .filter(|name| name != PLUGIN)
+            .collect();
+        // A link may lead to where this process does not see; that it is there is enough.
+        let is_there = |name: &String| bins.iter().any(|bin| bin.join(name).symlink_metadata().is_ok());
+        if others.is_empty() || others.iter().any(is_there) {
             return Ok(());
         }
-        let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
-        if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
-            write_mode(&target, &wanted, 0o755).with_context(|| format!("write {}", target.display()))?;
-            tracing::info!(path = %target.display(), "CNI plugin installed");
-        }
-        checked.0 = stamps();
-        Ok(())
+        let bins: Vec<String> = (bins.iter())
+            .map(|bin| self.host.name(bin).display().to_string())
+            .collect();
+        bail!(
+            "no plugin of {} ({}) is in {}, so the container runtime looks elsewhere: say where by the chart's netop.platform \
+             or netop.cniBinDir",
+            list.display(),
+            others.into_iter().collect::<Vec<_>>().join(", "),
+            bins.join(" or ")
+        )
+    }
+
+    /// Directories in which a change means that it is time to look, as they are now.
+    pub fn watched(&self) -> BTreeSet<PathBuf> {
+        let dirs = [&self.conf_dir].into_iter().chain(&self.bin_dirs);
+        dirs.flat_map(|dir| self.host.find(dir).watched).collect()
+    }
+
+    /// The directories themselves, as this process reaches them, of those that are there.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let dirs = [&self.conf_dir].into_iter().chain(&self.bin_dirs);
+        dirs.filter_map(|dir| self.host.find(dir).directory).collect()
     }
 
     /// Takes the plugin out of every list, then removes its binary. What is not there is as good.
@@ -101,17 +192,23 @@ impl Installer {
                         Some(changed) => rewrite(&list, &changed).context("write"),
                         None => Ok(()),
                     });
-            let removed = removed.with_context(|| list.display().to_string());
+            let removed = removed.with_context(|| self.host.name(&list).display().to_string());
             result = result.and(removed);
         }
-        match fs::remove_file(self.bin_dir.join(PLUGIN)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let failure =
-                    Err(error).with_context(|| format!("remove {PLUGIN} from {}", self.bin_dir.display()));
-                result.and(failure)
+        for dir in &self.bin_dirs {
+            let Some(directory) = self.host.find(dir).directory else {
+                continue;
+            };
+            match fs::remove_file(directory.join(PLUGIN)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let failure =
+                        Err(error).with_context(|| format!("remove {PLUGIN} from {}", dir.display()));
+                    result = result.and(failure);
+                }
+                _ => {}
             }
-            _ => result,
         }
+        result
     }
 
     /// The list that the runtime uses.
@@ -119,20 +216,25 @@ impl Installer {
         let first = self.configurations()?.into_iter().next();
         let Some(first) = first else {
             bail!(
-                "{} has no CNI configuration yet: install a network plugin first",
+                "{} has no CNI configuration yet: install a network plugin first, or say where the container runtime has \
+                 its configurations by the chart's netop.platform or netop.cniConfDir",
                 self.conf_dir.display()
             );
         };
         if first.extension().is_none_or(|extension| extension != "conflist") {
             bail!(
                 "{} is a single configuration, to which no plugin can be chained: make a .conflist of it",
-                first.display()
+                self.host.name(&first).display()
             );
         }
         Ok(first)
     }
 
+    /// All lists; none where there is not even a directory of them.
     fn lists(&self) -> anyhow::Result<Vec<PathBuf>> {
+        if self.host.find(&self.conf_dir).directory.is_none() {
+            return Ok(vec![]);
+        }
         let mut all = self.configurations()?;
         all.retain(|path| path.extension().is_some_and(|extension| extension == "conflist"));
         Ok(all)
@@ -140,8 +242,9 @@ impl Installer {
 
     /// Files that libcni looks at (`ConfFiles`), in its order.
     fn configurations(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let directory = self.host.directory(&self.conf_dir, "CNI configurations")?;
         let entries =
-            fs::read_dir(&self.conf_dir).with_context(|| format!("list {}", self.conf_dir.display()))?;
+            fs::read_dir(&directory).with_context(|| format!("list {}", self.conf_dir.display()))?;
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.retain(|path| {
             let extension = path
@@ -153,73 +256,6 @@ impl Installer {
         files.sort();
         Ok(files)
     }
-}
-
-/// The list with the plugin's element at its end, everything else as its owner wrote it; `None` where it is there as
-/// it should be.
-fn with_plugin(text: &str, element: &Value) -> anyhow::Result<Option<String>> {
-    let list = plugins(text)?;
-    if list.iter().filter(|plugin| plugin.ours).count() == 1
-        && list.last().is_some_and(|last| last.value == *element)
-    {
-        return Ok(None);
-    }
-    let clean = without_plugin(text).unwrap_or_else(|| text.to_owned());
-    let list = plugins(&clean)?;
-    let Some(last) = list.last() else {
-        bail!("no plugin to chain to")
-    };
-    // As the owner separates elements.
-    let separator = match list.as_slice() {
-        [.., before, last] => &clean[before.at.end..last.at.start],
-        _ => ",",
-    };
-    let (head, tail) = clean.split_at(last.at.end);
-    Ok(Some(format!("{head}{separator}{element}{tail}")))
-}
-
-/// The list without the plugin; `None` where it is not in it, or the text is not a list.
-fn without_plugin(text: &str) -> Option<String> {
-    let list = plugins(text).ok()?;
-    let mut rest = text.to_owned();
-    for (n, plugin) in list.iter().enumerate().rev().filter(|(_, plugin)| plugin.ours) {
-        // With the comma before it, or where it is the first, with the one after it.
-        let cut = match (n.checked_sub(1), list.get(n + 1)) {
-            (Some(before), _) => list[before].at.end..plugin.at.end,
-            (None, Some(next)) => plugin.at.start..next.at.start,
-            (None, None) => plugin.at.clone(),
-        };
-        rest.replace_range(cut, "");
-    }
-    (rest != text).then_some(rest)
-}
-
-/// An element of the list, and where in the text it is.
-struct Plugin {
-    at: std::ops::Range<usize>,
-    value: Value,
-    ours: bool,
-}
-
-fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
-    #[derive(Deserialize)]
-    struct List<'a> {
-        #[serde(borrow)]
-        plugins: Vec<&'a RawValue>,
-    }
-    let list: List<'_> = serde_json::from_str(text).context("not a list of plugins")?;
-    let plugin = |raw: &RawValue| {
-        // A raw value borrows from the text it was read from.
-        let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-        let value: Value = serde_json::from_str(raw.get())?;
-        let ours = value.get("type").and_then(Value::as_str) == Some(PLUGIN);
-        Ok(Plugin {
-            at: start..start + raw.get().len(),
-            value,
-            ours,
-        })
-    };
-    list.plugins.into_iter().map(plugin).collect()
 }
 
 /// What is said where another program undoes what is written into its list.
@@ -257,20 +293,26 @@ fn rewrite(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"bridge","bridge":"cni0"},{"type":"portmap"}]}"#;
 
+    /// A host whose runtime has its plugins, and an installer for it.
     fn installer(folder: &Path) -> Installer {
         let installer = Installer {
-            conf_dir: folder.join("net.d"),
-            bin_dir: folder.join("bin"),
+            host: HostRoot(folder.to_owned()),
+            conf_dir: "/net.d".into(),
+            bin_dirs: vec!["/bin".into()],
             binary: folder.join("plugin"),
             socket: "/run/weft/cni.sock".into(),
             members: "/var/lib/weft/members.json".into(),
         };
-        fs::create_dir_all(&installer.conf_dir).unwrap();
-        fs::create_dir_all(&installer.bin_dir).unwrap();
+        for dir in ["net.d", "bin"] {
+            fs::create_dir_all(folder.join(dir)).unwrap();
+        }
+        fs::write(folder.join("bin/bridge"), "").unwrap();
         fs::write(&installer.binary, "#!plugin").unwrap();
         installer
     }
@@ -292,59 +334,32 @@ mod tests {
     fn the_plugin_is_chained_last_once_and_taken_out_again() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
-        let list = installer.conf_dir.join("10-lab.conflist");
+        let list = folder.path().join("net.d").join("10-lab.conflist");
         fs::write(&list, LIST).unwrap();
-        fs::write(installer.conf_dir.join("20-other.conflist"), LIST).unwrap();
-        assert_eq!(ensure(&installer).unwrap(), Installed::Changed(list.clone()));
+        fs::write(folder.path().join("net.d").join("20-other.conflist"), LIST).unwrap();
+        assert_eq!(
+            ensure(&installer).unwrap(),
+            Installed::Changed("/net.d/10-lab.conflist".into())
+        );
         assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
         assert_eq!(ensure(&installer).unwrap(), Installed::AsItWas);
         assert_eq!(
-            types(&installer.conf_dir.join("20-other.conflist")),
+            types(&folder.path().join("net.d").join("20-other.conflist")),
             ["bridge", "portmap"]
         );
         installer.remove().unwrap();
         assert_eq!(fs::read_to_string(&list).unwrap(), LIST, "to the byte");
-        assert!(!installer.bin_dir.join(PLUGIN).exists());
+        assert!(!folder.path().join("bin").join(PLUGIN).exists());
         installer.remove().unwrap();
-    }
-
-    #[test]
-    fn the_owners_way_of_writing_stays() {
-        let element = json!({"type": PLUGIN});
-        let ours = r#"{"type":"slice-cni"}"#;
-        for (before, after) in [
-            (
-                r#"{"plugins":[{"type":"a"}]}"#,
-                r#"{"plugins":[{"type":"a"},OURS]}"#,
-            ),
-            (
-                "{ \"plugins\": [\n  {\"type\": \"a\"},\n  {\"x\": 1.0}\n ] }\n",
-                "{ \"plugins\": [\n  {\"type\": \"a\"},\n  {\"x\": 1.0},\n  OURS\n ] }\n",
-            ),
-        ] {
-            let after = after.replace("OURS", ours);
-            assert_eq!(
-                with_plugin(before, &element).unwrap().as_deref(),
-                Some(after.as_str())
-            );
-            assert_eq!(with_plugin(&after, &element).unwrap(), None);
-            assert_eq!(without_plugin(&after).as_deref(), Some(before));
-            assert_eq!(without_plugin(before), None);
-        }
-        let scattered = format!(r#"{{"plugins":[{ours}, {{"type":"a"}}, {ours}, {{"type":"b"}}]}}"#);
-        let put_right = with_plugin(&scattered, &element).unwrap().unwrap();
-        assert_eq!(
-            put_right,
-            format!(r#"{{"plugins":[{{"type":"a"}}, {{"type":"b"}}, {ours}]}}"#)
-        );
-        assert!(with_plugin(r#"{"plugins":[]}"#, &element).is_err() && with_plugin("{", &element).is_err());
+        fs::remove_dir_all(folder.path().join("net.d")).unwrap();
+        installer.remove().unwrap();
     }
 
     #[test]
     fn a_list_that_its_owner_rewrote_is_put_right() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
-        let list = installer.conf_dir.join("10-lab.conflist");
+        let list = folder.path().join("net.d").join("10-lab.conflist");
         let ours_first = LIST.replace(r#"{"type":"bridge""#, r#"{"type":"slice-cni"},{"type":"bridge""#);
         fs::write(&list, ours_first).unwrap();
         ensure(&installer).unwrap();
@@ -355,9 +370,9 @@ mod tests {
     fn a_plugin_that_was_replaced_or_removed_is_put_right_and_else_not_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
-        fs::write(installer.conf_dir.join("10-lab.conflist"), LIST).unwrap();
+        fs::write(folder.path().join("net.d").join("10-lab.conflist"), LIST).unwrap();
         let mut checked = Checked::default();
-        let target = installer.bin_dir.join(PLUGIN);
+        let target = folder.path().join("bin").join(PLUGIN);
         let mut look = || {
             installer.ensure(&mut checked, true).unwrap();
             fs::read_to_string(&target).unwrap()
@@ -378,12 +393,68 @@ mod tests {
     fn a_list_that_may_not_be_written_yet_stays() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
-        let list = installer.conf_dir.join("10-lab.conflist");
+        let list = folder.path().join("net.d").join("10-lab.conflist");
         fs::write(&list, LIST).unwrap();
         let held = installer.ensure(&mut Checked::default(), false).unwrap();
-        assert_eq!(held, Installed::Held(list.clone()));
+        assert_eq!(held, Installed::Held("/net.d/10-lab.conflist".into()));
         assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
-        assert!(installer.bin_dir.join(PLUGIN).exists());
+        assert!(folder.path().join("bin").join(PLUGIN).exists());
+    }
+
+    #[test]
+    fn the_plugin_is_wherever_the_runtime_may_look_and_follows_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let mut installer = installer(folder.path());
+        installer.bin_dirs = vec!["/data/cni".into(), "/data/current/bin".into()];
+        for version in ["one", "two"] {
+            fs::create_dir_all(data.join(version).join("bin")).unwrap();
+            fs::write(data.join(version).join("bin/bridge"), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/data/one", data.join("current")).unwrap();
+        let list = folder.path().join("net.d/10-lab.conflist");
+        fs::write(&list, LIST).unwrap();
+        let mut checked = Checked::default();
+        installer.ensure(&mut checked, true).unwrap();
+        assert!(data.join("one/bin/slice-cni").exists() && !data.join("two/bin/slice-cni").exists());
+        // An upgrade, and one to a release that has another directory.
+        fs::remove_file(data.join("current")).unwrap();
+        std::os::unix::fs::symlink("/data/two", data.join("current")).unwrap();
+        assert_eq!(installer.ensure(&mut checked, true).unwrap(), Installed::AsItWas);
+        assert!(data.join("two/bin/slice-cni").exists() && data.join("one/bin/slice-cni").exists());
+        fs::create_dir_all(data.join("cni")).unwrap();
+        installer.ensure(&mut checked, true).unwrap();
+        assert!(data.join("cni/slice-cni").exists());
+    }
+
+    #[test]
+    fn a_list_has_no_plugin_that_the_runtime_does_not_find() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let list = folder.path().join("net.d/10-lab.conflist");
+        fs::write(&list, LIST).unwrap();
+        ensure(&installer).unwrap();
+        assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
+        let withheld = || match ensure(&installer).unwrap() {
+            Installed::Withheld(why) => why,
+            other => panic!("{other:?}"),
+        };
+        // The runtime has others, elsewhere.
+        fs::remove_file(folder.path().join("bin/bridge")).unwrap();
+        let why = withheld();
+        assert!(
+            why.contains("/net.d/10-lab.conflist (bridge, portmap) is in /bin")
+                && why.contains("netop.cniBinDir"),
+            "{why}"
+        );
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST, "pods start without it");
+        fs::write(folder.path().join("bin/portmap"), "").unwrap();
+        ensure(&installer).unwrap();
+        assert_eq!(types(&list), ["bridge", "portmap", PLUGIN]);
+        fs::remove_dir_all(folder.path().join("bin")).unwrap();
+        let why = withheld();
+        assert!(why.contains("/bin of CNI plugins is not on this node"), "{why}");
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
     }
 
     #[test]
@@ -392,7 +463,17 @@ mod tests {
         let installer = installer(folder.path());
         let said = |installer: &Installer| format!("{:#}", ensure(installer).unwrap_err());
         assert!(said(&installer).contains("no CNI configuration yet"));
-        fs::write(installer.conf_dir.join("05-one.conf"), r#"{"type":"bridge"}"#).unwrap();
+        fs::write(
+            folder.path().join("net.d").join("05-one.conf"),
+            r#"{"type":"bridge"}"#,
+        )
+        .unwrap();
         assert!(said(&installer).contains("single configuration"));
+        fs::write(
+            folder.path().join("net.d/01-old.conflist"),
+            LIST.replace("1.0.0", "0.2.0"),
+        )
+        .unwrap();
+        assert!(said(&installer).contains(r#"/net.d/01-old.conflist has cniVersion "0.2.0""#));
     }
 }

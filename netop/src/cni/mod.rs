@@ -9,7 +9,9 @@
 //! answers it lets every pod through that cannot be in a slice which requires its interface.
 
 pub mod contest;
+pub mod host;
 pub mod install;
+mod list;
 pub mod members;
 pub mod plugin;
 pub mod server;

@@ -8,14 +8,19 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    resource::{Resource, getrlimit, setrlimit},
-    socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+    },
 };
 use slice_netop::cni::{
+    host::Mounts,
     plugin::{Environment, run},
     server::{Call, serve},
     wire::Reply,
@@ -178,4 +183,62 @@ async fn a_pod_outside_slices_waits_300_ms_at_most_whatever_the_agent_does() {
         "{took:?} behind a full queue"
     );
     drop(listener);
+}
+
+/// As a container has directories of its host: bind mounts, in a mount namespace of its own.
+#[test]
+fn a_directory_that_the_host_replaced_under_a_container_is_noticed() {
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    let text = |path: &str| at(path).to_str().unwrap().to_owned();
+    // unshare(2) of mounts is the calling thread's, whose children have them too.
+    std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            run("mount", &["--make-rprivate", "/"]);
+            // A file system of its own: there, what is removed is removed.
+            run(
+                "mount",
+                &["-t", "tmpfs", "weft-test", directory.path().to_str().unwrap()],
+            );
+            for part in ["etc/cni", "opt/cni"] {
+                std::fs::create_dir_all(at("host").join(part)).unwrap();
+                std::fs::create_dir_all(at("container").join(part)).unwrap();
+                run(
+                    "mount",
+                    &[
+                        "--bind",
+                        &text(&format!("host/{part}")),
+                        &text(&format!("container/{part}")),
+                    ],
+                );
+            }
+            let mut mounts = Mounts::default();
+            let mut check = |part: &str| mounts.check(&at("container").join(part));
+            std::fs::create_dir(at("host/etc/cni/net.d")).unwrap();
+            check("etc/cni/net.d").unwrap();
+            check("opt/cni/bin").unwrap();
+            // What is below the mount may come and go.
+            std::fs::remove_dir(at("host/etc/cni/net.d")).unwrap();
+            check("etc/cni/net.d").unwrap();
+            // The mount's own directory may not: removed, and moved away.
+            std::fs::remove_dir(at("host/etc/cni")).unwrap();
+            std::fs::create_dir(at("host/etc/cni")).unwrap();
+            let error = check("etc/cni/net.d").unwrap_err().to_string();
+            assert!(
+                error.contains("container/etc/cni") && error.contains("deleted"),
+                "{error}"
+            );
+            check("opt/cni/bin").unwrap();
+            std::fs::rename(at("host/opt/cni"), at("host/opt/old")).unwrap();
+            std::fs::create_dir(at("host/opt/cni")).unwrap();
+            let error = check("opt/cni/bin").unwrap_err().to_string();
+            assert!(error.contains("opt/old"), "{error}");
+        });
+        test.join().unwrap();
+    });
 }
