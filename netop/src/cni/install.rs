@@ -178,7 +178,8 @@ impl Installer {
         dirs.filter_map(|dir| self.host.find(dir).directory).collect()
     }
 
-    /// Takes the plugin out of every list, then removes its binary. What is not there is as good.
+    /// Takes the plugin out of every list. Its binary stays: CRI-O and Multus delete a pod by the configuration that they kept
+    /// when it started, and a pod whose plugin is not found cannot be deleted.
     ///
     /// # Errors
     /// The first failure, after everything else was tried.
@@ -194,19 +195,6 @@ impl Installer {
                     });
             let removed = removed.with_context(|| self.host.name(&list).display().to_string());
             result = result.and(removed);
-        }
-        for dir in &self.bin_dirs {
-            let Some(directory) = self.host.find(dir).directory else {
-                continue;
-            };
-            match fs::remove_file(directory.join(PLUGIN)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    let failure =
-                        Err(error).with_context(|| format!("remove {PLUGIN} from {}", dir.display()));
-                    result = result.and(failure);
-                }
-                _ => {}
-            }
         }
         result
     }
@@ -349,7 +337,10 @@ mod tests {
         );
         installer.remove().unwrap();
         assert_eq!(fs::read_to_string(&list).unwrap(), LIST, "to the byte");
-        assert!(!folder.path().join("bin").join(PLUGIN).exists());
+        assert!(
+            folder.path().join("bin").join(PLUGIN).exists(),
+            "runtimes delete pods by the list that they kept"
+        );
         installer.remove().unwrap();
         fs::remove_dir_all(folder.path().join("net.d")).unwrap();
         installer.remove().unwrap();

@@ -8,7 +8,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -241,4 +241,47 @@ fn a_directory_that_the_host_replaced_under_a_container_is_noticed() {
         });
         test.join().unwrap();
     });
+}
+
+/// The plugin itself, as a runtime runs it: what it printed, where it succeeded.
+fn plugin(command: &str, config: &str) -> Result<String, String> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_slice-cni"))
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", "c1")
+        .env("CNI_NETNS", "/run/netns/x")
+        .env("CNI_IFNAME", "eth0")
+        .env(
+            "CNI_ARGS",
+            "K8S_POD_NAMESPACE=cart;K8S_POD_NAME=web;K8S_POD_UID=u",
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(text)
+    }
+}
+
+/// CRI-O and Multus run the list that they kept when the pod started, long after Weft has been taken off.
+#[test]
+fn the_plugin_outlives_weft_and_stands_in_nobodys_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = format!(
+        r#"{{"cniVersion":"1.1.0","name":"lab","type":"slice-cni","socket":"{0}/cni.sock","members":"{0}/members.json",
+            "prevResult":{{"cniVersion":"1.1.0","interfaces":[{{"name":"eth0","sandbox":"/run/netns/x"}}],
+            "ips":[{{"address":"10.244.1.2/24","interface":0}}]}},"cni.dev/valid-attachments":[]}}"#,
+        directory.path().display()
+    );
+    for command in ["DEL", "CHECK", "STATUS", "GC"] {
+        assert_eq!(plugin(command, &config), Ok(String::new()), "{command}");
+    }
+    let added: serde_json::Value = serde_json::from_str(&plugin("ADD", &config).unwrap()).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(added, config["prevResult"], "as the plugins before left it");
 }
