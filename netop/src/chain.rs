@@ -2,7 +2,13 @@
 //!
 //! Other network plugins rewrite their configuration list when they start; inotify tells, and it is put right.
 
-use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -21,7 +27,8 @@ use crate::{
         host::Mounts,
         install::{self, Checked, Installed, Installer},
     },
-    pods::{self, Sandbox},
+    kernel::far_ends,
+    pods::{self, Kept, Sandbox},
     world::World,
 };
 
@@ -164,17 +171,30 @@ impl Keeper {
     }
 }
 
-/// Reads libcni's cache whenever it changes, until `stop`.
-pub fn sandboxes(directory: PathBuf, stop: CancellationToken) -> mpsc::Receiver<Vec<Sandbox>> {
+/// Reads libcni's cache whenever it changes, until `stop`. Where a sandbox's namespace is not said there, the node's end of its
+/// interface leads to it, if it is one of those in `named` (`/run/netns` as this process reaches it).
+pub fn sandboxes(
+    directory: PathBuf,
+    named: PathBuf,
+    space: Option<PathBuf>,
+    stop: CancellationToken,
+) -> mpsc::Receiver<Vec<Sandbox>> {
     let (sender, receiver) = mpsc::channel(1);
     let watched = directory.clone();
     let mut changes = changes(move || [watched.clone()].into(), stop);
     tokio::spawn(async move {
         let mut last = None;
+        let mut led = Led::default();
         loop {
             let path = directory.clone();
             match tokio::task::spawn_blocking(move || pods::scan(&path)).await {
-                Ok(Ok(mut found)) => {
+                Ok(Ok(kept)) => {
+                    let (mut found, unplaced) = pods::placed(kept);
+                    if let Err(error) = led.look(&unplaced, space.as_deref(), &named).await {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, "namespaces of pods not found by their interfaces");
+                    }
+                    found.extend(led.place(unplaced));
                     found.sort();
                     if last.as_ref() != Some(&found) {
                         last = Some(found.clone());
@@ -194,6 +214,53 @@ pub fn sandboxes(directory: PathBuf, stop: CancellationToken) -> mpsc::Receiver<
         }
     });
     receiver
+}
+
+/// Where sandboxes are to which the node's end of an interface led, by container: looked for once.
+#[derive(Default)]
+struct Led(BTreeMap<String, PathBuf>);
+
+impl Led {
+    /// Looks for those that are new, and forgets those that are gone.
+    async fn look(&mut self, unplaced: &[Kept], space: Option<&Path>, named: &Path) -> anyhow::Result<()> {
+        let containers: BTreeSet<&str> = unplaced
+            .iter()
+            .map(|kept| kept.sandbox.container.as_str())
+            .collect();
+        self.0
+            .retain(|container, _| containers.contains(container.as_str()));
+        let new: Vec<&Kept> = unplaced
+            .iter()
+            .filter(|kept| !self.0.contains_key(&kept.sandbox.container))
+            .collect();
+        let ends: BTreeSet<String> = new.iter().flat_map(|kept| kept.node_ends.clone()).collect();
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let found = far_ends(space, &ends, named).await?;
+        for kept in new {
+            let names: BTreeSet<_> = kept.node_ends.iter().filter_map(|end| found.get(end)).collect();
+            // Ends that contradict each other lead nowhere.
+            if names.len() == 1
+                && let Some(name) = names.first()
+            {
+                let path = Path::new("/run/netns").join(name);
+                self.0.insert(kept.sandbox.container.clone(), path);
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, unplaced: Vec<Kept>) -> Vec<Sandbox> {
+        let placed = unplaced.into_iter().filter_map(|kept| {
+            let netns = self.0.get(&kept.sandbox.container)?.clone();
+            Some(Sandbox {
+                netns,
+                ..kept.sandbox
+            })
+        });
+        placed.collect()
+    }
 }
 
 /// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched. Which these

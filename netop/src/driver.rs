@@ -79,7 +79,12 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
     let mut world = objects::start(&client, &args.node, &watches, &stop);
-    let mut sandboxes = chain::sandboxes(args.cni_results_dir.clone(), stop.clone());
+    let mut sandboxes = chain::sandboxes(
+        args.cni_results_dir.clone(),
+        args.netns_dir.clone(),
+        None,
+        stop.clone(),
+    );
 
     let mut tasks = JoinSet::new();
     let (chain_state, chain_seen) = watch::channel(Chain::default());

@@ -5,6 +5,7 @@ use std::{
     net::Shutdown,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::symlink,
         unix::net::UnixStream,
     },
     path::Path,
@@ -19,15 +20,21 @@ use nix::{
         socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
     },
 };
-use slice_netop::cni::{
-    host::Mounts,
-    plugin::{Environment, run},
-    server::{Call, serve},
-    wire::Reply,
+use slice_netop::{
+    chain::sandboxes,
+    cni::{
+        host::Mounts,
+        plugin::{Environment, run},
+        server::{Call, serve},
+        wire::Reply,
+    },
+    pods::Sandbox,
 };
 use slice_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{Space, move_link};
 
 const QUESTION: &str = r#"{"command":"ADD","containerId":"c","podNamespace":"cart","podName":"web"}"#;
 
@@ -284,4 +291,49 @@ fn the_plugin_outlives_weft_and_stands_in_nobodys_way() {
     let added: serde_json::Value = serde_json::from_str(&plugin("ADD", &config).unwrap()).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
     assert_eq!(added, config["prevResult"], "as the plugins before left it");
+}
+
+/// As Calico leaves it with libcni before 1.3: the record names the node's end of the pair, and no namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_record_names_no_namespace_is_found_by_its_interface() {
+    let node = Space::new("node");
+    let pods = [Space::new("web"), Space::new("db")];
+    let directory = tempfile::tempdir().unwrap();
+    let (results, named) = (directory.path().join("results"), directory.path().join("netns"));
+    std::fs::create_dir_all(&results).unwrap();
+    std::fs::create_dir_all(&named).unwrap();
+    let record = |pod: &str, interfaces: &str| {
+        let text = format!(
+            r#"{{"kind":"cniCacheV1","containerId":"c-{pod}","ifName":"eth0","networkName":"k8s-pod-network",
+            "cniArgs":[["K8S_POD_NAMESPACE","cart"],["K8S_POD_NAME","{pod}"],["K8S_POD_UID","uid-{pod}"]],
+            "result":{{"cniVersion":"0.3.1","interfaces":[{interfaces}],"ips":[]}}}}"#
+        );
+        std::fs::write(results.join(format!("k8s-pod-network-c-{pod}-eth0")), text).unwrap();
+    };
+    // Namespaces of others, also one that this node has nothing to do with, and one that has ended.
+    let other = Space::new("other");
+    symlink(other.path(), named.join("cni-0")).unwrap();
+    std::fs::write(named.join("cni-ended"), "").unwrap();
+    for (pod, name) in pods.iter().zip(["web", "db"]) {
+        node.ip(&format!("link add cali{name} type veth peer name eth0"));
+        move_link(&node, "eth0", pod, "eth0");
+        symlink(pod.path(), named.join(format!("cni-{name}"))).unwrap();
+    }
+    record("web", r#"{"name":"caliweb"}"#);
+    // Of a pod that is gone, and one whose record leads to two.
+    record("gone", r#"{"name":"caligone"}"#);
+    record("odd", r#"{"name":"caliweb"},{"name":"calidb"}"#);
+    let stop = CancellationToken::new();
+    let mut found = sandboxes(results.clone(), named, Some(node.path()), stop.clone());
+    let places = |found: Vec<Sandbox>| -> Vec<(String, String)> {
+        let place = |sandbox: Sandbox| (sandbox.uid, sandbox.netns.display().to_string());
+        found.into_iter().map(place).collect()
+    };
+    let of = |pod: &str| (format!("uid-{pod}"), format!("/run/netns/cni-{pod}"));
+    assert_eq!(places(found.recv().await.unwrap()), [of("web")]);
+    record("db", r#"{"name":"calidb"}"#);
+    assert_eq!(places(found.recv().await.unwrap()), [of("db"), of("web")]);
+    std::fs::remove_file(results.join("k8s-pod-network-c-web-eth0")).unwrap();
+    assert_eq!(places(found.recv().await.unwrap()), [of("db")]);
+    stop.cancel();
 }
