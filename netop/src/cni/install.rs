@@ -1,8 +1,7 @@
-//! The plugin's place on a node: its binary among the plugins, its element at the end of the first configuration list.
+//! The plugin's place on a node: its binary among the plugins, its element at the end of the list that the runtime uses.
 //!
-//! Container runtimes read the first file in lexical order (libcni), so that is the list. A runtime that does not find the
-//! plugin starts no pod at all: the binary comes first, into every directory that the runtime may look in, and a list
-//! whose other plugins are in none of them is not touched.
+//! A runtime that does not find the plugin starts no pod at all: the binary comes first, into every directory that the
+//! runtime may look in, and a list whose other plugins are in none of them is not touched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,14 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde_json::json;
 
 use super::{
     host::HostRoot,
-    list::{plugin_types, version, with_plugin, without_plugin},
+    list::{about, plugin_types, without_plugin},
     plugin::VERSIONS,
+    targets::{Target, origin},
 };
-use crate::files::write_mode;
+use crate::files::{self, write_mode};
 
 /// The plugin's name: its file among the plugins, its type in the list.
 pub const PLUGIN: &str = "slice-cni";
@@ -65,90 +64,92 @@ impl Installer {
     /// Where there is no configuration list yet, or the directories cannot be written.
     pub fn ensure(&self, checked: &mut Checked, may_write: bool) -> anyhow::Result<Installed> {
         let placed = self.place(checked);
-        let list = self.list()?;
-        let name = self.host.name(&list);
-        let text = fs::read_to_string(&list).with_context(|| format!("read {}", name.display()))?;
-        let placed = placed.and_then(|bins| self.is_found(&bins, &text, &name));
+        let targets = self.targets()?;
+        let types = targets
+            .iter()
+            .flat_map(|target| plugin_types(&target.wanted))
+            .collect();
+        let first = (targets.first()).map_or(&self.conf_dir, |target| &target.name);
+        let placed = placed.and_then(|bins| self.is_found(&bins, types, first));
         if let Err(error) = placed {
             // A plugin that is not found is one that no pod starts with.
-            if let Some(changed) = without_plugin(&text) {
-                rewrite(&list, &changed).with_context(|| format!("write {}", name.display()))?;
-            }
+            self.remove()?;
             return Ok(Installed::Withheld(format!("{error:#}")));
         }
-        let version = version(&text);
-        if !VERSIONS.contains(&version.as_str()) {
-            bail!(
-                "{} has cniVersion {version:?}: {PLUGIN} is chained in {}",
-                name.display(),
-                VERSIONS.join(", ")
-            );
+        for target in &targets {
+            let version = about(&target.wanted).cni_version;
+            if !VERSIONS.contains(&version.as_str()) {
+                bail!(
+                    "{} has cniVersion {version:?}: {PLUGIN} is chained in {}",
+                    target.name.display(),
+                    VERSIONS.join(", ")
+                );
+            }
         }
-        let element = json!({"type": PLUGIN, "socket": self.socket, "members": self.members});
-        let changed = with_plugin(&text, &element).with_context(|| format!("in {}", name.display()))?;
-        let Some(changed) = changed else {
-            return Ok(Installed::AsItWas);
-        };
-        if !may_write {
-            return Ok(Installed::Held(name));
-        }
-        rewrite(&list, &changed).with_context(|| format!("write {}", name.display()))?;
-        Ok(Installed::Changed(name))
-    }
-
-    /// Puts the binary into every directory of plugins that is there, which are returned.
-    fn place(&self, checked: &mut Checked) -> anyhow::Result<Vec<PathBuf>> {
-        let dirs: Vec<anyhow::Result<PathBuf>> = (self.bin_dirs.iter())
-            .map(|dir| self.host.directory(dir, "CNI plugins"))
-            .collect();
-        let (there, missing): (Vec<_>, Vec<_>) = dirs.into_iter().partition(Result::is_ok);
-        let there: Vec<PathBuf> = there.into_iter().flatten().collect();
-        if there.is_empty() {
-            return Err(missing.into_iter().find_map(Result::err).unwrap_or_else(|| {
-                anyhow::anyhow!("no directory of CNI plugins is named: say netop.cniBinDir of the chart")
-            }));
-        }
-        checked.0.retain(|target, _| {
-            target
-                .parent()
-                .is_some_and(|dir| there.iter().any(|there| there == dir))
-        });
-        for dir in &there {
-            let target = dir.join(PLUGIN);
-            let stamps = || Some([stamp(&self.binary)?, stamp(&target)?]);
-            let before = stamps();
-            if before.is_some() && before.as_ref() == checked.0.get(&target) {
+        let mut installed = Installed::AsItWas;
+        for Target { path, name, wanted } in targets {
+            if fs::read_to_string(&path).is_ok_and(|text| text == wanted) {
                 continue;
             }
-            let name = self.host.name(&target);
-            let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
-            if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
-                if let Err(error) = write_mode(&target, &wanted, 0o755) {
-                    // One of another version does until then.
-                    let failure = format!("write {}: {error}", name.display());
-                    match target.exists() {
-                        true => {
-                            tracing::warn!(error = failure, "CNI plugin not updated");
-                            continue;
-                        }
-                        false => bail!(failure),
-                    }
-                }
-                tracing::info!(path = %name.display(), "CNI plugin installed");
+            if !may_write {
+                return Ok(Installed::Held(name));
             }
-            if let Some(after) = stamps() {
-                checked.0.insert(target, after);
+            rewrite(&path, &wanted).with_context(|| format!("write {}", name.display()))?;
+            installed = Installed::Changed(name);
+        }
+        Ok(installed)
+    }
+
+    /// Puts the binary into every directory of plugins that is there; where it is then.
+    fn place(&self, checked: &mut Checked) -> anyhow::Result<Vec<PathBuf>> {
+        let (mut there, mut failures) = (vec![], vec![]);
+        for dir in &self.bin_dirs {
+            let placed = self.host.directory(dir, "CNI plugins").and_then(|directory| {
+                self.place_in(&directory, checked)?;
+                Ok(directory)
+            });
+            match placed {
+                Ok(directory) => there.push(directory),
+                Err(error) => failures.push(error),
             }
         }
-        Ok(there)
+        checked.0.retain(|directory, _| there.contains(directory));
+        match (there.is_empty(), failures.into_iter().next()) {
+            (true, Some(failure)) => Err(failure),
+            (true, None) => bail!("no directory of CNI plugins is named: say netop.cniBinDir of the chart"),
+            (false, _) => Ok(there),
+        }
+    }
+
+    fn place_in(&self, directory: &Path, checked: &mut Checked) -> anyhow::Result<()> {
+        let target = directory.join(PLUGIN);
+        let stamps = || Some([stamp(&self.binary)?, stamp(&target)?]);
+        let before = stamps();
+        if before.is_some() && before.as_ref() == checked.0.get(directory) {
+            return Ok(());
+        }
+        let name = self.host.name(&target);
+        let wanted = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
+        if fs::read(&target).ok().as_deref() != Some(wanted.as_slice()) {
+            match write_mode(&target, &wanted, 0o755) {
+                Ok(()) => tracing::info!(path = %name.display(), "CNI plugin installed"),
+                // One of another version does meanwhile.
+                Err(error) if target.exists() => {
+                    tracing::warn!(path = %name.display(), error = %error, "CNI plugin not updated");
+                    return Ok(());
+                }
+                Err(error) => return Err(error).with_context(|| format!("write {}", name.display())),
+            }
+        }
+        if let Some(after) = stamps() {
+            checked.0.insert(directory.to_owned(), after);
+        }
+        Ok(())
     }
 
     /// Whether the runtime looks where the plugin was put: it has to find the list's other plugins.
-    fn is_found(&self, bins: &[PathBuf], text: &str, list: &Path) -> anyhow::Result<()> {
-        let others: BTreeSet<String> = plugin_types(text)
-            .into_iter()
-            .filter(|name| name != PLUGIN)
-            .collect();
+    fn is_found(&self, bins: &[PathBuf], types: BTreeSet<String>, list: &Path) -> anyhow::Result<()> {
+        let others: BTreeSet<String> = types.into_iter().filter(|name| name != PLUGIN).collect();
         // A link may lead to where this process does not see; that it is there is enough.
         let is_there = |name: &String| bins.iter().any(|bin| bin.join(name).symlink_metadata().is_ok());
         if others.is_empty() || others.iter().any(is_there) {
@@ -184,65 +185,25 @@ impl Installer {
     /// # Errors
     /// The first failure, after everything else was tried.
     pub fn remove(&self) -> anyhow::Result<()> {
+        if self.host.find(&self.conf_dir).directory.is_none() {
+            return Ok(());
+        }
         let mut result = Ok(());
-        for list in self.lists()? {
+        for path in self.configurations()? {
             let removed =
-                fs::read_to_string(&list)
-                    .context("read")
-                    .and_then(|text| match without_plugin(&text) {
-                        Some(changed) => rewrite(&list, &changed).context("write"),
-                        None => Ok(()),
-                    });
-            let removed = removed.with_context(|| self.host.name(&list).display().to_string());
+                match origin(&path) {
+                    Some(_) => files::remove(&path).context("remove"),
+                    None => fs::read_to_string(&path).context("read").and_then(|text| {
+                        match without_plugin(&text) {
+                            Some(changed) => rewrite(&path, &changed).context("write"),
+                            None => Ok(()),
+                        }
+                    }),
+                };
+            let removed = removed.with_context(|| self.host.name(&path).display().to_string());
             result = result.and(removed);
         }
         result
-    }
-
-    /// The list that the runtime uses.
-    fn list(&self) -> anyhow::Result<PathBuf> {
-        let first = self.configurations()?.into_iter().next();
-        let Some(first) = first else {
-            bail!(
-                "{} has no CNI configuration yet: install a network plugin first, or say where the container runtime has \
-                 its configurations by the chart's netop.platform or netop.cniConfDir",
-                self.conf_dir.display()
-            );
-        };
-        if first.extension().is_none_or(|extension| extension != "conflist") {
-            bail!(
-                "{} is a single configuration, to which no plugin can be chained: make a .conflist of it",
-                self.host.name(&first).display()
-            );
-        }
-        Ok(first)
-    }
-
-    /// All lists; none where there is not even a directory of them.
-    fn lists(&self) -> anyhow::Result<Vec<PathBuf>> {
-        if self.host.find(&self.conf_dir).directory.is_none() {
-            return Ok(vec![]);
-        }
-        let mut all = self.configurations()?;
-        all.retain(|path| path.extension().is_some_and(|extension| extension == "conflist"));
-        Ok(all)
-    }
-
-    /// Files that libcni looks at (`ConfFiles`), in its order.
-    fn configurations(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let directory = self.host.directory(&self.conf_dir, "CNI configurations")?;
-        let entries =
-            fs::read_dir(&directory).with_context(|| format!("list {}", self.conf_dir.display()))?;
-        let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        files.retain(|path| {
-            let extension = path
-                .extension()
-                .and_then(|extension| extension.to_str())
-                .unwrap_or_default();
-            matches!(extension, "conf" | "conflist" | "json")
-        });
-        files.sort();
-        Ok(files)
     }
 }
 
@@ -275,7 +236,12 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// Replaces a file in one step and leaves its permissions as they are.
 fn rewrite(path: &Path, text: &str) -> io::Result<()> {
-    let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
+    let mode = match fs::metadata(path) {
+        Ok(file) => file.permissions().mode() & 0o7777,
+        // As CNI configurations are, some of which have credentials.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0o600,
+        Err(error) => return Err(error),
+    };
     write_mode(path, text.as_bytes(), mode)
 }
 
@@ -449,6 +415,89 @@ mod tests {
     }
 
     #[test]
+    fn a_single_configuration_gets_a_list_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let net = folder.path().join("net.d");
+        let conf = r#"{"cniVersion":"0.3.1","name":"net","type":"bridge"}"#;
+        fs::write(net.join("10-net.conf"), conf).unwrap();
+        let list = net.join("10-net-weft.conflist");
+        assert_eq!(
+            ensure(&installer).unwrap(),
+            Installed::Changed("/net.d/10-net-weft.conflist".into())
+        );
+        assert_eq!(types(&list), ["bridge", PLUGIN]);
+        assert!(list < net.join("10-net.conf"), "runtimes take the first");
+        assert_eq!(ensure(&installer).unwrap(), Installed::AsItWas);
+        fs::write(net.join("10-net.conf"), conf.replace("net\"", "other\"")).unwrap();
+        ensure(&installer).unwrap();
+        assert!(fs::read_to_string(&list).unwrap().contains(r#""name":"other""#));
+        installer.remove().unwrap();
+        assert!(!list.exists() && net.join("10-net.conf").exists());
+        // Another network plugin takes its place.
+        ensure(&installer).unwrap();
+        fs::remove_file(net.join("10-net.conf")).unwrap();
+        fs::write(net.join("20-lab.conflist"), LIST).unwrap();
+        ensure(&installer).unwrap();
+        assert!(!list.exists());
+        assert_eq!(types(&net.join("20-lab.conflist")), ["bridge", "portmap", PLUGIN]);
+    }
+
+    #[test]
+    fn multus_runs_the_plugin_for_the_pods_own_network_however_it_was_set_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let net = folder.path().join("net.d");
+        let (multus, list) = (net.join("00-multus.conf"), net.join("10-lab.conflist"));
+        fs::write(&list, LIST).unwrap();
+        let delegates = |text: &str| {
+            format!(
+                r#"{{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus","delegates":[{text}]}}"#
+            )
+        };
+        let chained = |path: &Path| fs::read_to_string(path).unwrap().matches(PLUGIN).count();
+        // It has a copy of the list, and makes it anew by that.
+        fs::write(&multus, delegates(LIST)).unwrap();
+        ensure(&installer).unwrap();
+        assert_eq!((chained(&multus), chained(&list)), (1, 1));
+        fs::write(&multus, delegates(&fs::read_to_string(&list).unwrap())).unwrap();
+        assert_eq!(ensure(&installer).unwrap(), Installed::AsItWas);
+        installer.remove().unwrap();
+        assert_eq!(fs::read_to_string(&multus).unwrap(), delegates(LIST));
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
+        // It names the list: by its file, as its pod has it, and by its name.
+        for network in ["/host/net.d/10-lab.conflist", "/net.d/10-lab.conflist", "lab"] {
+            let text = format!(
+                r#"{{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus-shim","clusterNetwork":"{network}"}}"#
+            );
+            fs::write(&multus, &text).unwrap();
+            ensure(&installer).unwrap();
+            assert_eq!((chained(&multus), chained(&list)), (0, 1), "{network}");
+            installer.remove().unwrap();
+            assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
+        }
+        // It has its networks elsewhere, as on OpenShift: the plugin comes behind Multus itself.
+        let text = r#"{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus-shim",
+            "clusterNetwork":"/host/run/multus/cni/net.d/10-ovn-kubernetes.conf"}"#;
+        fs::write(&multus, text).unwrap();
+        fs::write(folder.path().join("bin/multus-shim"), "").unwrap();
+        ensure(&installer).unwrap();
+        assert_eq!(
+            types(&net.join("00-multus-weft.conflist")),
+            ["multus-shim", PLUGIN]
+        );
+        assert_eq!((chained(&multus), chained(&list)), (0, 0));
+        installer.remove().unwrap();
+        // A delegate that is no list cannot have another plugin.
+        fs::write(&multus, delegates(r#"{"type":"ovn"}"#)).unwrap();
+        let error = format!("{:#}", ensure(&installer).unwrap_err());
+        assert!(
+            error.contains("first delegate in /net.d/00-multus.conf"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_chained_to_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let installer = installer(folder.path());
@@ -459,7 +508,7 @@ mod tests {
             r#"{"type":"bridge"}"#,
         )
         .unwrap();
-        assert!(said(&installer).contains("single configuration"));
+        assert!(said(&installer).contains(r#"/net.d/05-one-weft.conflist has cniVersion """#));
         fs::write(
             folder.path().join("net.d/01-old.conflist"),
             LIST.replace("1.0.0", "0.2.0"),

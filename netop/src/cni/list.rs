@@ -1,4 +1,6 @@
 //! A configuration list as text: what others wrote stays as they wrote it, and the plugin's element is put in or taken out.
+//!
+//! The list may be that of a file of its own, or the first delegate of Multus, which runs it for the pod's own network.
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -54,16 +56,41 @@ pub(super) fn plugin_types(text: &str) -> Vec<String> {
     types.map(str::to_owned).collect()
 }
 
-/// The version of the specification that the list asks for; empty where it asks for none, which means 0.1.0.
-pub(super) fn version(text: &str) -> String {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct List {
-        #[serde(default)]
-        cni_version: String,
-    }
-    let list: List = serde_json::from_str(text).unwrap_or_default();
-    list.cni_version
+/// What a file says beside its plugins.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct About {
+    /// The version of the specification; empty where none is said, which means 0.1.0.
+    #[serde(default)]
+    pub(super) cni_version: String,
+    #[serde(default)]
+    pub(super) name: String,
+    /// Of a single configuration.
+    #[serde(default, rename = "type")]
+    pub(super) plugin: String,
+    /// Multus: the pod's own network, as a file or by its name.
+    #[serde(default)]
+    pub(super) cluster_network: String,
+}
+
+/// What is said of the list; of Multus' first delegate, where that is the list.
+pub(super) fn about(text: &str) -> About {
+    let list = List::read(text).ok();
+    let inner = list.as_ref().and_then(List::delegate);
+    serde_json::from_str(inner.unwrap_or(text)).unwrap_or_default()
+}
+
+/// A list of a single configuration, as libcni makes one of it (`ConfListFromConf`), with the plugin behind.
+pub(super) fn wrapped(text: &str, element: &Value) -> anyhow::Result<String> {
+    let conf: &RawValue = serde_json::from_str(text).context("not a configuration")?;
+    let About {
+        cni_version, name, ..
+    } = serde_json::from_str(text).context("not a configuration")?;
+    let (version, name) = (Value::from(cni_version), Value::from(name));
+    Ok(format!(
+        "{{\"cniVersion\":{version},\"name\":{name},\"plugins\":[{},{element}]}}\n",
+        conf.get()
+    ))
 }
 
 /// An element of the list, and where in the text it is.
@@ -73,13 +100,35 @@ struct Plugin {
     ours: bool,
 }
 
-fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
-    #[derive(Deserialize)]
-    struct List<'a> {
-        #[serde(borrow)]
-        plugins: Vec<&'a RawValue>,
+#[derive(Deserialize)]
+struct List<'a> {
+    #[serde(borrow)]
+    plugins: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    delegates: Option<Vec<&'a RawValue>>,
+}
+
+impl<'a> List<'a> {
+    fn read(text: &'a str) -> anyhow::Result<Self> {
+        serde_json::from_str(text).context("not a list of plugins")
     }
-    let list: List<'_> = serde_json::from_str(text).context("not a list of plugins")?;
+
+    /// The delegate that is a list itself.
+    fn delegate(&self) -> Option<&'a str> {
+        let first = match (&self.plugins, &self.delegates) {
+            (None, Some(delegates)) => delegates.first()?.get(),
+            _ => return None,
+        };
+        List::read(first).ok()?.plugins.map(|_| first)
+    }
+}
+
+fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
+    let list = List::read(text)?;
+    let list = match list.delegate() {
+        Some(delegate) => List::read(delegate)?,
+        None => list,
+    };
     let plugin = |raw: &RawValue| {
         // A raw value borrows from the text it was read from.
         let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
@@ -91,7 +140,8 @@ fn plugins(text: &str) -> anyhow::Result<Vec<Plugin>> {
             ours,
         })
     };
-    list.plugins.into_iter().map(plugin).collect()
+    let plugins = list.plugins.context("not a list of plugins")?;
+    plugins.into_iter().map(plugin).collect()
 }
 
 #[cfg(test)]
@@ -130,5 +180,44 @@ mod tests {
             format!(r#"{{"plugins":[{{"type":"a"}}, {{"type":"b"}}, {ours}]}}"#)
         );
         assert!(with_plugin(r#"{"plugins":[]}"#, &element).is_err() && with_plugin("{", &element).is_err());
+    }
+
+    /// As Multus' thin plugin writes it, shortened.
+    const MULTUS: &str = r#"{ "cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus",
+  "delegates": [ {"cniVersion":"0.4.0","name":"cbr0","plugins":[{"type":"flannel"},{"type":"portmap"}]},
+                 {"type":"macvlan"} ] }"#;
+
+    #[test]
+    fn multus_runs_the_plugin_in_its_first_delegate() {
+        let element = json!({"type": PLUGIN});
+        let chained = with_plugin(MULTUS, &element).unwrap().unwrap();
+        let expected = MULTUS.replace(
+            r#"{"type":"portmap"}"#,
+            r#"{"type":"portmap"},{"type":"slice-cni"}"#,
+        );
+        assert_eq!(chained, expected);
+        assert_eq!(with_plugin(&chained, &element).unwrap(), None);
+        assert_eq!(without_plugin(&chained).as_deref(), Some(MULTUS));
+        assert_eq!(plugin_types(MULTUS), ["flannel", "portmap"]);
+        let about = about(MULTUS);
+        assert_eq!(
+            (about.name.as_str(), about.cni_version.as_str()),
+            ("cbr0", "0.4.0")
+        );
+        let single = r#"{"type":"multus","delegates":[{"type":"ovn-k8s-cni-overlay"}]}"#;
+        assert!(with_plugin(single, &element).is_err() && without_plugin(single).is_none());
+    }
+
+    #[test]
+    fn a_single_configuration_becomes_a_list_as_its_owner_wrote_it() {
+        let conf = r#"{ "cniVersion":"1.0.0", "name":"ovn \"k8s\"", "type":"ovn" }"#;
+        let list = wrapped(conf, &json!({"type": PLUGIN})).unwrap();
+        assert!(list.contains(conf), "{list}");
+        let value: Value = serde_json::from_str(&list).unwrap();
+        assert_eq!(
+            (&value["name"], &value["cniVersion"]),
+            (&json!("ovn \"k8s\""), &json!("1.0.0"))
+        );
+        assert_eq!(plugin_types(&list), ["ovn", PLUGIN]);
     }
 }

@@ -15,4 +15,5 @@ mod list;
 pub mod members;
 pub mod plugin;
 pub mod server;
+mod targets;
 pub mod wire;

@@ -35,7 +35,24 @@ struct Host {
 }
 
 impl Host {
+    /// A list of one plugin.
     fn new(version: &str) -> Self {
+        Self::with(|plugin, name| {
+            let list = json!({"cniVersion": version, "name": name, "plugins": [plugin]});
+            ("10-lab.conflist", list)
+        })
+    }
+
+    /// The same as a single configuration.
+    fn single(version: &str) -> Self {
+        Self::with(|mut plugin, name| {
+            plugin["cniVersion"] = version.into();
+            plugin["name"] = name.into();
+            ("10-lab.conf", plugin)
+        })
+    }
+
+    fn with(configuration: impl Fn(Value, &str) -> (&'static str, Value)) -> Self {
         let this = Self {
             cluster: Cluster::new(1),
             directory: tempfile::tempdir().unwrap(),
@@ -46,14 +63,12 @@ impl Host {
         for plugin in ["bridge", "host-local"] {
             symlink(cni().join(plugin), this.at("bin").join(plugin)).unwrap();
         }
-        let list = json!({
-            "cniVersion": version, "name": "lab",
-            "plugins": [{
-                "type": "bridge", "bridge": "cni0", "isGateway": true,
-                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.7.0/24"}]], "dataDir": this.at("ipam")},
-            }],
+        let plugin = json!({
+            "type": "bridge", "bridge": "cni0", "isGateway": true,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.7.0/24"}]], "dataDir": this.at("ipam")},
         });
-        fs::write(this.at("net.d/10-lab.conflist"), list.to_string()).unwrap();
+        let (file, text) = configuration(plugin, "lab");
+        fs::write(this.at("net.d").join(file), text.to_string()).unwrap();
         let installer = Installer {
             host: HostRoot(this.directory.path().to_owned()),
             conf_dir: "/net.d".into(),
@@ -240,4 +255,26 @@ async fn libcnis_own_tool_runs_every_command_of_1_1() {
 #[tokio::test(flavor = "multi_thread")]
 async fn libcnis_own_tool_runs_every_command_of_0_4() {
     lives("0.4.0").await;
+}
+
+/// libcni prefers a list to a single configuration of the same name, and runs ours in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn libcnis_own_tool_runs_the_list_that_was_made_of_a_single_configuration() {
+    let host = Host::single("1.0.0");
+    let members = Members {
+        required_namespaces: ["cart".to_owned()].into(),
+    };
+    members.write(&host.at("run/members.json")).unwrap();
+    let pod = Space::new("pod");
+    let refused = host.cnitool("add", "web", &pod).unwrap_err();
+    assert!(
+        refused.contains("slice-cni") && refused.contains("does not answer"),
+        "{refused}"
+    );
+    host.cnitool("del", "web", &pod).unwrap();
+    fs::remove_file(host.at("run/members.json")).unwrap();
+    let added = host.cnitool("add", "web", &pod).unwrap();
+    assert!(names(&added).contains(&"eth0"), "{added}");
+    host.cnitool("check", "web", &pod).unwrap();
+    host.cnitool("del", "web", &pod).unwrap();
 }
