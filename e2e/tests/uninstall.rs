@@ -48,10 +48,11 @@ async fn traces(cluster: &Cluster) -> Result<Traces> {
     })
 }
 
-/// Interfaces, filter tables, programs and CNI files of Weft on a node of the lab.
+/// Interfaces, filter tables, programs and CNI lists of Weft on a node of the lab. The CNI plugin's file stays: runtimes that
+/// keep a pod's configuration need it until the last pod that had it is gone.
 fn on_node(environment: &Environment, node: &str) -> Result<String> {
     let look = "ip -o link | grep -oE ' w[xutp]-[^:@]+' ; nft list tables | grep weft ; tc filter show | grep weft ; \
-                grep -l slice-cni /etc/cni/net.d/* ; ls /opt/cni/bin | grep slice ; ls -A /run/weft /var/lib/weft 2>/dev/null \
+                grep -l slice-cni /etc/cni/net.d/* ; ls -A /run/weft /var/lib/weft 2>/dev/null \
                 | grep -v '^/' ; true";
     let output = environment
         .lab()?

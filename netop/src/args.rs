@@ -38,12 +38,20 @@ pub struct Args {
     /// libcni's cache of results on the host.
     #[arg(long, env = "WEFT_CNI_RESULTS_DIR", default_value = "/var/lib/cni/results")]
     pub cni_results_dir: PathBuf,
-    /// The container runtime's CNI configurations.
-    #[arg(long, env = "WEFT_CNI_CONF_DIR", default_value = "/host/etc/cni/net.d")]
+    /// Where parts of the host's file system are mounted, each at its own path.
+    #[arg(long, env = "WEFT_HOST_ROOT", default_value = "/host")]
+    pub host_root: PathBuf,
+    /// The container runtime's CNI configurations, on the host.
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
-    /// The container runtime's CNI plugins.
-    #[arg(long, env = "WEFT_CNI_BIN_DIR", default_value = "/host/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
+    /// Where the container runtime looks for CNI plugins, on the host.
+    #[arg(
+        long,
+        env = "WEFT_CNI_BIN_DIR",
+        default_value = "/opt/cni/bin",
+        value_delimiter = ':'
+    )]
+    pub cni_bin_dir: Vec<PathBuf>,
     /// The CNI plugin to install; beside this program where it is not said.
     #[arg(long, env = "WEFT_CNI_PLUGIN")]
     pub cni_plugin: Option<PathBuf>,

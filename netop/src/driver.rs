@@ -21,6 +21,7 @@ use crate::{
     args::Args,
     chain,
     cni::{
+        host::HostRoot,
         install::{Installer, PLUGIN},
         server,
     },
@@ -78,7 +79,12 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
     let mut world = objects::start(&client, &args.node, &watches, &stop);
-    let mut sandboxes = chain::sandboxes(args.cni_results_dir.clone(), stop.clone());
+    let mut sandboxes = chain::sandboxes(
+        args.cni_results_dir.clone(),
+        args.netns_dir.clone(),
+        None,
+        stop.clone(),
+    );
 
     let mut tasks = JoinSet::new();
     let (chain_state, chain_seen) = watch::channel(Chain::default());
@@ -86,9 +92,10 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         installer(&args, &directories)?,
         world.clone(),
         chain_state,
+        metrics.cni_undone.clone(),
         stop.clone(),
     );
-    tasks.spawn(keeper.map(|()| ("the CNI chain", Ok(()))));
+    tasks.spawn(keeper.map(|outcome| ("the CNI chain", outcome)));
     let (calls, mut called) = mpsc::channel(BACKLOG);
     let socket = directories.cni_socket();
     tasks.spawn({
@@ -258,8 +265,9 @@ fn installer(args: &Args, directories: &Directories) -> anyhow::Result<Installer
             .with_file_name(PLUGIN),
     };
     Ok(Installer {
+        host: HostRoot(args.host_root.clone()),
         conf_dir: args.cni_conf_dir.clone(),
-        bin_dir: args.cni_bin_dir.clone(),
+        bin_dirs: args.cni_bin_dir.clone(),
         binary,
         socket: directories.cni_socket(),
         members: directories.members(),

@@ -23,6 +23,7 @@ pub struct Metrics {
     pub gateways: IntGaugeVec,
     pub features: IntGaugeVec,
     pub cni: IntCounterVec,
+    pub cni_undone: IntCounter,
     pub status_errors: IntCounter,
     pub events_dropped: IntCounter,
 }
@@ -106,6 +107,11 @@ impl Metrics {
                 "Questions of the CNI plugin",
                 &["command", "answer"],
             ),
+            cni_undone: counter(
+                "weft_netop_cni_undone_total",
+                "Times that another program had taken the plugin out of the node's CNI list; a steady increase means that pods \
+                 start without their interface: the SliceNode names the file",
+            ),
             status_errors: counter(
                 "weft_netop_status_errors_total",
                 "Statuses and annotations that the API server did not take",
@@ -115,7 +121,7 @@ impl Metrics {
                 "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
-        let all: [Box<dyn Collector>; 18] = [
+        let all: [Box<dyn Collector>; 19] = [
             Box::new(this.attach_seconds.clone()),
             Box::new(this.reconcile_seconds.clone()),
             Box::new(this.reconcile_errors.clone()),
@@ -132,6 +138,7 @@ impl Metrics {
             Box::new(this.gateways.clone()),
             Box::new(this.features.clone()),
             Box::new(this.cni.clone()),
+            Box::new(this.cni_undone.clone()),
             Box::new(this.status_errors.clone()),
             Box::new(this.events_dropped.clone()),
         ];

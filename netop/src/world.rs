@@ -43,6 +43,8 @@ pub struct PodView {
     pub facts: PodFacts,
     /// The UID that the container runtime knows it by: another one for a static pod.
     pub sandbox_uid: String,
+    /// The class of the runtime that its containers run by, where it is not the node's usual one.
+    pub runtime_class: Option<String>,
     /// Its containers run, so its network namespace exists.
     pub running: bool,
     /// All its containers have ended for good.
@@ -126,6 +128,7 @@ impl PodView {
                 labels: pod.labels().clone(),
                 host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
             },
+            runtime_class: spec.and_then(|spec| spec.runtime_class_name.clone()),
             running: phase == Some("Running"),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),

@@ -76,3 +76,39 @@ spec:
   "labels" (.Values.podLabels | default dict)
   "annotations" (.Values.podAnnotations | default dict) | toJson }}
 {{- end }}
+
+{{- /* The runtime's CNI directories on the host, as JSON: conf, bins (separated by colons), and what is mounted. That is the
+       directories above, so that one that is replaced is seen, and so that symbolic links lead somewhere. */ -}}
+{{- define "weft.cni" -}}
+{{- $own := .Values.netop }}
+{{- $k3s := "/var/lib/rancher/k3s" }}
+{{- $microk8s := "/var/snap/microk8s" }}
+{{- $known := dict
+  "" (dict "conf" "/etc/cni/net.d" "bins" "/opt/cni/bin")
+  "gke" (dict "conf" "/etc/cni/net.d" "bins" "/home/kubernetes/bin")
+  "openshift" (dict "conf" "/etc/kubernetes/cni/net.d" "bins" "/var/lib/cni/bin")
+  "k3s" (dict
+    "conf" (print $k3s "/agent/etc/cni/net.d")
+    "bins" (print $k3s "/data/cni:" $k3s "/data/current/bin")
+    "mounts" (list $k3s))
+  "microk8s" (dict
+    "conf" (print $microk8s "/current/args/cni-network")
+    "bins" (print $microk8s "/current/opt/cni/bin")
+    "mounts" (list $microk8s)) }}
+{{- $platform := get $known ($own.platform | default "") }}
+{{- $conf := $own.cniConfDir | default $platform.conf }}
+{{- $bins := $own.cniBinDir | default $platform.bins }}
+{{- $mounts := $own.cniMounts | default list }}
+{{- if and (not $mounts) $platform.mounts (not $own.cniConfDir) (not $own.cniBinDir) }}
+{{- $mounts = $platform.mounts }}
+{{- end }}
+{{- if not $mounts }}
+{{- range prepend (splitList ":" $bins) $conf }}
+{{- $above := dir . }}
+{{- /* Not the whole of /opt or /usr/lib. */ -}}
+{{- $wide := or (lt (len (splitList "/" $above)) 3) (has $above (list "/usr/lib" "/usr/libexec" "/usr/local" "/var/lib")) }}
+{{- $mounts = append $mounts ($wide | ternary . $above) }}
+{{- end }}
+{{- end }}
+{{- dict "conf" $conf "bins" $bins "mounts" (uniq $mounts) | toJson }}
+{{- end }}

@@ -8,8 +8,12 @@
 //! The plugin decides nothing: it asks, passes the previous result on with the new interfaces added, and where nobody
 //! answers it lets every pod through that cannot be in a slice which requires its interface.
 
+pub mod contest;
+pub mod host;
 pub mod install;
+mod list;
 pub mod members;
 pub mod plugin;
 pub mod server;
+mod targets;
 pub mod wire;

@@ -13,6 +13,8 @@ use super::{
 
 /// Versions of the specification whose chained form this plugin follows.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// Results have an interface's MTU since then.
+const WITH_MTU: &str = "1.1.0";
 /// How long a pod that may be in a slice which requires its interface waits for the agent. The runtime's own limit is
 /// minutes.
 const REQUIRED: Duration = Duration::from_secs(10);
@@ -64,9 +66,11 @@ pub struct Error {
 /// Runs one command: what goes to standard output, or the error that does.
 pub fn run(environment: &Environment, stdin: &str) -> Result<String, Error> {
     if environment.command == "VERSION" {
-        return Ok(
-            json!({"cniVersion": VERSIONS[VERSIONS.len() - 1], "supportedVersions": VERSIONS}).to_string(),
-        );
+        // As it was asked (SPEC.md, "VERSION").
+        let asked: Option<Value> = serde_json::from_str(stdin).ok();
+        let asked = asked.as_ref().and_then(|asked| asked.get("cniVersion")?.as_str());
+        let version = asked.unwrap_or(VERSIONS[VERSIONS.len() - 1]);
+        return Ok(json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string());
     }
     let config: Config = serde_json::from_str(stdin).map_err(|error| {
         fail(
@@ -84,6 +88,19 @@ pub fn run(environment: &Environment, stdin: &str) -> Result<String, Error> {
             code::INCOMPATIBLE_VERSION,
             &format!("CNI version \"{version}\" is not known"),
             details,
+        ));
+    }
+    let missing = match environment.command.as_str() {
+        "ADD" | "CHECK" if environment.netns.is_empty() => Some("CNI_NETNS"),
+        "ADD" | "CHECK" | "DEL" if environment.container_id.is_empty() => Some("CNI_CONTAINERID"),
+        _ => None,
+    };
+    if let Some(variable) = missing {
+        return Err(fail(
+            version,
+            code::INVALID_ENVIRONMENT,
+            &format!("{variable} is empty"),
+            format!("{} cannot do without it", environment.command),
         ));
     }
     match environment.command.as_str() {
@@ -205,11 +222,13 @@ fn result(previous: Option<&Value>, interfaces: &[Interface], sandbox: &str, ver
     if let Some(object) = result.as_object_mut().filter(|_| !interfaces.is_empty()) {
         let list = object.entry("interfaces").or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
-            list.extend(
-                interfaces.iter().map(
-                    |interface| json!({"name": interface.name, "mac": interface.mac, "sandbox": sandbox}),
-                ),
-            );
+            list.extend(interfaces.iter().map(|interface| {
+                let mut entry = json!({"name": interface.name, "mac": interface.mac, "sandbox": sandbox});
+                if version == WITH_MTU {
+                    entry["mtu"] = interface.mtu.into();
+                }
+                entry
+            }));
         }
     }
     result.to_string()
@@ -354,9 +373,58 @@ mod tests {
     }
 
     #[test]
+    fn a_result_has_what_its_version_has() {
+        let interface = Interface {
+            name: "sl-shop".into(),
+            mac: "02:5c:00:00:00:05".into(),
+            mtu: 1370,
+        };
+        let entry = |version: &str| {
+            let text = result(None, std::slice::from_ref(&interface), "/run/netns/x", version);
+            let result: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(result["cniVersion"], version);
+            result["interfaces"][0].clone()
+        };
+        let mut expected = json!({"name": "sl-shop", "mac": "02:5c:00:00:00:05", "sandbox": "/run/netns/x"});
+        assert_eq!(entry("1.0.0"), expected);
+        expected["mtu"] = 1370.into();
+        assert_eq!(entry("1.1.0"), expected);
+    }
+
+    #[test]
+    fn what_the_specification_requires_has_to_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let without = |command: &str, netns: &str, container: &str| Environment {
+            netns: netns.into(),
+            container_id: container.into(),
+            ..environment(command)
+        };
+        for (command, netns, container, variable) in [
+            ("ADD", "", "c1", "CNI_NETNS"),
+            ("CHECK", "", "c1", "CNI_NETNS"),
+            ("ADD", "/x", "", "CNI_CONTAINERID"),
+            ("DEL", "", "", "CNI_CONTAINERID"),
+        ] {
+            let error = run(&without(command, netns, container), &config).unwrap_err();
+            assert!(
+                error.code == 4 && error.msg.contains(variable),
+                "{command}: {error:?}"
+            );
+        }
+        // A namespace that is gone is nobody's fault.
+        assert_eq!(run(&without("DEL", "", "c1"), &config), Ok(String::new()));
+    }
+
+    #[test]
     fn versions_are_listed_and_an_unknown_one_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(run(&environment("VERSION"), "").unwrap().contains("\"1.1.0\""));
+        let listed = |stdin: &str| -> Value {
+            serde_json::from_str(&run(&environment("VERSION"), stdin).unwrap()).unwrap()
+        };
+        assert_eq!(listed("")["cniVersion"], "1.1.0");
+        assert_eq!(listed(r#"{"cniVersion":"0.4.0"}"#)["cniVersion"], "0.4.0");
+        assert_eq!(listed("")["supportedVersions"], json!(VERSIONS));
         let old = config(folder.path()).replace(
             "\"cniVersion\":\"1.0.0\",\"members\"",
             "\"cniVersion\":\"0.2.0\",\"members\"",

@@ -128,6 +128,12 @@ pub enum Obstacle {
         address: IpAddr,
         whose: Whose,
     },
+    #[error(
+        "the containers of runtime class {0} have a network of their own, apart from the pod's network namespace, and an \
+         interface that is put there does not reach them (gVisor, Kata): run the pod by another runtime class, or keep it \
+         out of the slice with the label weft.dev/exclude=true"
+    )]
+    OwnStack(String),
 }
 
 /// Whose address is in a slice's subnet.
@@ -152,6 +158,7 @@ impl Obstacle {
         match self {
             Self::NoNamespace | Self::NoBlock(_) | Self::Exhausted(_) => "AttachFailed",
             Self::Conflict { .. } | Self::OwnNetwork { .. } => reason::ADDRESS_CONFLICT,
+            Self::OwnStack(_) => "RuntimeNotSupported",
         }
     }
 
@@ -159,9 +166,11 @@ impl Obstacle {
     pub fn identity(&self) -> String {
         match self {
             Self::Exhausted(_) => "exhausted".to_owned(),
-            Self::NoNamespace | Self::NoBlock(_) | Self::Conflict { .. } | Self::OwnNetwork { .. } => {
-                self.to_string()
-            }
+            Self::NoNamespace
+            | Self::NoBlock(_)
+            | Self::Conflict { .. }
+            | Self::OwnNetwork { .. }
+            | Self::OwnStack(_) => self.to_string(),
         }
     }
 
@@ -169,7 +178,7 @@ impl Obstacle {
     const fn is_lasting(&self) -> bool {
         match self {
             Self::NoNamespace | Self::NoBlock(_) | Self::Exhausted(_) => false,
-            Self::Conflict { .. } | Self::OwnNetwork { .. } => true,
+            Self::Conflict { .. } | Self::OwnNetwork { .. } | Self::OwnStack(_) => true,
         }
     }
 }
@@ -404,6 +413,9 @@ fn place(
     if world.blocks.get(slice, &local.node).is_none() {
         return Err(Obstacle::NoBlock(slice.to_owned()));
     }
+    if let Some(class) = pod.runtime_class.as_deref().filter(|class| has_own_stack(class)) {
+        return Err(Obstacle::OwnStack(class.to_owned()));
+    }
     own_network(local, slice, &facts.subnets, pod)?;
     if !local.sandboxes.contains_key(&pod.uid) {
         return Err(Obstacle::NoNamespace);
@@ -422,6 +434,15 @@ fn place(
         mac: Mac::of_index(index),
         mtu: facts.spec.mtu.into(),
     })
+}
+
+/// Whether a runtime class is one of those whose containers do not use the pod's network namespace as it is. Which runtime a
+/// class stands for only the node knows; its name is what their documentation, GKE and AKS call it.
+fn has_own_stack(class: &str) -> bool {
+    let class = class.to_ascii_lowercase();
+    ["gvisor", "runsc", "kata"]
+        .iter()
+        .any(|name| class.contains(name))
 }
 
 /// Refuses a slice whose route in the pod would cover what the pod needs of its own cluster.

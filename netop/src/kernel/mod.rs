@@ -19,6 +19,7 @@ mod datapath;
 mod ethtool;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+mod far_ends;
 pub mod netns;
 mod nft;
 mod observe;
@@ -28,6 +29,7 @@ mod shaper;
 mod tap;
 mod traffic;
 
+pub use far_ends::far_ends;
 pub use probe::EBPF;
 pub use slice_runtime::tap::OFFLOADS as TAP_OFFLOADS;
 

@@ -7,7 +7,7 @@ mod records;
 mod results;
 
 pub use records::Records;
-pub use results::scan;
+pub use results::{Kept, placed, scan};
 
 use std::{
     net::IpAddr,

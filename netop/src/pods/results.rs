@@ -4,6 +4,7 @@
 //! removed when it is undone.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -12,11 +13,21 @@ use serde::Deserialize;
 
 use super::{Sandbox, written};
 
+/// What libcni keeps of one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its namespace is an empty path where it is not said.
+    pub sandbox: Sandbox,
+    /// The node's ends of its interfaces, where the plugins named them: libcni before 1.3 says the namespace by interfaces
+    /// inside only, and Calico names none of these.
+    pub node_ends: Vec<String>,
+}
+
 /// The sandboxes that libcni knows of. A file that cannot be read is left out: it may just be being written.
 ///
 /// # Errors
 /// Where the directory is there and cannot be listed.
-pub fn scan(directory: &Path) -> io::Result<Vec<Sandbox>> {
+pub fn scan(directory: &Path) -> io::Result<Vec<Kept>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
@@ -26,6 +37,19 @@ pub fn scan(directory: &Path) -> io::Result<Vec<Sandbox>> {
     Ok(files
         .filter_map(|path| parse(&fs::read_to_string(&path).ok()?, written(&path)))
         .collect())
+}
+
+/// One entry for each sandbox: of several networks, those that say where it is.
+pub fn placed(kept: Vec<Kept>) -> (Vec<Sandbox>, Vec<Kept>) {
+    let (unplaced, known): (Vec<Kept>, Vec<Kept>) =
+        (kept.into_iter()).partition(|kept| kept.sandbox.netns.as_os_str().is_empty());
+    let known: Vec<Sandbox> = known.into_iter().map(|kept| kept.sandbox).collect();
+    let containers: BTreeSet<&str> = known.iter().map(|known| known.container.as_str()).collect();
+    let unplaced = unplaced.into_iter();
+    let unplaced = unplaced
+        .filter(|kept| !containers.contains(kept.sandbox.container.as_str()))
+        .collect();
+    (known, unplaced)
 }
 
 #[derive(Deserialize)]
@@ -50,10 +74,12 @@ struct CachedResult {
 #[derive(Deserialize)]
 struct CachedInterface {
     #[serde(default)]
+    name: String,
+    #[serde(default)]
     sandbox: PathBuf,
 }
 
-fn parse(text: &str, since: i64) -> Option<Sandbox> {
+fn parse(text: &str, since: i64) -> Option<Kept> {
     let cached: Cached = serde_json::from_str(text).ok()?;
     let argument = |key: &str| {
         cached
@@ -62,17 +88,13 @@ fn parse(text: &str, since: i64) -> Option<Sandbox> {
             .find(|(name, _)| name == key)
             .map(|(_, value)| value.clone())
     };
-    let inside = cached
-        .result
-        .interfaces
-        .into_iter()
-        .map(|interface| interface.sandbox);
-    let netns = cached
-        .netns
-        .into_iter()
-        .chain(inside)
-        .find(|path| !path.as_os_str().is_empty())?;
-    Some(Sandbox {
+    let (inside, node_ends): (Vec<_>, Vec<_>) = (cached.result.interfaces.into_iter())
+        .partition(|interface| !interface.sandbox.as_os_str().is_empty());
+    let said = cached.netns.filter(|path| !path.as_os_str().is_empty());
+    let netns = said
+        .or_else(|| Some(inside.into_iter().next()?.sandbox))
+        .unwrap_or_default();
+    let sandbox = Sandbox {
         uid: argument("K8S_POD_UID")?,
         namespace: argument("K8S_POD_NAMESPACE")?,
         name: argument("K8S_POD_NAME")?,
@@ -81,6 +103,11 @@ fn parse(text: &str, since: i64) -> Option<Sandbox> {
         // Of every network that the pod is on: which are its own, the kubelet says.
         addresses: vec![],
         since,
+    };
+    let node_ends = node_ends.into_iter().map(|interface| interface.name);
+    Some(Kept {
+        sandbox,
+        node_ends: node_ends.filter(|name| !name.is_empty()).collect(),
     })
 }
 
@@ -99,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_result_names_pod_and_namespace() {
-        let sandbox = parse(CONTAINERD, 9).unwrap();
+        let Kept { sandbox, node_ends } = parse(CONTAINERD, 9).unwrap();
+        assert_eq!(node_ends, ["cni0", "veth1"]);
         assert_eq!(
             (sandbox.uid.as_str(), sandbox.container.as_str(), sandbox.since),
             ("0a1b", "7a9f", 9)
@@ -114,7 +142,10 @@ mod tests {
     #[test]
     fn newer_libcni_says_it_outright() {
         let text = CONTAINERD.replacen("\"kind\"", "\"netns\":\"/run/netns/other\",\"kind\"", 1);
-        assert_eq!(parse(&text, 0).unwrap().netns, Path::new("/run/netns/other"));
+        assert_eq!(
+            parse(&text, 0).unwrap().sandbox.netns,
+            Path::new("/run/netns/other")
+        );
     }
 
     #[test]
@@ -129,5 +160,24 @@ mod tests {
         fs::write(directory.path().join("whole"), CONTAINERD).unwrap();
         assert_eq!(scan(directory.path()).unwrap().len(), 1);
         assert_eq!(scan(&directory.path().join("absent")).unwrap(), []);
+    }
+
+    /// As containerd 2.0 with Calico leaves it, shortened: the one interface is the node's end.
+    const CALICO: &str = r#"{"kind":"cniCacheV1","containerId":"7a9f","config":"eyJ9","ifName":"eth0",
+        "networkName":"k8s-pod-network","cniArgs":[["K8S_POD_NAMESPACE","cart"],["K8S_POD_NAME","web-0"],
+        ["K8S_POD_UID","0a1b"]],"result":{"cniVersion":"0.3.1","interfaces":[{"name":"cali5d1"}],
+        "ips":[{"version":"4","address":"10.244.0.5/32"}]}}"#;
+
+    #[test]
+    fn a_sandbox_is_unplaced_where_no_network_says_where_it_is() {
+        let calico = parse(CALICO, 1).unwrap();
+        assert_eq!(
+            (calico.sandbox.netns.as_path(), calico.node_ends.as_slice()),
+            (Path::new(""), ["cali5d1".to_owned()].as_slice())
+        );
+        assert_eq!(placed(vec![calico.clone()]), (vec![], vec![calico.clone()]));
+        // Its loopback interface may have a record of its own, of the same container.
+        let other = parse(CONTAINERD, 1).unwrap();
+        assert_eq!(placed(vec![calico, other.clone()]), (vec![other.sandbox], vec![]));
     }
 }

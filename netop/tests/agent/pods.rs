@@ -412,6 +412,34 @@ async fn a_pod_is_not_attached_to_a_slice_that_would_cut_it_off_from_its_cluster
 }
 
 #[tokio::test]
+async fn a_pod_whose_containers_have_a_network_of_their_own_is_refused_by_the_name_of_its_class() {
+    for class in ["gvisor", "runsc-debug", "kata-qemu", "Kata-CC-isolation"] {
+        let mut node = Node::with_web().await;
+        node.announced();
+        node.objects(|world| edit_pod(world, "web", |pod| pod.runtime_class = Some(class.into())));
+        let text = obstacle(&mut node).await;
+        for part in ["RuntimeNotSupported", class, "weft.dev/exclude=true"] {
+            assert!(text.contains(part), "{text}");
+        }
+        // Where the slice requires its interface, the runtime is told the same.
+        let asked = node.call(Command::Check, "web");
+        node.settle().await;
+        let Reply::Refused(why) = asked.await.unwrap() else {
+            panic!("refused")
+        };
+        assert!(why.contains(class), "{why}");
+    }
+    let mut node = Node::with_web().await;
+    node.objects(|world| edit_pod(world, "web", |pod| pod.runtime_class = Some("nvidia".into())));
+    node.settle().await;
+    assert_eq!(
+        node.attached(),
+        [port("shop", "web")],
+        "others run in the namespace"
+    );
+}
+
+#[tokio::test]
 async fn what_the_plugins_before_gave_a_pod_counts_before_the_kubelet_reports_it() {
     let mut node = Node::new();
     node.objects(|world| {

@@ -43,7 +43,7 @@ use crate::support::{Cluster, Pings, Space, Tap, Wire, ethernet, ping, udp4_betw
 const SECOND: Duration = Duration::from_secs(1);
 
 /// An agent on a node, which can be started again.
-struct Run {
+pub(crate) struct Run {
     node: String,
     space: std::path::PathBuf,
     agent: Agent<Linux>,
@@ -92,7 +92,7 @@ fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started 
 }
 
 impl Run {
-    fn new(node: &str, space: &Space) -> Self {
+    pub(crate) fn new(node: &str, space: &Space) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let started = start(node, &space.path(), directory.path());
         Self {
@@ -114,7 +114,7 @@ impl Run {
         self.step(Event::World(Arc::new(world.clone()))).await;
     }
 
-    async fn step(&mut self, event: Event) {
+    pub(crate) async fn step(&mut self, event: Event) {
         self.agent.handle(event, Timestamp::now());
         self.agent.settle(Timestamp::now()).await;
     }
@@ -165,7 +165,7 @@ impl Run {
     }
 }
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     let spec = SliceSpec {
         vni: 77,
         subnets: ["10.80.0.0/16", "fd42:80::/64"]
@@ -228,7 +228,7 @@ fn world() -> World {
     world
 }
 
-fn add_pod(world: &mut World, name: &str) {
+pub(crate) fn add_pod(world: &mut World, name: &str) {
     let mut view = PodView {
         uid: format!("uid-{name}"),
         name: name.into(),

@@ -5,24 +5,36 @@ use std::{
     net::Shutdown,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::symlink,
         unix::net::UnixStream,
     },
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    resource::{Resource, getrlimit, setrlimit},
-    socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+    },
 };
-use slice_netop::cni::{
-    plugin::{Environment, run},
-    server::{Call, serve},
-    wire::Reply,
+use slice_netop::{
+    chain::sandboxes,
+    cni::{
+        host::Mounts,
+        plugin::{Environment, run},
+        server::{Call, serve},
+        wire::Reply,
+    },
+    pods::Sandbox,
 };
 use slice_runtime::admin::Readiness;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{Space, move_link};
 
 const QUESTION: &str = r#"{"command":"ADD","containerId":"c","podNamespace":"cart","podName":"web"}"#;
 
@@ -178,4 +190,150 @@ async fn a_pod_outside_slices_waits_300_ms_at_most_whatever_the_agent_does() {
         "{took:?} behind a full queue"
     );
     drop(listener);
+}
+
+/// As a container has directories of its host: bind mounts, in a mount namespace of its own.
+#[test]
+fn a_directory_that_the_host_replaced_under_a_container_is_noticed() {
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    let text = |path: &str| at(path).to_str().unwrap().to_owned();
+    // unshare(2) of mounts is the calling thread's, whose children have them too.
+    std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            run("mount", &["--make-rprivate", "/"]);
+            // A file system of its own: there, what is removed is removed.
+            run(
+                "mount",
+                &["-t", "tmpfs", "weft-test", directory.path().to_str().unwrap()],
+            );
+            for part in ["etc/cni", "opt/cni"] {
+                std::fs::create_dir_all(at("host").join(part)).unwrap();
+                std::fs::create_dir_all(at("container").join(part)).unwrap();
+                run(
+                    "mount",
+                    &[
+                        "--bind",
+                        &text(&format!("host/{part}")),
+                        &text(&format!("container/{part}")),
+                    ],
+                );
+            }
+            let mut mounts = Mounts::default();
+            let mut check = |part: &str| mounts.check(&at("container").join(part));
+            std::fs::create_dir(at("host/etc/cni/net.d")).unwrap();
+            check("etc/cni/net.d").unwrap();
+            check("opt/cni/bin").unwrap();
+            // What is below the mount may come and go.
+            std::fs::remove_dir(at("host/etc/cni/net.d")).unwrap();
+            check("etc/cni/net.d").unwrap();
+            // The mount's own directory may not: removed, and moved away.
+            std::fs::remove_dir(at("host/etc/cni")).unwrap();
+            std::fs::create_dir(at("host/etc/cni")).unwrap();
+            let error = check("etc/cni/net.d").unwrap_err().to_string();
+            assert!(
+                error.contains("container/etc/cni") && error.contains("deleted"),
+                "{error}"
+            );
+            check("opt/cni/bin").unwrap();
+            std::fs::rename(at("host/opt/cni"), at("host/opt/old")).unwrap();
+            std::fs::create_dir(at("host/opt/cni")).unwrap();
+            let error = check("opt/cni/bin").unwrap_err().to_string();
+            assert!(error.contains("opt/old"), "{error}");
+        });
+        test.join().unwrap();
+    });
+}
+
+/// The plugin itself, as a runtime runs it: what it printed, where it succeeded.
+fn plugin(command: &str, config: &str) -> Result<String, String> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_slice-cni"))
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", "c1")
+        .env("CNI_NETNS", "/run/netns/x")
+        .env("CNI_IFNAME", "eth0")
+        .env(
+            "CNI_ARGS",
+            "K8S_POD_NAMESPACE=cart;K8S_POD_NAME=web;K8S_POD_UID=u",
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(text)
+    }
+}
+
+/// CRI-O and Multus run the list that they kept when the pod started, long after Weft has been taken off.
+#[test]
+fn the_plugin_outlives_weft_and_stands_in_nobodys_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = format!(
+        r#"{{"cniVersion":"1.1.0","name":"lab","type":"slice-cni","socket":"{0}/cni.sock","members":"{0}/members.json",
+            "prevResult":{{"cniVersion":"1.1.0","interfaces":[{{"name":"eth0","sandbox":"/run/netns/x"}}],
+            "ips":[{{"address":"10.244.1.2/24","interface":0}}]}},"cni.dev/valid-attachments":[]}}"#,
+        directory.path().display()
+    );
+    for command in ["DEL", "CHECK", "STATUS", "GC"] {
+        assert_eq!(plugin(command, &config), Ok(String::new()), "{command}");
+    }
+    let added: serde_json::Value = serde_json::from_str(&plugin("ADD", &config).unwrap()).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(added, config["prevResult"], "as the plugins before left it");
+}
+
+/// As Calico leaves it with libcni before 1.3: the record names the node's end of the pair, and no namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_record_names_no_namespace_is_found_by_its_interface() {
+    let node = Space::new("node");
+    let pods = [Space::new("web"), Space::new("db")];
+    let directory = tempfile::tempdir().unwrap();
+    let (results, named) = (directory.path().join("results"), directory.path().join("netns"));
+    std::fs::create_dir_all(&results).unwrap();
+    std::fs::create_dir_all(&named).unwrap();
+    let record = |pod: &str, interfaces: &str| {
+        let text = format!(
+            r#"{{"kind":"cniCacheV1","containerId":"c-{pod}","ifName":"eth0","networkName":"k8s-pod-network",
+            "cniArgs":[["K8S_POD_NAMESPACE","cart"],["K8S_POD_NAME","{pod}"],["K8S_POD_UID","uid-{pod}"]],
+            "result":{{"cniVersion":"0.3.1","interfaces":[{interfaces}],"ips":[]}}}}"#
+        );
+        std::fs::write(results.join(format!("k8s-pod-network-c-{pod}-eth0")), text).unwrap();
+    };
+    // Namespaces of others, also one that this node has nothing to do with, and one that has ended.
+    let other = Space::new("other");
+    symlink(other.path(), named.join("cni-0")).unwrap();
+    std::fs::write(named.join("cni-ended"), "").unwrap();
+    for (pod, name) in pods.iter().zip(["web", "db"]) {
+        node.ip(&format!("link add cali{name} type veth peer name eth0"));
+        move_link(&node, "eth0", pod, "eth0");
+        symlink(pod.path(), named.join(format!("cni-{name}"))).unwrap();
+    }
+    record("web", r#"{"name":"caliweb"}"#);
+    // Of a pod that is gone, and one whose record leads to two.
+    record("gone", r#"{"name":"caligone"}"#);
+    record("odd", r#"{"name":"caliweb"},{"name":"calidb"}"#);
+    let stop = CancellationToken::new();
+    let mut found = sandboxes(results.clone(), named, Some(node.path()), stop.clone());
+    let places = |found: Vec<Sandbox>| -> Vec<(String, String)> {
+        let place = |sandbox: Sandbox| (sandbox.uid, sandbox.netns.display().to_string());
+        found.into_iter().map(place).collect()
+    };
+    let of = |pod: &str| (format!("uid-{pod}"), format!("/run/netns/cni-{pod}"));
+    assert_eq!(places(found.recv().await.unwrap()), [of("web")]);
+    record("db", r#"{"name":"calidb"}"#);
+    assert_eq!(places(found.recv().await.unwrap()), [of("db"), of("web")]);
+    std::fs::remove_file(results.join("k8s-pod-network-c-web-eth0")).unwrap();
+    assert_eq!(places(found.recv().await.unwrap()), [of("db")]);
+    stop.cancel();
 }

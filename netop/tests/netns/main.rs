@@ -17,6 +17,7 @@ mod support;
 mod agent;
 mod attach;
 mod cni;
+mod cnitool;
 mod frames;
 mod guard;
 mod programs;
