@@ -19,6 +19,7 @@ mod attach;
 mod cni;
 mod frames;
 mod guard;
+mod mesh;
 mod programs;
 mod qos;
 mod repair;

@@ -19,6 +19,7 @@ use slice_crds::{
 
 use super::{
     cluster_dns,
+    mesh::Mesh,
     nodes::{NodeFacts, Nodes},
     state::{Facts, Link, SliceState},
 };
@@ -129,6 +130,8 @@ pub(super) struct OfSlice<'a> {
     pub(super) nodes: &'a Nodes,
     /// Agents that send no heartbeat.
     pub(super) silent: &'a BTreeSet<String>,
+    /// What its nodes' probes of each other say.
+    pub(super) mesh: &'a Mesh,
     /// Pods of DNS in the slice: they are in every one, and nobody's.
     pub(super) dns_pods: u32,
 }
@@ -324,6 +327,8 @@ fn problems(from: &OfSlice<'_>) -> Vec<String> {
             .filter(|condition| condition.status == "False");
         problems.extend(failed.map(|condition| format!("node {node}: {}", condition.message)));
     }
+    // Before what follows from it.
+    problems.extend(from.mesh.problem());
     let connected = |gateway: &slice_crds::v1alpha1::SliceGateway| {
         !gateway.spec.lost && gateway.status.as_ref().is_some_and(|status| status.connected)
     };
@@ -344,6 +349,7 @@ pub(super) fn status(
     object: &Slice,
     report: &MemberSliceReportSpec,
     dns: Vec<IpAddr>,
+    mesh: Verdict,
     hub: Option<Verdict>,
     now: Timestamp,
 ) -> SliceStatus {
@@ -369,7 +375,7 @@ pub(super) fn status(
         Some(_) => None,
         None => conditions::find(before, conditions::REACHABLE).cloned(),
     };
-    let verdicts = std::iter::once(ready).chain(hub);
+    let verdicts = [ready, mesh].into_iter().chain(hub);
     let mut conditions = conditions::conditions(before, verdicts, object.metadata.generation, now);
     conditions.extend(kept);
     SliceStatus {
