@@ -427,9 +427,9 @@ pub struct BrokenPair {
     #[schemars(with = "String")]
     pub address: IpAddr,
     pub fault: PairFault,
-    /// Bytes of the largest IP packet of the slices that both are in.
+    /// Bytes of the largest IP packet that the slices that both are in could have.
     pub size: u16,
-    /// Bytes of the largest that passes without being cut on its way, once that is known.
+    /// Bytes of the largest that passes without being cut on its way, where one of that size does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<u16>,
     pub since: Time,

@@ -281,14 +281,15 @@ fn nodes(world: &World, local: &Local) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// Nodes of this node's slices that answer probes, and that this one asks, with the largest size that both have.
+/// Nodes of this node's slices that answer probes, and that this one asks, with the largest size that a slice of both could have.
 fn peers(world: &World, local: &Local) -> Peers {
     let mut peers = Peers::new();
     for (slice, own) in world.blocks.of_node(&local.node) {
         let Some(facts) = world.slices.get(slice) else {
             continue;
         };
-        let (own, size) = (&own.spec, facts.spec.mtu);
+        let mtu = facts.spec.mtu;
+        let (own, size) = (&own.spec, facts.spec.largest_mtu.unwrap_or(mtu).max(mtu));
         let others = world.blocks.of_slice(slice).into_iter();
         for (node, block) in others.flat_map(|blocks| blocks.iter()) {
             let answers = (block.status.as_ref()).is_some_and(|status| status.answers_probes);

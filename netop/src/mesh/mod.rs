@@ -57,7 +57,7 @@ impl Default for Pace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub node: String,
-    /// Bytes of the largest IP packet of the slices that both are in.
+    /// Bytes of the largest IP packet that the slices that both are in could have.
     pub size: u16,
 }
 

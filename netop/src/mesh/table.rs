@@ -17,8 +17,6 @@ use super::{Local, MOST_REPORTED, Pace, Peer, SMALL, Seen, View, seconds};
 const BROKEN_AFTER: u8 = 3;
 /// Rounds in a row without one until it is well again.
 const HEALED_AFTER: u8 = 2;
-/// The largest size that passes is known to so many bytes.
-const PRECISION: u16 = 8;
 
 /// A probe that is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +83,7 @@ impl Search {
     }
 
     const fn is_done(&self) -> bool {
-        self.high - self.low <= PRECISION
+        self.high - self.low <= 1
     }
 
     /// What is tried next. Once the size is known, its two bounds take turns: the path may have changed.
@@ -111,7 +109,8 @@ impl Search {
             return;
         }
         self.misses += 1;
-        if self.misses < 2 {
+        // What a stray loss made too small is found to be when its bounds are tried again.
+        if self.is_done() && self.misses < 2 {
             return;
         }
         self.misses = 0;
@@ -185,27 +184,28 @@ impl Pair {
             (before, rounds) if before == found => (found, rounds.saturating_add(1)),
             _ => (found, 1),
         };
+        let of_size = matches!(found, Some(PairFault::Size | PairFault::Fragments));
+        if !of_size {
+            self.search = Search::new(full);
+        }
+        // What is too large is said with what is not: a slice may have smaller packets.
+        let is_known = !of_size || self.search.is_done();
         let enough = if found.is_some() {
             BROKEN_AFTER
         } else {
             HEALED_AFTER
         };
-        if found != self.fault() && self.latest.1 >= enough {
+        if found != self.fault() && self.latest.1 >= enough && is_known {
             // Another fault of a pair that was broken is the same outage.
             let since = self.fault.map_or_else(|| seconds(wall), |(_, since)| since);
             self.fault = found.map(|fault| (fault, since));
             self.carried = None;
         }
-        match self.latest.0 {
-            Some(PairFault::Size | PairFault::Fragments) if self.search.is_done() => {
-                self.carried = Some(self.search.low);
-            }
-            Some(PairFault::Size | PairFault::Fragments) => {}
-            Some(PairFault::Silent) | None => self.search = Search::new(full),
+        if of_size && is_known && found == self.fault() {
+            self.carried = Some(self.search.low);
         }
         self.doubt = found.is_some();
-        let searches = found.is_some_and(|fault| fault != PairFault::Silent) && !self.search.is_done();
-        let is_settled = found == self.fault() && !searches;
+        let is_settled = found == self.fault() && is_known;
         self.due = self.sent_at + if is_settled { pace.every } else { pace.wait };
     }
 
@@ -216,7 +216,7 @@ impl Pair {
             address,
             fault,
             size: self.peer.size,
-            carried: self.carried.filter(|_| fault != PairFault::Silent),
+            carried: self.carried,
             since: Time(since),
         })
     }
@@ -492,20 +492,17 @@ mod tests {
         let passes = |largest: u16| move |probe: &Probe| probe.size <= largest;
         let found = |largest: u16| {
             move |seen: &Seen| {
-                seen.broken.first().is_some_and(|pair| {
-                    pair.fault == PairFault::Size
-                        && pair
-                            .carried
-                            .is_some_and(|carried| carried <= largest && carried + PRECISION >= largest)
-                })
+                seen.broken
+                    .first()
+                    .is_some_and(|pair| (pair.fault, pair.carried) == (PairFault::Size, Some(largest)))
             }
         };
-        for largest in [1400, 1350, 1406, 576] {
+        let took = bench.until(SECOND * 60, passes(1400), is_broken).unwrap();
+        assert!(took <= SECOND * 22, "{took:?}");
+        assert!(found(1400)(&bench.table.view()), "named with the size at once");
+        for largest in [1350, 1406, 576] {
             let took = bench.until(SECOND * 120, passes(largest), found(largest));
-            assert!(
-                took.is_some_and(|took| took < SECOND * 100),
-                "{largest}: {took:?}"
-            );
+            assert!(took.is_some_and(|took| took < SECOND * 60), "{largest}: {took:?}");
         }
         let before = bench.sent.len();
         bench.run(SECOND * 60, passes(576));
@@ -528,7 +525,7 @@ mod tests {
         bench.run(SECOND * 60, carries);
         let pair = bench.only().unwrap();
         assert_eq!(pair.fault, PairFault::Fragments);
-        assert!((1342..=1350).contains(&pair.carried.unwrap()), "{pair:?}");
+        assert_eq!(pair.carried, Some(1350));
         // It gets worse, and is still the same outage.
         let since = pair.since;
         bench.run(SECOND * 60, |_| false);

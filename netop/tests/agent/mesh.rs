@@ -51,7 +51,7 @@ async fn nodes_that_answer_and_share_a_slice_are_probed_once_at_the_larger_size(
         slice(world, "post", 78, "10.81.0.0/24");
         slice(world, "far", 79, "10.82.0.0/24");
         let post = Arc::make_mut(world.slices.get_mut("post").unwrap());
-        post.spec.mtu = 1450;
+        (post.spec.mtu, post.spec.largest_mtu) = (1300, Some(1450));
         block(world, "post", "n1", 8, 8);
         for n in 2..=7 {
             block(world, "shop", &format!("n{n}"), 8 * n, 8);

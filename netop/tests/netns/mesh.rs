@@ -107,12 +107,9 @@ impl Pair {
     async fn breaks(&self, fault: PairFault, carried: Option<u16>) {
         let address = self.cluster.nodes[1].address;
         let is_so = |pair: &BrokenPair| {
-            let known = match (carried, pair.carried) {
-                (None, None) => true,
-                (Some(most), Some(carried)) => (most - 8..=most).contains(&carried),
-                _ => false,
-            };
-            pair.node == "n1" && pair.address == address && pair.fault == fault && known && pair.size == FULL
+            pair.node == "n1"
+                && (pair.address, pair.size) == (address, FULL)
+                && (pair.fault, pair.carried) == (fault, carried)
         };
         let what = format!("{fault:?} {carried:?}");
         self.sees(&what, |broken| matches!(broken, [pair] if is_so(pair)))

@@ -29,8 +29,9 @@ pub(super) type Reported = BTreeMap<String, MeshStatus>;
 /// What is known of the nodes of a slice.
 pub(super) struct Known<'a> {
     pub(super) reported: &'a Reported,
-    /// Bytes of the slice's largest packet.
+    /// Bytes of the slice's largest packet, and what that could be.
     pub(super) mtu: u16,
+    pub(super) largest_mtu: u16,
     /// Of the slice, by node.
     pub(super) blocks: &'a BTreeMap<String, Arc<SliceBlock>>,
     pub(super) nodes: &'a Nodes,
@@ -43,8 +44,10 @@ pub(super) struct Known<'a> {
 pub(super) struct Mesh {
     /// A sentence for each pair by which the slice does not carry all.
     pub(super) broken: Vec<String>,
-    /// A sentence for each by which it carries all in fragments.
+    /// A sentence for each by which it carries all in fragments, or could carry more.
     narrow: Vec<String>,
+    /// Bytes of the largest packet that passes between all of them, where that is less than it could be.
+    pub(super) path_mtu: Option<u16>,
     /// Pairs of which only the number is known, and which may be in other slices.
     more: u32,
     /// Nodes that can be probed, and those that cannot.
@@ -73,19 +76,22 @@ pub(super) fn of_slice(known: &Known<'_>) -> Mesh {
             let Some(to) = known.lives(&pair.node).filter(|to| to.address == pair.address) else {
                 continue;
             };
-            // Another slice that both are in has larger ones.
-            if pair.fault != PairFault::Silent && pair.carried.is_some_and(|carried| carried >= known.mtu) {
+            let carried = pair.carried.filter(|_| pair.fault != PairFault::Silent);
+            // Another slice that both are in could have larger ones.
+            if carried.is_some_and(|carried| carried >= known.largest_mtu) {
                 continue;
             }
-            pairs.insert((pair.fault, from, to), pair);
+            mesh.path_mtu = [mesh.path_mtu, carried].into_iter().flatten().min();
+            let fits = carried.is_some_and(|carried| carried >= known.mtu);
+            pairs.insert((fits, pair.fault, from, to), pair);
         }
     }
-    for ((fault, from, to), pair) in pairs {
+    for ((fits, fault, from, to), pair) in pairs {
         let list = match fault {
-            PairFault::Silent | PairFault::Size => &mut mesh.broken,
-            PairFault::Fragments => &mut mesh.narrow,
+            PairFault::Silent | PairFault::Size if !fits => &mut mesh.broken,
+            _ => &mut mesh.narrow,
         };
-        list.push(sentence(from, to, pair));
+        list.push(sentence(known, from, to, pair));
     }
     mesh
 }
@@ -150,43 +156,47 @@ fn summary(sentences: &[String], most: usize, more: u32) -> Option<String> {
     })
 }
 
-fn sentence(from: &NodeAddress, to: &NodeAddress, pair: &BrokenPair) -> String {
+fn sentence(known: &Known<'_>, from: &NodeAddress, to: &NodeAddress, pair: &BrokenPair) -> String {
     let (a, b) = (&from.name, &to.name);
     let (ip_a, ip_b) = (from.address, to.address);
     let since = &pair.since.0;
+    let Some(carried) = pair.carried.filter(|_| pair.fault != PairFault::Silent) else {
+        return format!(
+            "nodes {a} ({ip_a}) and {b} ({ip_b}): what they send each other for slices by UDP port {TO_PODS_PORT} is lost since \
+             {since}, at least one way: let that port pass between them both ways; `tcpdump -ni any udp port {TO_PODS_PORT} and \
+             host {ip_b}` on {a}, and with {ip_a} on {b}, tells on which way it is lost"
+        );
+    };
     let (outer, ping) = match ip_b {
         IpAddr::V4(_) => (HEADERS + 20, 20 + 8),
         IpAddr::V6(_) => (HEADERS + 40, 40 + 8),
     };
-    let size = pair.size;
-    let whole = size.saturating_add(outer);
-    let carried = match pair.carried {
-        Some(carried) => format!(
-            "the largest that do have {carried} ({} on the underlay)",
-            carried.saturating_add(outer)
-        ),
-        None => "smaller ones do".to_owned(),
+    let on_underlay = |size: u16| size.saturating_add(outer);
+    let fate = match pair.fault {
+        PairFault::Fragments => "pass in fragments only (slow)",
+        PairFault::Silent | PairFault::Size => "do not pass",
     };
-    let remedy = format!(
-        "let the network between them carry {whole} bytes (`ping -M do -s {} {ip_b}` on {a} tells), or make the slice's packets \
-         smaller with spec.gateway.mtu of its SliceConfig",
+    let (size, consequence) = match carried >= known.mtu {
+        true => (
+            known.largest_mtu,
+            format!("the slice could have {} and has {}", known.largest_mtu, known.mtu),
+        ),
+        false => (
+            known.mtu,
+            format!(
+                "the slice has {}, and follows unless spec.gateway.mtu of its SliceConfig says otherwise or IPv6 needs more",
+                known.mtu
+            ),
+        ),
+    };
+    let whole = on_underlay(size);
+    format!(
+        "nodes {a} ({ip_a}) and {b} ({ip_b}): packets of more than {carried} bytes ({} on the underlay, by UDP port \
+         {TO_PODS_PORT}) {fate} since {since}; {consequence}: let the network between them carry {whole} bytes, `ping -M do -s {} \
+         {ip_b}` on {a} tells",
+        on_underlay(carried),
         whole.saturating_sub(ping)
-    );
-    match pair.fault {
-        PairFault::Silent => format!(
-            "nodes {a} ({ip_a}) and {b} ({ip_b}): what they send each other for slices by UDP port {TO_PODS_PORT} is lost since \
-             {since}, at least one way: let that port pass between them both ways; `tcpdump -ni any udp port {TO_PODS_PORT} and \
-             host {ip_b}` on {a}, and with {ip_a} on {b}, tells on which way it is lost"
-        ),
-        PairFault::Size => format!(
-            "nodes {a} ({ip_a}) and {b} ({ip_b}): packets of {size} bytes ({whole} on the underlay, by UDP port {TO_PODS_PORT}) \
-             do not pass since {since}, and {carried}: {remedy}"
-        ),
-        PairFault::Fragments => format!(
-            "nodes {a} ({ip_a}) and {b} ({ip_b}): packets of {size} bytes ({whole} on the underlay, by UDP port {TO_PODS_PORT}) \
-             pass only in fragments since {since}, which is slow, and {carried} without: {remedy}"
-        ),
-    }
+    )
 }
 
 #[cfg(test)]
@@ -266,6 +276,7 @@ mod tests {
             of_slice(&Known {
                 reported: &self.reported,
                 mtu: 1370,
+                largest_mtu: 1450,
                 blocks: &self.blocks,
                 nodes: &self.nodes,
                 silent: &self.silent,
@@ -308,12 +319,26 @@ mod tests {
         scene.report(1, vec![pair(2, PairFault::Size, Some(1350))], 1);
         scene.check(&expect![[r#"
             Some(false) PairBroken
-            nodes a1 (172.30.1.1) and a2 (172.30.1.2): packets of 1450 bytes (1500 on the underlay, by UDP port 14789) do not pass since 1970-01-01T00:00:00Z, and the largest that do have 1350 (1400 on the underlay): let the network between them carry 1500 bytes (`ping -M do -s 1472 172.30.1.2` on a1 tells), or make the slice's packets smaller with spec.gateway.mtu of its SliceConfig"#]]);
-        scene.report(1, vec![pair(2, PairFault::Size, None)], 1);
-        assert!(scene.mesh().broken[0].contains("and smaller ones do: let"));
-        // Larger packets than this slice has.
+            nodes a1 (172.30.1.1) and a2 (172.30.1.2): packets of more than 1350 bytes (1400 on the underlay, by UDP port 14789) do not pass since 1970-01-01T00:00:00Z; the slice has 1370, and follows unless spec.gateway.mtu of its SliceConfig says otherwise or IPv6 needs more: let the network between them carry 1420 bytes, `ping -M do -s 1392 172.30.1.2` on a1 tells"#]]);
+        assert_eq!(scene.mesh().path_mtu, Some(1350));
+    }
+
+    #[test]
+    fn a_slice_that_has_followed_the_path_carries_all() {
+        let mut scene = scene();
         scene.report(1, vec![pair(2, PairFault::Size, Some(1370))], 1);
-        assert_eq!(scene.mesh().broken, [""; 0]);
+        scene.report(3, vec![pair(4, PairFault::Size, Some(1400))], 1);
+        scene.check(&expect![[r#"
+            Some(false) PathNarrow
+            nodes a1 (172.30.1.1) and a2 (172.30.1.2): packets of more than 1370 bytes (1420 on the underlay, by UDP port 14789) do not pass since 1970-01-01T00:00:00Z; the slice could have 1450 and has 1370: let the network between them carry 1500 bytes, `ping -M do -s 1472 172.30.1.2` on a1 tells; nodes a3 (172.30.1.3) and a4 (172.30.1.4): packets of more than 1400 bytes (1450 on the underlay, by UDP port 14789) do not pass since 1970-01-01T00:00:00Z; the slice could have 1450 and has 1370: let the network between them carry 1500 bytes, `ping -M do -s 1472 172.30.1.4` on a3 tells"#]]);
+        assert_eq!(
+            (scene.mesh().problem(), scene.mesh().path_mtu),
+            (None, Some(1370))
+        );
+        // Another slice could have larger packets than this one.
+        scene.report(1, vec![pair(2, PairFault::Size, Some(1450))], 1);
+        scene.report(3, vec![], 0);
+        assert_eq!((scene.mesh().narrow, scene.mesh().path_mtu), (vec![], None));
     }
 
     #[test]
@@ -322,7 +347,7 @@ mod tests {
         scene.report(1, vec![pair(2, PairFault::Fragments, Some(1350))], 1);
         scene.check(&expect![[r#"
             Some(false) PathNarrow
-            nodes a1 (172.30.1.1) and a2 (172.30.1.2): packets of 1450 bytes (1500 on the underlay, by UDP port 14789) pass only in fragments since 1970-01-01T00:00:00Z, which is slow, and the largest that do have 1350 (1400 on the underlay) without: let the network between them carry 1500 bytes (`ping -M do -s 1472 172.30.1.2` on a1 tells), or make the slice's packets smaller with spec.gateway.mtu of its SliceConfig"#]]);
+            nodes a1 (172.30.1.1) and a2 (172.30.1.2): packets of more than 1350 bytes (1400 on the underlay, by UDP port 14789) pass in fragments only (slow) since 1970-01-01T00:00:00Z; the slice has 1370, and follows unless spec.gateway.mtu of its SliceConfig says otherwise or IPv6 needs more: let the network between them carry 1420 bytes, `ping -M do -s 1392 172.30.1.2` on a1 tells"#]]);
         assert_eq!(scene.mesh().problem(), None);
     }
 
@@ -330,7 +355,11 @@ mod tests {
     fn many_pairs_are_a_few_and_a_number_the_worst_first() {
         let mut scene = scene();
         let silent = |to| pair(to, PairFault::Silent, None);
-        scene.report(1, vec![pair(2, PairFault::Size, None), silent(3), silent(4)], 7);
+        scene.report(
+            1,
+            vec![pair(2, PairFault::Size, Some(1300)), silent(3), silent(4)],
+            7,
+        );
         scene.report(2, vec![silent(3)], 1);
         let mesh = scene.mesh();
         let order = ["a1", "a1", "a2", "a1"];

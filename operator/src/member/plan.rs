@@ -362,9 +362,12 @@ impl Member {
             .dns(name)
             .flat_map(|attachment| attachment.ips.iter().copied())
             .collect();
+        let spec = state.object.as_ref().map(|object| &object.spec);
+        let (mtu, largest_mtu) = spec.map_or((0, None), |spec| (spec.mtu, spec.largest_mtu));
         let mesh = mesh::of_slice(&mesh::Known {
             reported: &self.broken_pairs,
-            mtu: state.object.as_ref().map_or(0, |object| object.spec.mtu),
+            mtu,
+            largest_mtu: largest_mtu.unwrap_or(mtu).max(mtu),
             blocks: &state.blocks,
             nodes: &self.nodes,
             silent: &silent,

@@ -203,7 +203,7 @@ pub(super) fn slice(from: &OfSlice<'_>) -> MemberSliceReportSpec {
         blocks_needed: from.state.planned.needed,
         gateways,
         unreached: unreached(from.state),
-        narrow_paths: narrow_paths(from.state),
+        narrow_paths: narrow_paths(from),
         problems: problems(from),
         ..MemberSliceReportSpec::default()
     }
@@ -256,13 +256,17 @@ fn unreached(state: &SliceState) -> Vec<String> {
         .collect()
 }
 
-/// Clusters to which a path carries less than the slice would use.
-fn narrow_paths(state: &SliceState) -> Vec<NarrowPath> {
-    let Some(largest) = state.object.as_ref().and_then(|object| object.spec.largest_mtu) else {
+/// Clusters to which a path carries less than the slice would use; this one itself where one between its nodes does.
+fn narrow_paths(from: &OfSlice<'_>) -> Vec<NarrowPath> {
+    let Some(spec) = from.state.object.as_ref().map(|object| &object.spec) else {
+        return vec![];
+    };
+    let Some(largest) = spec.largest_mtu else {
         return vec![];
     };
     let mut narrow: BTreeMap<&str, u16> = BTreeMap::new();
-    for (cluster, tunnel) in tunnels_up(state) {
+    narrow.extend(from.mesh.path_mtu.map(|mtu| (spec.cluster.as_str(), mtu)));
+    for (cluster, tunnel) in tunnels_up(from.state) {
         if let Some(mtu) = tunnel.path_mtu.filter(|mtu| *mtu < largest) {
             let known = narrow.entry(cluster).or_insert(mtu);
             *known = mtu.min(*known);

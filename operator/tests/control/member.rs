@@ -417,7 +417,29 @@ fn a_broken_pair_of_nodes_is_the_slices_condition_and_the_hubs_problem_until_it_
     world.calm(2);
     assert_eq!(world.writes(), rest);
 
+    // One that carries less is followed by the slice, and is no problem then.
+    let mtu = |world: &World| {
+        let slice = world.clusters[0].server.get("Slice", "", "gold").unwrap();
+        slice["spec"]["mtu"].as_u64().unwrap()
+    };
+    let largest = mtu(&world);
+    let narrow = json!({
+        "node": "a2", "address": address(&world, "a2"), "fault": "Size", "size": 1370, "carried": largest - 20,
+        "since": "2027-01-01T00:00:00Z",
+    });
+    set_mesh(&mut world, json!({"broken": 1, "pairs": [narrow]}));
+    world.calm(3);
+    assert_eq!(mtu(&world), largest - 20);
+    assert_eq!(shown(&world, conditions::READY), before[0]);
+    let text = shown(&world, conditions::NODES_CONNECTED);
+    assert!(
+        text.starts_with("False: nodes a1 (") && text.contains(&format!("more than {} bytes", largest - 20)),
+        "{text}"
+    );
+
     set_mesh(&mut world, json!({"broken": 0}));
+    world.calm(3);
+    assert_eq!(mtu(&world), largest);
     let after = [conditions::READY, conditions::NODES_CONNECTED].map(|type_| shown(&world, type_));
     assert_eq!(after, before);
     assert!(!told(&problems(&world)));
