@@ -28,6 +28,8 @@ pub const NODES_USABLE: &str = "NodesUsable";
 pub const ZONE_FORWARDED: &str = "ZoneForwarded";
 /// No gateway's key is older than the slice wants, or a renewal of it is under way.
 pub const KEYS_CURRENT: &str = "KeysCurrent";
+/// What the cluster's nodes send each other for the slice arrives, at the slice's size.
+pub const NODES_CONNECTED: &str = "NodesConnected";
 
 /// Every path between the slice's clusters carries what its nodes do.
 pub const PATH_MTU: &str = "PathMtu";
@@ -57,6 +59,8 @@ pub mod reason {
     pub const TUNNELS_DOWN: &str = "TunnelsDown";
     pub const PATHS_CARRY_ALL: &str = "PathsCarryAll";
     pub const PATH_NARROW: &str = "PathNarrow";
+    pub const PAIRS_CARRY: &str = "PairsCarry";
+    pub const PAIR_BROKEN: &str = "PairBroken";
     pub const KEYS_RENEWED: &str = "KeysRenewed";
     pub const RENEWAL_WAITS: &str = "RenewalWaits";
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";

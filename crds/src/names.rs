@@ -19,6 +19,8 @@ pub const MEMBER_ACCOUNT: &str = "weft-member";
 pub const GATEWAY_NAMESPACE: &str = "weft-gateways";
 /// Service account, in a member's namespace on the hub, that a cluster asks to join with.
 pub const JOIN_ACCOUNT: &str = "weft-join";
+/// UDP port of frames for pods of another node. Not 4789: another network plugin may use that.
+pub const TO_PODS_PORT: u16 = 14789;
 /// The one [`crate::wire::MemberReport`] in a member's namespace on the hub.
 pub const MEMBER_REPORT: &str = "report";
 /// The one [`crate::wire::MemberHub`] in a member's namespace on the hub.

@@ -207,6 +207,7 @@ impl Node {
             chain: watch::channel(Chain::Installed).1,
             shown: watch::channel(Arc::default()).0,
             liveness: watch::channel(liveness::Local::default()).0,
+            mesh: watch::channel(slice_netop::mesh::Local::default()).0,
         };
         Self {
             agent: Agent::new(Linux::open(Some(&space.path())).unwrap(), setup),

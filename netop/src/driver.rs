@@ -29,7 +29,7 @@ use crate::{
     gateways::Server,
     heartbeat,
     kernel::Linux,
-    liveness,
+    liveness, mesh,
     metrics::Metrics,
     pods::NetnsDirectory,
     report, show,
@@ -76,7 +76,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         run: args.run_dir.clone(),
         state: args.state_dir.clone(),
     };
-    let kernel = Linux::open(None)?;
+    let mut kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
     let mut world = objects::start(&client, &args.node, &watches, &stop);
     let mut sandboxes = chain::sandboxes(
@@ -141,6 +141,20 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let prober = liveness::task::run(local, view, stop.clone());
     tasks.spawn(prober.map(|()| ("the prober of gateways", Ok(()))));
 
+    let (mesh, local) = watch::channel(mesh::Local::default());
+    let (mesh_view, mut probed) = watch::channel(mesh::View::default());
+    if let Some(prober) = kernel.prober()? {
+        let work = mesh::task::run(
+            prober,
+            mesh::Pace::default(),
+            metrics.clone(),
+            local,
+            mesh_view,
+            stop.clone(),
+        );
+        tasks.spawn(work.map(|()| ("the prober of nodes", Ok(()))));
+    }
+
     let mut chain_changes = chain_seen.clone();
     let features = kernel.features().await;
     let mut agent = Agent::new(
@@ -159,6 +173,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             chain: chain_seen,
             shown,
             liveness,
+            mesh,
         },
     );
     // Which pods were there is to be known before the first decision.
@@ -196,6 +211,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             Some(call) = called.recv() => Event::Call(call),
             Some(event) = gateways.recv() => Event::Gateway(event),
             Ok(()) = observed.changed() => Event::Liveness(observed.borrow_and_update().clone()),
+            Ok(()) = probed.changed() => Event::Mesh(probed.borrow_and_update().clone()),
             Some(answer) = fetched.recv() => Event::Fetched(answer),
             Some(found) = sandboxes.recv() => Event::Sandboxes(found),
             Ok(()) = chain_changes.changed() => Event::Chain,

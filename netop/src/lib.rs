@@ -24,6 +24,7 @@ pub mod desired;
 pub mod intent;
 pub mod ledger;
 pub mod liveness;
+pub mod mesh;
 pub mod plan;
 pub mod pod_network;
 pub mod programs;

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub attachments: IntGaugeVec,
     pub gateways: IntGaugeVec,
     pub features: IntGaugeVec,
+    pub mesh_pairs: IntGaugeVec,
+    pub mesh_probes: IntCounterVec,
     pub cni: IntCounterVec,
     pub cni_undone: IntCounter,
     pub status_errors: IntCounter,
@@ -102,6 +104,17 @@ impl Metrics {
                 "Whether the kernel feature was found at start: 1, or 0 where the agent does without",
                 &["feature"],
             ),
+            mesh_pairs: gauges(
+                "weft_netop_mesh_pairs",
+                "Pairs of this node and another one that this node probes: ok, silent (nothing passes), size (full packets do \
+                 not), fragments (full packets do only in fragments)",
+                &["state"],
+            ),
+            mesh_probes: counters(
+                "weft_netop_mesh_probes_total",
+                "Probes of other nodes: answered, lost within a second, unknown; after a loss probes of several sizes are sent",
+                &["result"],
+            ),
             cni: counters(
                 "weft_netop_cni_requests_total",
                 "Questions of the CNI plugin",
@@ -121,7 +134,7 @@ impl Metrics {
                 "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
-        let all: [Box<dyn Collector>; 19] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(this.attach_seconds.clone()),
             Box::new(this.reconcile_seconds.clone()),
             Box::new(this.reconcile_errors.clone()),
@@ -137,6 +150,8 @@ impl Metrics {
             Box::new(this.attachments.clone()),
             Box::new(this.gateways.clone()),
             Box::new(this.features.clone()),
+            Box::new(this.mesh_pairs.clone()),
+            Box::new(this.mesh_probes.clone()),
             Box::new(this.cni.clone()),
             Box::new(this.cni_undone.clone()),
             Box::new(this.status_errors.clone()),

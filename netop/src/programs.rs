@@ -13,8 +13,8 @@ use aya::{
 };
 use slice_crds::IndexRange;
 use slice_datapath::{
-    ALL_CLUSTERS, CountKey, Direction, Hop, HopEntry, NodeKey, PASSED, Port, PortEntry, Reason, SliceRules,
-    Tunnel, node_key, port_key, prefix,
+    ALL_CLUSTERS, AnswerKey, CountKey, Direction, Hop, HopEntry, NodeKey, PASSED, Port, PortEntry, Reason,
+    SliceRules, Tunnel, answer_key, node_key, port_key, prefix,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_EBPF_OBJECT"));
@@ -91,6 +91,36 @@ pub struct Counter {
 /// The programs, loaded.
 pub struct Programs(Ebpf);
 
+/// Answers to probes: which are waited for, and which have come.
+pub struct Answers(HashMap<MapData, AnswerKey, u32>);
+
+impl Answers {
+    const MAP: &'static str = "ANSWERS";
+
+    /// Waits for the answer with a nonce from a node.
+    pub fn expect(&mut self, nonce: u64, node: Ipv6Addr) -> Result<(), Error> {
+        let inserted = self.0.insert(answer_key(nonce, node), 0, 0);
+        inserted.map_err(|error| Error::Map(Self::MAP, error))
+    }
+
+    /// Waits for it no longer. How long it was, where it has come.
+    pub fn take(&mut self, nonce: u64, node: Ipv6Addr) -> Result<Option<u32>, Error> {
+        let key = answer_key(nonce, node);
+        let length = match self.0.get(&key, 0) {
+            Ok(length) => length,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(Error::Map(Self::MAP, error)),
+        };
+        ignore_absent(Self::MAP, self.0.remove(&key))?;
+        Ok((length != 0).then_some(length))
+    }
+
+    /// How many are waited for.
+    pub fn count(&self) -> usize {
+        self.0.keys().count()
+    }
+}
+
 impl Programs {
     pub fn load(limits: Limits) -> Result<Self, Error> {
         let counts = Direction::ALL.len() * (Reason::ALL.len() + 1);
@@ -128,6 +158,13 @@ impl Programs {
             id: program.info().map_err(fails)?.id(),
             fd: program.fd().map_err(fails)?.as_fd().as_raw_fd(),
         })
+    }
+
+    /// The answers to probes, for who sends them: once.
+    pub fn take_answers(&mut self) -> Result<Option<Answers>, Error> {
+        let map = self.0.take_map(Answers::MAP).map(HashMap::try_from).transpose();
+        let map = map.map_err(|error| Error::Map(Answers::MAP, error))?;
+        Ok(map.map(Answers))
     }
 
     pub fn set_tunnel(&mut self, tunnel: Tunnel) -> Result<(), Error> {

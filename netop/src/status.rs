@@ -11,7 +11,8 @@ use slice_crds::{
     conditions::{self, READY, Verdict, reason},
     labels,
     v1alpha1::{
-        DataPathStatus, SliceBlockStatus, SliceGatewayStatus, SliceNodePhase, SliceNodeStatus, TunnelStatus,
+        DataPathStatus, MeshStatus, SliceBlockStatus, SliceGatewayStatus, SliceNodePhase, SliceNodeStatus,
+        TunnelStatus,
     },
 };
 use slice_runtime::{
@@ -61,6 +62,7 @@ pub struct NodeReport {
     pub ready: Verdict,
     /// Whether the node has what slices are guaranteed; `None` where none is.
     pub guarantees: Option<Verdict>,
+    pub mesh: MeshStatus,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +77,8 @@ pub struct BlockReport {
     pub strays: Vec<IndexRange>,
     /// Whether anything of the slice is, or is to be, on the node.
     pub present: bool,
+    /// Whether the node answers the probes of others.
+    pub answers_probes: bool,
     /// Generation of the spec that was acted upon; `None` before any was.
     pub observed_generation: Option<i64>,
     pub ready: Verdict,
@@ -127,6 +131,7 @@ impl NodeReport {
             underlay_mtu: self.underlay_mtu,
             pod_networks: self.pod_networks.clone(),
             features: self.features.clone(),
+            mesh: self.mesh.clone(),
             conditions: {
                 let verdicts = [self.ready.clone()].into_iter().chain(self.guarantees.clone());
                 conditions::conditions(before, verdicts, None, now)
@@ -147,6 +152,7 @@ impl BlockReport {
             released: self.released.clone(),
             strays: self.strays.clone(),
             present: Some(self.present),
+            answers_probes: self.answers_probes,
             observed_generation: self.observed_generation,
             conditions: conditions::conditions(before, [self.ready.clone()], self.observed_generation, now),
             observed_at: Some(Time(now)),
@@ -531,6 +537,7 @@ mod tests {
             released: vec![],
             strays: vec![],
             present: true,
+            answers_probes: true,
             observed_generation: Some(1),
             ready: block_ready(3, &[], None),
         };
@@ -558,6 +565,7 @@ mod tests {
             features: BTreeMap::from([("tap".into(), true)]),
             ready: Verdict::yes(READY, reason::READY, "2 slices on this node"),
             guarantees: None,
+            mesh: MeshStatus::default(),
         };
         let written = report.status(None, Timestamp::UNIX_EPOCH);
         let text = serde_json::to_string(&written).unwrap();

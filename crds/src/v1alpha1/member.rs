@@ -221,6 +221,9 @@ pub struct SliceBlockStatus {
     /// Whether anything of the slice is on the node. Only where this is `false` was it taken down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
+    /// Whether the node answers the probes of other nodes; those of earlier releases do not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answers_probes: bool,
     /// Generation of the spec that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
@@ -385,11 +388,62 @@ pub struct SliceNodeStatus {
     /// Kernel features probed at start, by name, and whether they are there.
     #[serde(default)]
     pub features: BTreeMap<String, bool>,
+    /// Nodes that what this one sends does not reach as it should, or the other way round.
+    #[serde(default, skip_serializing_if = "MeshStatus::is_well")]
+    pub mesh: MeshStatus,
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_at: Option<Time>,
+}
+
+/// What a node's probes of the other nodes say. Of each two nodes one probes the other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshStatus {
+    /// How many pairs of this node and another one are broken.
+    #[serde(default)]
+    pub broken: u32,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub pairs: Vec<BrokenPair>,
+}
+
+impl MeshStatus {
+    pub const fn is_well(&self) -> bool {
+        self.broken == 0 && self.pairs.is_empty()
+    }
+}
+
+/// The node of the status and another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokenPair {
+    /// The other node.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    pub fault: PairFault,
+    /// Bytes of the largest IP packet that the slices that both are in could have.
+    pub size: u16,
+    /// Bytes of the largest that passes without being cut on its way, where one of that size does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<u16>,
+    pub since: Time,
+}
+
+/// What is wrong between two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum PairFault {
+    /// Nothing passes, at least one way.
+    Silent,
+    /// Small packets pass, and full ones do not.
+    Size,
+    /// Full packets pass only in fragments.
+    Fragments,
 }
 
 /// What DNS answers for one service that one cluster exports into one slice; see [`crate::names::service`].

@@ -13,9 +13,9 @@ pub use hub::{
     SlicePeer, SlicePeerStatus, SliceQos,
 };
 pub use member::{
-    DataPathStatus, Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus, SliceGateway, SliceGatewaySpec,
-    SliceGatewayStatus, SliceNode, SliceNodePhase, SliceNodeSpec, SliceNodeStatus, SliceService,
-    SliceServiceSpec, SliceSource, SliceSpec, SliceStatus,
+    BrokenPair, DataPathStatus, MeshStatus, PairFault, Slice, SliceBlock, SliceBlockSpec, SliceBlockStatus,
+    SliceGateway, SliceGatewaySpec, SliceGatewayStatus, SliceNode, SliceNodePhase, SliceNodeSpec,
+    SliceNodeStatus, SliceService, SliceServiceSpec, SliceSource, SliceSpec, SliceStatus,
 };
 pub use shared::{
     AttachMode, Broadcast, Exposure, Frames, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway,

@@ -160,12 +160,12 @@ pub struct MemberSliceReportSpec {
     pub problems: Vec<String>,
 }
 
-/// A path to another cluster that carries less than the slice's nodes do.
+/// A path to another cluster, or between two nodes of this one, that carries less than the slice's nodes do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NarrowPath {
     pub cluster: String,
-    /// Bytes of the largest packet of the slice that every gateway's path there carries.
+    /// Bytes of the largest packet of the slice that every path there carries.
     #[schemars(range(min = 0))]
     pub mtu: u32,
 }

@@ -27,15 +27,28 @@ impl Environment {
     /// Drops what the nodes get of UDP from those of a cluster in packets of more than so many bytes. What the kernel has not
     /// cut into packets yet passes: no device would see it so.
     pub fn narrow(&self, nodes: &[String], from: &str, bytes: u32) -> Result<Cut> {
-        let cluster = self.lab()?.plan().cluster(from)?;
-        let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.ip4.to_string()).collect();
+        let addresses = self.addresses(from)?;
         let rule = format!(
-            "ip saddr {{ {} }} meta l4proto udp meta length {}-9000 drop",
-            addresses.join(", "),
+            "ip saddr {{ {addresses} }} meta l4proto udp meta length {}-9000 drop",
             bytes + 1
         );
         let rules = [("type filter hook prerouting priority -400", &*rule)];
         self.filter(nodes, &format!("narrow_{from}"), &rules)
+    }
+
+    /// Drops what a node gets by a UDP port from the nodes of a cluster.
+    pub fn close(&self, node: &str, from: &str, port: u16) -> Result<Cut> {
+        let addresses = self.addresses(from)?;
+        let rule = format!("ip saddr {{ {addresses} }} udp dport {port} drop");
+        let rules = [("type filter hook prerouting priority -400", &*rule)];
+        self.filter(&[node.to_owned()], &format!("close_{port}"), &rules)
+    }
+
+    /// Addresses of the nodes of a cluster, as nft lists them.
+    fn addresses(&self, cluster: &str) -> Result<String> {
+        let nodes = &self.lab()?.plan().cluster(cluster)?.nodes;
+        let addresses: Vec<String> = nodes.iter().map(|node| node.ip4.to_string()).collect();
+        Ok(addresses.join(", "))
     }
 
     /// A table of chains with one rule each.

@@ -26,10 +26,12 @@
 #![forbid(unsafe_code)]
 
 mod judge;
+mod probe;
 mod reason;
 mod tables;
 
 pub use judge::{Action, Ingress, Origin, Verdict, exit_for_all, judge};
+pub use probe::{ANSWER, AnswerKey, PROBE, PROBE_KIND, PROBE_READ, PROBES, Probe, QUESTION, answer_key};
 pub use reason::{Direction, Reason};
 pub use tables::{
     ALL_CLUSTERS, CountKey, DELIVER, Hop, HopEntry, Kind, MAX_MEMBERS, NodeKey, PASSED, Port, PortEntry,

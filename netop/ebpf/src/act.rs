@@ -12,8 +12,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use slice_datapath::{
-    Action, DELIVER, Direction, Hop, Kind, MAX_MEMBERS, Origin, PASSED, Reason, Slice, Tunnel, Verdict,
-    class_priority, count_key, exit_for_all, node_key, port_key,
+    ANSWER, Action, DELIVER, Direction, Hop, Kind, MAX_MEMBERS, Origin, PASSED, PROBE_KIND, PROBE_READ,
+    PROBES, Probe, QUESTION, Reason, Slice, Tunnel, Verdict, answer_key, class_priority, count_key,
+    exit_for_all, node_key, port_key,
 };
 use slice_frame::{
     Bytes, Mac,
@@ -23,7 +24,7 @@ use slice_frame::{
 };
 
 use crate::{
-    maps::{COUNTS, GENERATIONS, Kernel, MEMBERS, PACES, SLICES, shaper, tunnel},
+    maps::{ANSWERS, COUNTS, GENERATIONS, Kernel, MEMBERS, PACES, SLICES, shaper, tunnel},
     packet::Packet,
 };
 
@@ -174,6 +175,43 @@ fn send_back<const N: usize>(skb: *mut __sk_buff, interface: u32, frame: &[u8; N
             return TC_ACT_SHOT;
         }
         bpf_redirect(interface, 0) as i32
+    }
+}
+
+/// Sends a question of another node back as its answer, by the device that it came by; notes an answer that is waited for.
+/// The node's address is in two words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn probe(skb: *mut __sk_buff, interface: u32, high: u64, low: u64) -> i32 {
+    let ctx = TcContext::new(skb);
+    let packet = Packet::new(&ctx);
+    let node = Ipv6Addr::from_bits((high as u128) << 64 | low as u128);
+    let Some(probe) = packet.load::<PROBE_READ>(PROBE_KIND).map(Probe::of) else {
+        return TC_ACT_SHOT;
+    };
+    if probe.kind == ANSWER {
+        if let Some(length) = ANSWERS.get_ptr_mut(answer_key(probe.nonce, node)) {
+            // SAFETY: the value lives as long as the program runs.
+            unsafe { *length = ctx.len() };
+        }
+        return TC_ACT_SHOT;
+    }
+    let Some(tunnel) = tunnel() else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: the kernel reads one octet.
+    let marked =
+        unsafe { bpf_skb_store_bytes(skb, PROBE_KIND as u32, [ANSWER].as_ptr().cast::<c_void>(), 1, 0) };
+    let is_sent = probe.kind == QUESTION
+        && marked == 0
+        && match probe.whole {
+            true => packet.set_tunnel_whole(PROBES, tunnel.local, node),
+            false => packet.set_tunnel(PROBES, tunnel.local, node),
+        };
+    match is_sent {
+        // SAFETY: a helper that looks at the interface it is given.
+        true => unsafe { bpf_redirect(interface, 0) as i32 },
+        false => TC_ACT_SHOT,
     }
 }
 

@@ -27,7 +27,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use slice_datapath::{DELIVER, Direction, Origin, Port, Reason, Role, Verdict, judge};
+use slice_datapath::{DELIVER, Direction, Origin, PROBES, Port, Reason, Role, Verdict, judge};
 use slice_frame::Frame;
 
 use crate::{
@@ -77,6 +77,10 @@ pub fn from_node(ctx: TcContext) -> i32 {
     let Some(origin) = packet.origin() else {
         return act::drop(0, Direction::FromNode, Reason::NoSegment as u32);
     };
+    if origin.slice == PROBES {
+        let node = origin.node.to_bits();
+        return act::probe(packet.raw(), packet.interface(), (node >> 64) as u64, node as u64);
+    }
     // No port of the node's own: nobody is left out.
     act::carry_out(&packet, &origin, 0, decide(&packet, &origin))
 }

@@ -8,7 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
 };
 use slice_datapath::{
-    CountKey, Hop, HopEntry, NodeKey, PortEntry, Slice, SliceEntry, Tables, Tunnel, node_key, prefix,
+    AnswerKey, CountKey, Hop, HopEntry, NodeKey, PortEntry, Slice, SliceEntry, Tables, Tunnel, node_key,
+    prefix,
 };
 use slice_frame::Frame;
 
@@ -53,6 +54,10 @@ pub(crate) static PACES: HashMap<NodeKey, u64> = HashMap::with_max_entries(SOME,
 #[map]
 pub(crate) static COUNTS: PerCpuHashMap<CountKey, u64> =
     PerCpuHashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
+
+/// Answers to probes that are waited for, and how long each was; zero before it came.
+#[map]
+pub(crate) static ANSWERS: HashMap<AnswerKey, u32> = HashMap::with_max_entries(SOME, BPF_F_NO_PREALLOC);
 
 /// A [`slice_datapath::Tunnel`].
 #[map]

@@ -7,7 +7,7 @@ use core::{
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
+    bindings::{__sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
     cty::c_void,
     helpers::generated::{bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key},
     programs::TcContext,
@@ -139,12 +139,23 @@ impl<'a> Packet<'a> {
     /// Says where a VXLAN device is to send it. Whether the kernel took it.
     #[inline(always)]
     pub(crate) fn set_tunnel(&self, slice: u32, local: Ipv6Addr, node: Ipv6Addr) -> bool {
+        self.set_tunnel_with(slice, local, node, 0)
+    }
+
+    /// The same for a packet that no router may cut; over IPv6 none does.
+    #[inline(always)]
+    pub(crate) fn set_tunnel_whole(&self, slice: u32, local: Ipv6Addr, node: Ipv6Addr) -> bool {
+        self.set_tunnel_with(slice, local, node, BPF_F_DONT_FRAGMENT.into())
+    }
+
+    #[inline(always)]
+    fn set_tunnel_with(&self, slice: u32, local: Ipv6Addr, node: Ipv6Addr, more: u64) -> bool {
         let mut key = Key::EMPTY;
         key.0.tunnel_id = slice;
         key.0.tunnel_ttl = 64;
         let (bits, own) = (node.to_bits(), local.to_bits());
         // The checksum of the packet inside is enough (RFC 7348 §5); over IPv6 there has to be one (RFC 8200 §8.1).
-        let mut flags: u64 = BPF_F_ZERO_CSUM_TX.into();
+        let mut flags = u64::from(BPF_F_ZERO_CSUM_TX) | more;
         if bits >> 32 == MAPPED {
             key.0.__bindgen_anon_1.remote_ipv4 = bits as u32;
             key.0.__bindgen_anon_3.local_ipv4 = own as u32;

@@ -28,7 +28,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use slice_crds::membership::Labels;
+use slice_crds::{membership::Labels, v1alpha1::MeshStatus};
 use tokio::sync::{mpsc, watch};
 
 pub use announce::Announcement;
@@ -43,7 +43,7 @@ use crate::{
     intent::{self, Decision, Local},
     kernel::{Kernel, Observation, Outcome, Query},
     ledger::Ledger,
-    liveness,
+    liveness, mesh,
     metrics::Metrics,
     model::{Key, Name, Netns, PodLink, State},
     plan::{self, PodEnd},
@@ -73,6 +73,8 @@ pub enum Event {
     Gateway(GatewayEvent),
     /// Other nodes' gateways are other than they were.
     Liveness(liveness::View),
+    /// What the probes of other nodes say is other than it was.
+    Mesh(mesh::View),
     /// Something on the node changed, perhaps by somebody else's hand.
     KernelChanged,
     /// Time to look at everything.
@@ -118,6 +120,8 @@ pub struct Setup {
     pub shown: watch::Sender<Arc<show::Seen>>,
     /// What the other agents are answered, and which of them are asked.
     pub liveness: watch::Sender<liveness::Local>,
+    /// Which other nodes are probed.
+    pub mesh: watch::Sender<mesh::Local>,
 }
 
 /// How the agent's own part of the node's CNI chain is.
@@ -147,6 +151,7 @@ pub struct Agent<K> {
     chain: watch::Receiver<Chain>,
     shown: watch::Sender<Arc<show::Seen>>,
     liveness: watch::Sender<liveness::Local>,
+    mesh: watch::Sender<mesh::Local>,
 
     /// The newest snapshot, and what it is with the fetched pods in it.
     snapshot: Option<Arc<World>>,
@@ -163,6 +168,10 @@ pub struct Agent<K> {
     started: Option<Timestamp>,
     /// What is observed of other nodes' gateways.
     view: liveness::View,
+    /// What the probes of other nodes say; `None` before they say anything.
+    mesh_view: Option<mesh::View>,
+    /// What an earlier agent reported of them.
+    mesh_before: MeshStatus,
     pod_networks: PodNetworks,
     /// They go on from what an earlier agent reported.
     resumed: bool,
@@ -246,6 +255,7 @@ impl<K: Kernel> Agent<K> {
             chain: setup.chain,
             shown: setup.shown,
             liveness: setup.liveness,
+            mesh: setup.mesh,
             snapshot: None,
             world: Arc::default(),
             fetched: BTreeMap::new(),
@@ -257,6 +267,8 @@ impl<K: Kernel> Agent<K> {
             adopted: BTreeSet::new(),
             started: None,
             view: liveness::View::default(),
+            mesh_view: None,
+            mesh_before: MeshStatus::default(),
             pod_networks: PodNetworks::default(),
             resumed: false,
             calls: vec![],
@@ -292,6 +304,10 @@ impl<K: Kernel> Agent<K> {
             }
             Event::Measure => {
                 self.measures = true;
+                return;
+            }
+            Event::Mesh(view) => {
+                self.mesh_view = Some(view);
                 return;
             }
             Event::Liveness(view) => self.view = view,
@@ -373,6 +389,7 @@ impl<K: Kernel> Agent<K> {
                 break;
             }
         }
+        self.update_mesh();
         Ok(())
     }
 
@@ -431,10 +448,37 @@ impl<K: Kernel> Agent<K> {
         self.update_liveness();
     }
 
+    /// Says which nodes are to be probed: none before answers can arrive.
+    fn update_mesh(&self) {
+        let peers = match self.answers_probes() {
+            true => Arc::clone(&self.decision.peers),
+            false => Arc::default(),
+        };
+        let local = mesh::Local {
+            address: self.address(),
+            peers,
+            before: self.mesh_before.pairs.clone(),
+        };
+        self.mesh.send_if_modified(|before| {
+            let changed = *before != local;
+            *before = local;
+            changed
+        });
+    }
+
+    /// Whether probes of other nodes, and answers to this node's, reach the programs.
+    fn answers_probes(&self) -> bool {
+        self.state().is_some_and(|state| {
+            let device = state.links.get(&Name::to_pods());
+            state.tunnel.is_some() && device.is_some_and(|device| device.attached && device.up)
+        })
+    }
+
     fn note_pod_networks(&mut self, now: Timestamp) {
         let recorded = self.world.node.as_ref().and_then(|node| node.status.as_ref());
         if let Some(recorded) = recorded.filter(|_| !std::mem::replace(&mut self.resumed, true)) {
             self.pod_networks.resume(&recorded.pod_networks, now);
+            self.mesh_before = recorded.mesh.clone();
         }
         let pods = self.world.pods.values();
         let pods = pods.filter(|pod| !pod.facts.host_network && !pod.finished);

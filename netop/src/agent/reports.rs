@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use slice_crds::{
     IndexRange,
     conditions::{READY, Verdict, reason},
-    v1alpha1::{SliceGateway, SliceNodePhase},
+    v1alpha1::{MeshStatus, SliceGateway, SliceNodePhase},
 };
 use slice_runtime::handover::Keys;
 
@@ -225,6 +225,19 @@ impl<K: Kernel> Agent<K> {
             features: self.features.clone(),
             ready,
             guarantees: self.guarantees(),
+            mesh: self.mesh_status(),
+        }
+    }
+
+    /// What the probes of other nodes say; what was reported before, until they say something.
+    fn mesh_status(&self) -> MeshStatus {
+        let Some(seen) = &self.mesh_view else {
+            return self.mesh_before.clone();
+        };
+        let broken: usize = seen.faults.values().sum();
+        MeshStatus {
+            broken: u32::try_from(broken).unwrap_or(u32::MAX),
+            pairs: seen.broken.clone(),
         }
     }
 
@@ -254,6 +267,7 @@ impl<K: Kernel> Agent<K> {
             released,
             strays: self.ledger.strays(slice),
             present,
+            answers_probes: self.answers_probes(),
             observed_generation: self.saved.0.grant(slice).map(|grant| grant.generation),
             ready,
         }

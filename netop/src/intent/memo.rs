@@ -15,6 +15,7 @@ use crate::{
     desired::{AttachmentIntent, SegmentIntent},
     ledger::Ledger,
     liveness::{self, Adjacency, Health},
+    mesh::Peers,
     model::{Name, Queues},
     world::{SliceFacts, World},
 };
@@ -25,6 +26,8 @@ pub struct Memo {
     slices: BTreeMap<String, Remembered>,
     /// The nodes of all slices; `None` where one of these has changed.
     nodes: Option<BTreeSet<IpAddr>>,
+    /// Those that this one probes; likewise.
+    peers: Option<Arc<Peers>>,
 }
 
 /// One slice.
@@ -138,7 +141,7 @@ impl Memo {
             whole: None,
         };
         self.slices.insert(now.slice.to_owned(), remembered);
-        self.nodes = None;
+        (self.nodes, self.peers) = (None, None);
         resolved
     }
 
@@ -170,7 +173,7 @@ impl Memo {
         self.slices.retain(|slice, _| {
             let stays = world.slices.contains_key(slice);
             if !stays {
-                self.nodes = None;
+                (self.nodes, self.peers) = (None, None);
             }
             stays
         });
@@ -179,6 +182,11 @@ impl Memo {
     /// The addresses of nodes, from `find` where blocks are other than they were.
     pub(super) fn nodes(&mut self, find: impl FnOnce() -> BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         self.nodes.get_or_insert_with(find).clone()
+    }
+
+    /// The nodes that this one probes, likewise.
+    pub(super) fn peers(&mut self, find: impl FnOnce() -> Peers) -> Arc<Peers> {
+        Arc::clone(self.peers.get_or_insert_with(|| find().into()))
     }
 }
 

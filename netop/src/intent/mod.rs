@@ -20,6 +20,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -40,6 +41,7 @@ use crate::{
     desired::{AttachmentIntent, NodeIntent},
     ledger::{Exhausted, Grant, Holder, Ledger},
     liveness::{self, Health},
+    mesh::{self, Peer, Peers},
     model::{Name, Netns, Queues},
     shares::Part,
     world::{PodView, SliceFacts, World},
@@ -78,6 +80,8 @@ pub struct Decision {
     pub problems: BTreeMap<String, String>,
     /// Other nodes' gateways that are to be watched, by the node's address.
     pub watched: BTreeMap<IpAddr, BTreeSet<liveness::Gateway>>,
+    /// Other nodes that this one probes.
+    pub peers: Arc<Peers>,
 }
 
 /// One pod.
@@ -249,6 +253,7 @@ pub fn resolve(
         }
     }
     decision.node.nodes = memo.nodes(|| nodes(world, local));
+    decision.peers = memo.peers(|| peers(world, local));
     decision.node.uplink = uplink(world).or(local.underlay);
     decision.node.parts.clone_from(&local.parts);
     let mut attachments: Attachments<'_> = resolved.keys().map(|slice| (*slice, BTreeMap::new())).collect();
@@ -283,6 +288,35 @@ fn nodes(world: &World, local: &Local) -> BTreeSet<IpAddr> {
     addresses
         .filter(|address| segment::is_node_address(*address))
         .collect()
+}
+
+/// Nodes of this node's slices that answer probes, and that this one asks, with the largest size that a slice of both could have.
+fn peers(world: &World, local: &Local) -> Peers {
+    let mut peers = Peers::new();
+    for (slice, own) in world.blocks.of_node(&local.node) {
+        let Some(facts) = world.slices.get(slice) else {
+            continue;
+        };
+        let mtu = facts.spec.mtu;
+        let (own, size) = (&own.spec, facts.spec.largest_mtu.unwrap_or(mtu).max(mtu));
+        let others = world.blocks.of_slice(slice).into_iter();
+        for (node, block) in others.flat_map(|blocks| blocks.iter()) {
+            let answers = (block.status.as_ref()).is_some_and(|status| status.answers_probes);
+            if *node == local.node || !answers || own.withdrawn.is_some() {
+                continue;
+            }
+            let Ok(address) = segment::reach((&local.node, own), (node, &block.spec)) else {
+                continue;
+            };
+            if let Some(peer) = peers.get_mut(&address) {
+                peer.size = peer.size.max(size);
+            } else if mesh::asks(own.node_address, address) {
+                let node = node.clone();
+                peers.insert(address, Peer { node, size });
+            }
+        }
+    }
+    peers
 }
 
 /// Pods' ports, by slices that this node takes part in.

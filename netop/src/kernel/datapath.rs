@@ -16,7 +16,7 @@ use slice_datapath::{self as datapath, Role};
 use crate::{
     model::{ClassId, Clusters, Entry, Hop, Key, Kind, Members, Name, Port, Segment, Tunnel},
     plan::SegmentId,
-    programs::{Counter, Limits, Loaded, Program, Programs},
+    programs::{Answers, Counter, Limits, Loaded, Program, Programs},
 };
 
 /// Interface indices by name.
@@ -66,6 +66,10 @@ impl DataPath {
             Kind::Shaper => (Program::FromShaper, self.from_shaper),
             Kind::Tap(_) | Kind::Veth | Kind::Foreign => (Program::FromPort, self.from_port),
         }
+    }
+
+    pub(super) fn take_answers(&mut self) -> anyhow::Result<Option<Answers>> {
+        Ok(self.programs.take_answers()?)
     }
 
     pub(super) fn counters(&mut self) -> anyhow::Result<BTreeMap<Counter, u64>> {
@@ -253,7 +257,7 @@ const fn number(clusters: Clusters) -> Option<u32> {
 }
 
 /// As the maps have it (RFC 4291 §2.5.5.2).
-const fn address(node: IpAddr) -> Ipv6Addr {
+pub(super) const fn address(node: IpAddr) -> Ipv6Addr {
     match node {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,

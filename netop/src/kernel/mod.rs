@@ -8,6 +8,7 @@
 //!         ├ traffic ── programs at interfaces
 //!         ├ ethtool ── what an interface does with what it receives
 //!         ├ shaper ─── classes of the queueing discipline
+//!         ├ mesh ───── probes of other nodes, and the map of their answers
 //!         ├ nft ────── the nft program: scripts in, JSON out
 //!         ├ tap ────── /dev/net/tun
 //!         └ netns ──── short-lived threads that enter namespaces
@@ -20,6 +21,7 @@ mod ethtool;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod far_ends;
+mod mesh;
 pub mod netns;
 mod nft;
 mod observe;
@@ -30,6 +32,7 @@ mod tap;
 mod traffic;
 
 pub use far_ends::far_ends;
+pub use mesh::Prober;
 pub use probe::EBPF;
 pub use slice_runtime::tap::OFFLOADS as TAP_OFFLOADS;
 
@@ -202,6 +205,18 @@ impl Linux {
         let (_, wanted) = datapath.program(kind);
         let seen = traffic::attached(&mut self.rtnl, interface).await;
         Ok(seen.context("read the filters of an interface")? == Some(wanted.id))
+    }
+
+    /// What probes other nodes, once; `None` where there are no programs, so that nothing is carried anyway.
+    ///
+    /// # Errors
+    /// Where the map of answers is not to be had.
+    pub fn prober(&mut self) -> anyhow::Result<Option<Prober>> {
+        let Ok(datapath) = &mut self.datapath else {
+            return Ok(None);
+        };
+        let answers = datapath.take_answers()?;
+        Ok(answers.map(|answers| Prober::new(self.namespace.clone(), answers)))
     }
 
     /// How many entries each of the programs' maps has, by name.

@@ -105,7 +105,7 @@ async fn bind(address: Option<IpAddr>) -> io::Result<Option<UdpSocket>> {
     }
 }
 
-fn rand_u64() -> u64 {
+pub(crate) fn rand_u64() -> u64 {
     // Keyed by the operating system's randomness, with another key for each call; nobody outside knows any.
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)

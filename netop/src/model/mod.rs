@@ -29,10 +29,9 @@ use std::{
     sync::Arc,
 };
 
+pub use names::TO_PODS_PORT;
 use slice_crds::names;
 
-/// UDP port of frames for pods of another node. Not 4789: another network plugin may use that.
-pub const TO_PODS_PORT: u16 = 14789;
 /// UDP port of frames for a gateway of another node.
 pub const TO_GATEWAYS_PORT: u16 = 14790;
 

@@ -7,5 +7,6 @@ mod support;
 
 mod blocks;
 mod gateways;
+mod mesh;
 mod pods;
 mod shaping;

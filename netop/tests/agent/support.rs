@@ -20,7 +20,7 @@ use slice_netop::{
     files::Directories,
     gateways::{GatewayEvent, Server},
     kernel::{EBPF, fake::Fake},
-    liveness,
+    liveness, mesh,
     metrics::Metrics,
     model::{Name, Netns},
     pods::{NetnsDirectory, Sandbox},
@@ -37,6 +37,7 @@ pub struct Node {
     pub fetches: mpsc::Receiver<Fetch>,
     pub chain: watch::Sender<Chain>,
     pub liveness: watch::Receiver<liveness::Local>,
+    pub mesh: watch::Receiver<mesh::Local>,
     world: World,
     sandboxes: Vec<Sandbox>,
     now: Timestamp,
@@ -52,6 +53,7 @@ struct Ends {
     fetches: mpsc::Receiver<Fetch>,
     chain: watch::Sender<Chain>,
     liveness: watch::Receiver<liveness::Local>,
+    mesh: watch::Receiver<mesh::Local>,
     reports: watch::Receiver<Reports>,
     announcements: mpsc::Receiver<Announcement>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
@@ -65,6 +67,7 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
     let (chain, chain_seen) = watch::channel(Chain::Installed);
     let (gateway_event, gateway_events) = mpsc::channel(16);
     let (local, liveness) = watch::channel(liveness::Local::default());
+    let (mesh_local, mesh) = watch::channel(mesh::Local::default());
     let setup = Setup {
         node: "n1".into(),
         node_address: None,
@@ -81,12 +84,14 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
         chain: chain_seen,
         shown: watch::channel(Arc::default()).0,
         liveness: local,
+        mesh: mesh_local,
     };
     let ends = Ends {
         registry,
         fetches,
         chain,
         liveness,
+        mesh,
         reports,
         announcements,
         gateway_events,
@@ -110,6 +115,7 @@ impl Node {
             fetches: ends.fetches,
             chain: ends.chain,
             liveness: ends.liveness,
+            mesh: ends.mesh,
             world: World {
                 node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
                 ..World::default()
@@ -161,6 +167,7 @@ impl Node {
         drop(std::mem::replace(&mut self.agent, agent));
         (self.registry, self.fetches, self.chain) = (ends.registry, ends.fetches, ends.chain);
         self.liveness = ends.liveness;
+        self.mesh = ends.mesh;
         (self.reports, self.announcements, self.gateway_events) =
             (ends.reports, ends.announcements, ends.gateway_events);
         if uid != nix::unistd::getuid().as_raw() {

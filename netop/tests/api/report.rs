@@ -10,7 +10,7 @@ use prometheus::Registry;
 use serde_json::json;
 use slice_crds::{
     conditions::{READY, Verdict, reason},
-    v1alpha1::SliceNodePhase,
+    v1alpha1::{MeshStatus, SliceNodePhase},
 };
 use slice_netop::{
     ledger::Usage,
@@ -85,6 +85,7 @@ fn all() -> Reports {
         features: BTreeMap::new(),
         ready: ready.clone(),
         guarantees: None,
+        mesh: MeshStatus::default(),
     };
     let block = BlockReport {
         attachments: 2,
@@ -93,6 +94,7 @@ fn all() -> Reports {
         released: vec![],
         strays: vec![],
         present: true,
+        answers_probes: true,
         observed_generation: Some(3),
         ready,
     };

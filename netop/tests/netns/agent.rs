@@ -82,6 +82,7 @@ fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started 
         chain: chain_seen,
         shown: watch::channel(Arc::default()).0,
         liveness: watch::channel(slice_netop::liveness::Local::default()).0,
+        mesh: watch::channel(slice_netop::mesh::Local::default()).0,
     };
     Started {
         agent: Agent::new(Linux::open(Some(space)).unwrap(), setup),

@@ -20,6 +20,7 @@ mod cni;
 mod cnitool;
 mod frames;
 mod guard;
+mod mesh;
 mod programs;
 mod qos;
 mod repair;

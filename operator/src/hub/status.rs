@@ -296,6 +296,16 @@ fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdic
             format!("packets of {mtu} bytes fit through every path"),
         );
     };
+    let (path, see) = match from == to {
+        true => (
+            format!("a path between two nodes of cluster {from}"),
+            "the condition NodesConnected of `kubectl get slices.weft.dev`",
+        ),
+        false => (
+            format!("the path from cluster {from} to cluster {to}"),
+            "`slicectl get slicegateways`",
+        ),
+    };
     let consequence = if carries < mtu {
         format!(
             "; the slice has {mtu}: larger packets are answered with the ICMP that makes their sender shrink, and what \
@@ -308,8 +318,8 @@ fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdic
         conditions::PATH_MTU,
         reason::PATH_NARROW,
         format!(
-            "the path from cluster {from} to cluster {to} carries packets of {carries} bytes, where the nodes' networks would \
-             carry {largest}{consequence}. See `slicectl get slicegateways` there, and docs/operations.md on packet sizes"
+            "{path} carries packets of {carries} bytes, where the nodes' networks would carry {largest}{consequence}. See {see} \
+             there, and docs/operations.md on packet sizes"
         ),
     )
 }

@@ -14,6 +14,7 @@ use super::{
     cluster_dns,
     gateways::PodSettings,
     input::{Input, PodFacts, Side, Source},
+    mesh,
     nodes::{NodeFacts, Nodes},
     state::{Agent, Facts, HubState, Link, ServiceState, SliceState},
 };
@@ -79,6 +80,8 @@ pub struct Member {
     /// Nodes that are gone and had blocks, and since when.
     pub(super) gone: BTreeMap<String, Duration>,
     pub(super) slice_nodes: BTreeMap<String, Arc<SliceNode>>,
+    /// What agents report of other nodes, where something is wrong.
+    pub(super) broken_pairs: mesh::Reported,
     pub(super) agents: BTreeMap<String, Agent>,
     pub(super) namespaces: BTreeMap<String, Labels>,
     /// By namespace and name.
@@ -152,6 +155,7 @@ impl Member {
             nodes_dirty: true,
             gone: BTreeMap::new(),
             slice_nodes: BTreeMap::new(),
+            broken_pairs: mesh::Reported::new(),
             agents: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),

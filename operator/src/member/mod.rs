@@ -5,6 +5,7 @@
 //!                                         └───► gateways ──► workloads, SliceGateway
 //!  Node ──► nodes: who takes part                    ServiceExport ──► services ──► SliceService, MemberService
 //!  ConfigMaps of the cluster's DNS ──► cluster_dns ──► the stub that forwards names of slices
+//!  probes of the nodes ──► mesh: what they send each other arrives, or not ──► report
 //!  statuses of nodes, blocks and gateways ──► report ──► MemberReport, MemberSliceReport; status of the Slice
 //! ```
 //!
@@ -17,6 +18,7 @@ pub mod core;
 mod exchange;
 pub mod gateways;
 pub mod input;
+mod mesh;
 pub mod mirror;
 pub mod nodes;
 mod observe;

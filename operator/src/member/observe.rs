@@ -7,6 +7,7 @@ use slice_crds::{
     labels::{self, Attachment},
     membership::Rules,
     names,
+    v1alpha1::MeshStatus,
     wire::MemberSliceSpec,
 };
 
@@ -77,6 +78,7 @@ impl Member {
             }
             Object::SliceNode(Ok(node)) => {
                 self.dirty.taints.insert(name.clone());
+                self.note_mesh(&name, node.status.as_ref().map(|status| status.mesh.clone()));
                 self.slice_nodes.insert(name, node);
                 self.dirty.report = true;
             }
@@ -215,6 +217,23 @@ impl Member {
         }
     }
 
+    /// What a node reports of the others. It matters to the slices that the node is in.
+    fn note_mesh(&mut self, node: &str, mesh: Option<MeshStatus>) {
+        let mesh = mesh.filter(|mesh| !mesh.is_well());
+        if self.broken_pairs.get(node) == mesh.as_ref() {
+            return;
+        }
+        match mesh {
+            Some(mesh) => _ = self.broken_pairs.insert(node.to_owned(), mesh),
+            None => _ = self.broken_pairs.remove(node),
+        }
+        let of_node = self
+            .slices
+            .iter()
+            .filter(|(_, state)| state.blocks.contains_key(node));
+        self.dirty.slices.extend(of_node.map(|(slice, _)| slice.clone()));
+    }
+
     /// Who is in which slice may have changed.
     fn touch_members(&mut self) {
         self.dirty.exports.extend(
@@ -313,6 +332,7 @@ impl Member {
             }
             Source::SliceNode => {
                 self.slice_nodes.remove(&name);
+                self.note_mesh(&name, None);
                 self.nodes_dirty = true;
             }
             Source::SliceService => {

@@ -27,7 +27,7 @@ use super::{
     core::Member,
     gateways::{self, Workload},
     input::{PodFacts, Source},
-    mirror, nodes, report,
+    mesh, mirror, nodes, report,
     state::SliceState,
 };
 use crate::control::{Content, Key, Kind, Notice, Now, Outputs};
@@ -362,6 +362,16 @@ impl Member {
             .dns(name)
             .flat_map(|attachment| attachment.ips.iter().copied())
             .collect();
+        let spec = state.object.as_ref().map(|object| &object.spec);
+        let (mtu, largest_mtu) = spec.map_or((0, None), |spec| (spec.mtu, spec.largest_mtu));
+        let mesh = mesh::of_slice(&mesh::Known {
+            reported: &self.broken_pairs,
+            mtu,
+            largest_mtu: largest_mtu.unwrap_or(mtu).max(mtu),
+            blocks: &state.blocks,
+            nodes: &self.nodes,
+            silent: &silent,
+        });
         let report = report::slice(&report::OfSlice {
             name,
             state,
@@ -369,6 +379,7 @@ impl Member {
             hub: &identity,
             nodes: &self.nodes,
             silent: &silent,
+            mesh: &mesh,
             dns_pods: u32::try_from(self.dns(name).count()).unwrap_or(u32::MAX),
         });
         if let Some(object) = state.object.clone() {
@@ -376,6 +387,7 @@ impl Member {
                 &object,
                 &report,
                 dns.into_iter().collect(),
+                mesh.verdict(),
                 self.hub_verdict(now),
                 now.wall,
             );

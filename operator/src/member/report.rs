@@ -19,6 +19,7 @@ use slice_crds::{
 
 use super::{
     cluster_dns,
+    mesh::Mesh,
     nodes::{NodeFacts, Nodes},
     state::{Facts, Link, SliceState},
 };
@@ -129,6 +130,8 @@ pub(super) struct OfSlice<'a> {
     pub(super) nodes: &'a Nodes,
     /// Agents that send no heartbeat.
     pub(super) silent: &'a BTreeSet<String>,
+    /// What its nodes' probes of each other say.
+    pub(super) mesh: &'a Mesh,
     /// Pods of DNS in the slice: they are in every one, and nobody's.
     pub(super) dns_pods: u32,
 }
@@ -200,7 +203,7 @@ pub(super) fn slice(from: &OfSlice<'_>) -> MemberSliceReportSpec {
         blocks_needed: from.state.planned.needed,
         gateways,
         unreached: unreached(from.state),
-        narrow_paths: narrow_paths(from.state),
+        narrow_paths: narrow_paths(from),
         problems: problems(from),
         ..MemberSliceReportSpec::default()
     }
@@ -253,13 +256,17 @@ fn unreached(state: &SliceState) -> Vec<String> {
         .collect()
 }
 
-/// Clusters to which a path carries less than the slice would use.
-fn narrow_paths(state: &SliceState) -> Vec<NarrowPath> {
-    let Some(largest) = state.object.as_ref().and_then(|object| object.spec.largest_mtu) else {
+/// Clusters to which a path carries less than the slice would use; this one itself where one between its nodes does.
+fn narrow_paths(from: &OfSlice<'_>) -> Vec<NarrowPath> {
+    let Some(spec) = from.state.object.as_ref().map(|object| &object.spec) else {
+        return vec![];
+    };
+    let Some(largest) = spec.largest_mtu else {
         return vec![];
     };
     let mut narrow: BTreeMap<&str, u16> = BTreeMap::new();
-    for (cluster, tunnel) in tunnels_up(state) {
+    narrow.extend(from.mesh.path_mtu.map(|mtu| (spec.cluster.as_str(), mtu)));
+    for (cluster, tunnel) in tunnels_up(from.state) {
         if let Some(mtu) = tunnel.path_mtu.filter(|mtu| *mtu < largest) {
             let known = narrow.entry(cluster).or_insert(mtu);
             *known = mtu.min(*known);
@@ -324,6 +331,8 @@ fn problems(from: &OfSlice<'_>) -> Vec<String> {
             .filter(|condition| condition.status == "False");
         problems.extend(failed.map(|condition| format!("node {node}: {}", condition.message)));
     }
+    // Before what follows from it.
+    problems.extend(from.mesh.problem());
     let connected = |gateway: &slice_crds::v1alpha1::SliceGateway| {
         !gateway.spec.lost && gateway.status.as_ref().is_some_and(|status| status.connected)
     };
@@ -344,6 +353,7 @@ pub(super) fn status(
     object: &Slice,
     report: &MemberSliceReportSpec,
     dns: Vec<IpAddr>,
+    mesh: Verdict,
     hub: Option<Verdict>,
     now: Timestamp,
 ) -> SliceStatus {
@@ -369,7 +379,7 @@ pub(super) fn status(
         Some(_) => None,
         None => conditions::find(before, conditions::REACHABLE).cloned(),
     };
-    let verdicts = std::iter::once(ready).chain(hub);
+    let verdicts = [ready, mesh].into_iter().chain(hub);
     let mut conditions = conditions::conditions(before, verdicts, object.metadata.generation, now);
     conditions.extend(kept);
     SliceStatus {

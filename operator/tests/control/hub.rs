@@ -517,6 +517,15 @@ fn the_smallest_path_decides_and_is_named() {
             && said.contains("that is what the slice has"),
         "{said}"
     );
+    let inside = json!({"narrowPaths": [{"cluster": "b", "mtu": 1340}, {"cluster": "a", "mtu": 1330}]});
+    stage.obey("a", "shop", inside).pass(2, &["a", "b"]);
+    assert_eq!(sizes(&stage), (1330, Some(1370)));
+    let said = path(&stage);
+    assert!(
+        said.contains("a path between two nodes of cluster a carries packets of 1330 bytes")
+            && said.contains("NodesConnected"),
+        "{said}"
+    );
     // A member cannot make packets smaller than every network carries, nor speak of clusters that are none.
     for lie in [100, 0, 100_000] {
         stage.obey("a", "shop", narrow(lie)).pass(2, &["a", "b"]);

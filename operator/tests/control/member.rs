@@ -368,3 +368,79 @@ fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_repo
     assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
     world.check().unwrap();
 }
+
+#[test]
+fn a_broken_pair_of_nodes_is_the_slices_condition_and_the_hubs_problem_until_it_heals() {
+    let mut world = world();
+    world.calm(1);
+    let set_mesh = |world: &mut World, mesh: Value| {
+        let server = &mut world.clusters[0].server;
+        let mut object = server.get("SliceNode", "", "a1").unwrap().clone();
+        object["status"] = json!({"phase": "Ready", "mesh": mesh});
+        server.put("SliceNode", object);
+        world.calm(1);
+    };
+    let address = |world: &World, node: &str| {
+        let node = world.clusters[0].server.get("Node", "", node).unwrap();
+        node["status"]["addresses"][0]["address"].clone()
+    };
+    let shown = |world: &World, type_: &str| {
+        let slice = world.clusters[0].server.get("Slice", "", "gold").unwrap();
+        condition(slice, type_)
+    };
+    let before = [conditions::READY, conditions::NODES_CONNECTED].map(|type_| shown(&world, type_));
+    let problems = |world: &World| {
+        let reports = world.hub.list("MemberSliceReport");
+        let of_slice: Vec<_> = reports
+            .filter(|report| report["spec"]["name"] == "gold")
+            .map(|report| report["spec"]["problems"].to_string())
+            .collect();
+        of_slice.join("\n")
+    };
+    let told = |text: &str| {
+        ["nodes a1 (", ") and a2 (", "UDP port 14789", "tcpdump"]
+            .iter()
+            .all(|part| text.contains(part))
+    };
+    assert!(!told(&problems(&world)));
+    let pair = json!({
+        "node": "a2", "address": address(&world, "a2"), "fault": "Silent", "size": 1370,
+        "since": "2027-01-01T00:00:00Z",
+    });
+    set_mesh(&mut world, json!({"broken": 1, "pairs": [pair]}));
+    for type_ in [conditions::READY, conditions::NODES_CONNECTED] {
+        let text = shown(&world, type_);
+        assert!(text.starts_with("False: ") && told(&text), "{type_}: {text}");
+    }
+    assert!(told(&problems(&world)), "{}", problems(&world));
+    let rest = world.writes();
+    world.calm(2);
+    assert_eq!(world.writes(), rest);
+
+    // One that carries less is followed by the slice, and is no problem then.
+    let mtu = |world: &World| {
+        let slice = world.clusters[0].server.get("Slice", "", "gold").unwrap();
+        slice["spec"]["mtu"].as_u64().unwrap()
+    };
+    let largest = mtu(&world);
+    let narrow = json!({
+        "node": "a2", "address": address(&world, "a2"), "fault": "Size", "size": 1370, "carried": largest - 20,
+        "since": "2027-01-01T00:00:00Z",
+    });
+    set_mesh(&mut world, json!({"broken": 1, "pairs": [narrow]}));
+    world.calm(3);
+    assert_eq!(mtu(&world), largest - 20);
+    assert_eq!(shown(&world, conditions::READY), before[0]);
+    let text = shown(&world, conditions::NODES_CONNECTED);
+    assert!(
+        text.starts_with("False: nodes a1 (") && text.contains(&format!("more than {} bytes", largest - 20)),
+        "{text}"
+    );
+
+    set_mesh(&mut world, json!({"broken": 0}));
+    world.calm(3);
+    assert_eq!(mtu(&world), largest);
+    let after = [conditions::READY, conditions::NODES_CONNECTED].map(|type_| shown(&world, type_));
+    assert_eq!(after, before);
+    assert!(!told(&problems(&world)));
+}
