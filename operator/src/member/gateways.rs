@@ -23,8 +23,8 @@ use k8s_openapi::{
             Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
             HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodAffinityTerm,
             PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-            SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec, Toleration, Volume,
-            VolumeMount, WeightedPodAffinityTerm,
+            SELinuxOptions, SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec, Toleration,
+            Volume, VolumeMount, WeightedPodAffinityTerm,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
@@ -62,6 +62,7 @@ pub struct PodSettings {
     pub image_pull_secrets: Vec<String>,
     pub tolerations: Vec<Toleration>,
     pub priority_class_name: String,
+    pub se_linux_options: Option<SELinuxOptions>,
     /// Beside those that Weft finds its pods by.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -73,6 +74,7 @@ impl Default for PodSettings {
             image_pull_secrets: Vec::new(),
             tolerations: Vec::new(),
             priority_class_name: "system-cluster-critical".to_owned(),
+            se_linux_options: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -445,6 +447,7 @@ fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
                 type_: "RuntimeDefault".to_owned(),
                 ..SeccompProfile::default()
             }),
+            se_linux_options: settings.se_linux_options.clone(),
             ..PodSecurityContext::default()
         }),
         containers: vec![container(slice, request.image)],
@@ -625,7 +628,7 @@ mod tests {
     fn pods_get_what_the_clusters_owner_gives_them_and_keep_what_they_are_found_by() {
         let given = json!({
             "imagePullSecrets": ["registry"], "tolerations": [{"key": "infra", "operator": "Exists"}],
-            "priorityClassName": "gateways", "annotations": {"example.org/cost": "net"},
+            "priorityClassName": "gateways", "seLinuxOptions": {"type": "spc_t"}, "annotations": {"example.org/cost": "net"},
             "labels": {"team": "network", labels::SLICE: "bank"},
         });
         let settings: PodSettings = given.to_string().parse().unwrap();
@@ -646,6 +649,8 @@ mod tests {
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "registry");
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("infra"));
         assert_eq!(spec.priority_class_name.as_deref(), Some("gateways"));
+        let selinux = spec.security_context.unwrap().se_linux_options.unwrap();
+        assert_eq!(selinux.type_.as_deref(), Some("spc_t"));
         assert_eq!(metadata.annotations.unwrap()["example.org/cost"], "net");
         let found = metadata.labels.unwrap();
         assert_eq!(found["team"], "network");
