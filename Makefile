@@ -71,6 +71,12 @@ lab-down: weft-lab ## Remove the clusters and everything they made
 images: build ## Write image tars of our programs into target/images
 	$(call phase,images,$(LAB) images)
 
+.PHONY: release
+release: tools ## Write one tar of images, charts and slicectl for machines without a registry, with checksums, into target/dist
+	$(call phase,build of the release,cargo build --locked --release $(PACKAGES) --bins && \
+		cargo rustc --locked --release -p slice-netop --bin slice-cni -- -C target-feature=+crt-static)
+	$(call phase,release,target/release/weft-lab release)
+
 .PHONY: load
 load: images ## Load our images into every node of the lab
 	$(call phase,load,$(LAB) load target/images/*.tar)
