@@ -17,6 +17,8 @@ E2E_TESTS := $(filter-out lifecycle upgrade,$(patsubst e2e/tests/%.rs,%,$(wildca
 NETNS_TESTS := $(sort $(notdir $(basename $(patsubst %/main.rs,%.rs,$(filter-out e2e/%,$(wildcard */tests/*.rs */*/tests/*.rs */tests/*/main.rs))))))
 # What links the eBPF programs, for the compiler of rust-toolchain.toml; netop/build.rs looks for it there.
 BPF_LINKER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft/bpf-linker-0.10.0
+# helm as WEFT_HELM names it, as `make setup` builds it from source, or as it is installed.
+FIND_HELM = $${WEFT_HELM:-$$(ls -t $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft/v*/bin/helm 2>/dev/null | head -n 1 || command -v helm || true)}
 # T=lab runs the file e2e/tests/lab.rs; any other T runs the tests with that in their name.
 E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
 E2E_FILTER := $(if $(filter $(T),$(E2E_TESTS)),,$(T))
@@ -69,6 +71,12 @@ lab-down: weft-lab ## Remove the clusters and everything they made
 images: build ## Write image tars of our programs into target/images
 	$(call phase,images,$(LAB) images)
 
+.PHONY: release
+release: tools ## Write one tar of images, charts and slicectl for machines without a registry, with checksums, into target/dist
+	$(call phase,build of the release,cargo build --locked --release $(PACKAGES) --bins && \
+		cargo rustc --locked --release -p slice-netop --bin slice-cni -- -C target-feature=+crt-static)
+	$(call phase,release,target/release/weft-lab release)
+
 .PHONY: load
 load: images ## Load our images into every node of the lab
 	$(call phase,load,$(LAB) load target/images/*.tar)
@@ -82,11 +90,25 @@ crds: tools ## Write the CRDs' YAML
 	$(call phase,crds,cargo run -p slice-crds --bin crdgen -- crds/yaml)
 
 .PHONY: check
-check: tools ## Formatting and lints
+check: tools ## Formatting, lints and charts
 	$(call phase,fmt,cargo fmt --all --check)
 	$(call phase,clippy,cargo clippy --workspace --all-targets -- -D warnings)
 	$(call phase,eBPF programs,cd netop/ebpf && cargo fmt --check && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CURDIR)/target/ebpf \
 		cargo clippy --locked --release --target bpfel-unknown-none -Z build-std=core -- -D warnings)
+	@$(MAKE) --no-print-directory check-charts
+
+# Whether what they render is right for an API server, `make e2e T=charts` asks one. kubeconform would ask schemas that it
+# fetches from elsewhere.
+.PHONY: check-charts
+check-charts: ## Lint and render the charts, by default and with each file in charts/*/ci (wants helm: make setup)
+	@helm=$(FIND_HELM); \
+	if [ -z "$$helm" ]; then printf '\n==> charts: NOT CHECKED, there is no helm here. `make setup` builds one; WEFT_HELM names another.\n'; exit 0; fi; \
+	printf '\n==> charts, with %s\n' "$$helm"; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	for chart in charts/*/; do for values in "$${chart}values.yaml" "$${chart}"ci/*.yaml; do for verb in 'lint --strict' template; do \
+		"$$helm" $$verb "$$chart" --values "$$values" >"$$log" 2>&1 || { grep -v 'found symbolic link' "$$log" || true; \
+			echo "==> charts: FAILED: $$helm $$verb $$chart --values $$values"; exit 1; }; \
+	done; done; done; \
+	echo '==> charts: done'
 
 .PHONY: test-unit
 test-unit: tools ## Tests that need nothing but the compiler

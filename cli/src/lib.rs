@@ -13,6 +13,8 @@
 
 mod age;
 pub mod args;
+#[cfg(test)]
+mod chart_readme;
 mod commands;
 mod connect;
 mod exec;

@@ -188,6 +188,35 @@ fn addresses_and_endpoints_are_what_they_say() {
             "{wrong}"
         );
     }
+    for fine in [
+        json!({"operator": "Exists"}),
+        json!({"key": "infra"}),
+        json!({"key": "example.org/infra", "operator": "Equal", "value": "net", "effect": "NoSchedule"}),
+        json!({"key": "infra", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}),
+    ] {
+        assert_eq!(verdict(json!({"tolerations": [fine]})), "", "{fine}");
+    }
+    for (wrong, why) in [
+        (
+            json!({}),
+            "without a key is for every taint: add operator: Exists",
+        ),
+        (json!({"value": "net"}), "without a key is for every taint"),
+        (
+            json!({"key": "infra", "operator": "Exists", "value": "net"}),
+            "take out the value",
+        ),
+        (
+            json!({"key": "infra", "tolerationSeconds": 60}),
+            "goes with effect NoExecute only",
+        ),
+    ] {
+        let said = verdict(json!({"tolerations": [wrong]}));
+        assert!(
+            said.contains(why) && said.contains("spec.gateway.tolerations"),
+            "{wrong}: {said}"
+        );
+    }
     let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let endpoint = |text: &str| {
         let spec = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "peers": [{"name": "db1", "publicKey": key, "endpoints": [text]}]});

@@ -267,7 +267,7 @@ pub fn digest_of(path: &Path) -> Result<String> {
 }
 
 /// Shared libraries and loader of a dynamic program, as ldd(1) resolves them; none for a static one.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = match run(Command::new("ldd").arg(program)) {
         Ok(listed) => listed,
         Err(error) if format!("{error:#}").contains("not a dynamic executable") => return Ok(Vec::new()),
@@ -299,7 +299,7 @@ fn make_parents(tar: &mut tar::Builder<Vec<u8>>, path: &str, made: &mut BTreeSet
     Ok(())
 }
 
-fn append<W: Write>(
+pub(crate) fn append<W: Write>(
     tar: &mut tar::Builder<W>,
     path: &str,
     kind: tar::EntryType,
@@ -342,7 +342,7 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
-fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

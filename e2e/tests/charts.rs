@@ -51,6 +51,26 @@ async fn an_api_server_takes_every_object_of_the_charts() -> Result<()> {
             ensure!(seen == count, "{chart}: \"{what}\" {seen} times, not {count}");
         }
     }
+    // Kinds that this API server does not have: only that they come when they are asked for, and not before.
+    for (part, chart, scc) in [("hub", "weft-hub", 0), ("cluster", "weft-member", 2)] {
+        let values = format!(
+            "{}/../charts/{chart}/ci/openshift-values.yaml",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let asked = environment.slicectl(&hub.name, &["install", part, "--print", "--values", &values])?;
+        let default = environment.slicectl(&hub.name, &["install", part, "--print"])?;
+        for (kind, count) in [("SecurityContextConstraints", scc), ("PodMonitor", 1)] {
+            let line = format!("\nkind: {kind}\n");
+            ensure!(
+                asked.matches(&line).count() == count,
+                "{chart}: {kind} is not there {count} times"
+            );
+            ensure!(
+                !default.contains(&line),
+                "{chart}: {kind}, which nobody asked for"
+            );
+        }
+    }
     let typo =
         environment.try_slicectl(&hub.name, &["install", "hub", "--print", "--set", "toleration=x"])?;
     let words = String::from_utf8_lossy(&typo.stderr).into_owned();

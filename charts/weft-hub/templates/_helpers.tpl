@@ -65,3 +65,9 @@ spec:
     matchExpressions:
     - {scopeName: PriorityClass, operator: In, values: [system-cluster-critical, system-node-critical]}
 {{- end }}
+
+{{- /* "true" where pods need a SecurityContextConstraints that allows them what they have: on OpenShift. */ -}}
+{{- define "weft.openshift" -}}
+{{- $scc := (.Values.openshift | default dict).scc | default "Auto" }}
+{{- or (eq $scc "Always") (and (eq $scc "Auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}
+{{- end }}

@@ -69,12 +69,23 @@ spec:
 {{- /* What the operator gives the gateways' pods, as JSON. */ -}}
 {{- define "weft.gatewayPod" -}}
 {{- $own := .Values.gateways }}
-{{- dict
+{{- $pod := dict
   "imagePullSecrets" (.Values.image.pullSecrets | default list)
   "tolerations" ($own.tolerations | default list)
   "priorityClassName" ($own.priorityClassName | default "system-cluster-critical")
   "labels" (.Values.podLabels | default dict)
-  "annotations" (.Values.podAnnotations | default dict) | toJson }}
+  "annotations" (.Values.podAnnotations | default dict) }}
+{{- /* Operators of releases before it refuse what they do not know. */ -}}
+{{- with $own.seLinuxOptions }}
+{{- $pod = set $pod "seLinuxOptions" . }}
+{{- end }}
+{{- $pod | toJson }}
+{{- end }}
+
+{{- /* "true" where pods need a SecurityContextConstraints that allows them what they have: on OpenShift. */ -}}
+{{- define "weft.openshift" -}}
+{{- $scc := (.Values.openshift | default dict).scc | default "Auto" }}
+{{- or (eq $scc "Always") (and (eq $scc "Auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}
 {{- end }}
 
 {{- /* The runtime's CNI directories on the host, as JSON: conf, bins (separated by colons), and what is mounted. That is the

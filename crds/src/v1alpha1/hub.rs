@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::shared::{AttachMode, Broadcast, Exposure, Frames, Shaping, SliceJoin};
+use super::shared::{AttachMode, Broadcast, Exposure, Frames, Shaping, SliceJoin, Toleration};
 use crate::{Cidr, IndexRange, index, pattern};
 
 /// Networks in CIDR notation without host bits.
@@ -436,6 +436,11 @@ pub struct ClusterGateway {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that gateways tolerate. Where there are any, they take the place of `gateways.tolerations` of the
+    /// cluster's chart. A change replaces the gateways' pods, one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
 }
 
 /// What the hub knows of a member cluster. Its heartbeat is the Lease `weft-member` in [`Self::namespace`].

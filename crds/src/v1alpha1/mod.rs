@@ -19,5 +19,6 @@ pub use member::{
 };
 pub use shared::{
     AttachMode, Broadcast, Exposure, Frames, GatewayPlacement, KeyPolicy, PeerCluster, PeerGateway,
-    ServiceEndpoint, ServicePort, Shaping, SliceJoin, TunnelStatus,
+    ServiceEndpoint, ServicePort, Shaping, SliceJoin, TaintEffect, Toleration, TolerationOperator,
+    TunnelStatus,
 };

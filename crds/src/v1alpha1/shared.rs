@@ -57,6 +57,61 @@ pub enum Exposure {
     HostPort,
 }
 
+/// A taint that gateways tolerate, as in a pod.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')")
+    .message("an element of spec.gateway.tolerations without a key is for every taint: add operator: Exists, or the taint's key"))]
+#[x_kube(validation = Rule::new("!(has(self.operator) && self.operator == 'Exists' && has(self.value) && self.value != '')")
+    .message("an element of spec.gateway.tolerations with operator Exists is for every value: take out the value, or the operator"))]
+#[x_kube(validation = Rule::new("!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')")
+    .message("tolerationSeconds of spec.gateway.tolerations goes with effect NoExecute only: take it out, or say that effect"))]
+pub struct Toleration {
+    /// The taint's key; every taint where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 317),
+        regex(
+            pattern = r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+        )
+    )]
+    pub key: Option<String>,
+    /// Equal where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<TolerationOperator>,
+    /// The taint's value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 63),
+        regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+    )]
+    pub value: Option<String>,
+    /// Every effect where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+    /// How long a gateway stays on a node that gets the taint; for good where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub toleration_seconds: Option<i64>,
+}
+
+/// How a toleration is compared with a taint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TolerationOperator {
+    /// Key and value are the taint's.
+    Equal,
+    /// The key is the taint's.
+    Exists,
+}
+
+/// What a taint does to pods that do not tolerate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TaintEffect {
+    NoSchedule,
+    PreferNoSchedule,
+    NoExecute,
+}
+
 /// What a slice carries beside IPv4, IPv6 and ARP from one attachment to another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -173,6 +228,9 @@ pub struct GatewayPlacement {
     pub advertise: Vec<IpAddr>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    /// In place of those of the chart, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
     #[serde(default)]
     pub keys: KeyPolicy,
 }
@@ -186,6 +244,7 @@ impl Default for GatewayPlacement {
             exposure: Exposure::default(),
             advertise: Vec::new(),
             node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
             keys: KeyPolicy::default(),
         }
     }

@@ -48,7 +48,7 @@ pub use report::{
 pub use service::{Endpoint, MemberService, MemberServiceSpec, Port, Service};
 pub use slice::{
     Frames, GatewaySettings, Grant, KeySettings, MemberSlice, MemberSliceSpec, Peer, PeerGateway, Range,
-    Rule, Run, SHARD, Shaping, SliceShare, SliceShareSpec,
+    Rule, Run, SHARD, Shaping, SliceShare, SliceShareSpec, Toleration,
 };
 
 /// Version of the exchange that this build speaks. A member that reports a smaller one is served in its form; see

@@ -10,7 +10,8 @@ use crate::{
     Cidr, IndexRange,
     v1alpha1::{
         AttachMode, Exposure, Frames, GatewayPlacement, KeyPolicy, NamespaceRule, PeerCluster, PeerGateway,
-        ServiceEndpoint, ServicePort, Shaping, SliceServiceSpec, SliceSource, SliceSpec,
+        ServiceEndpoint, ServicePort, Shaping, SliceServiceSpec, SliceSource, SliceSpec, TaintEffect,
+        Toleration, TolerationOperator,
     },
 };
 
@@ -153,12 +154,53 @@ fn placement(settings: &GatewaySettings, problems: &mut Problems) -> GatewayPlac
         exposure,
         advertise,
         node_selector: settings.node_selector.clone(),
+        tolerations: settings
+            .tolerations
+            .iter()
+            .filter_map(|one| toleration(one, problems))
+            .collect(),
         keys: KeyPolicy {
             rotation_seconds: settings.keys.rotation_seconds,
             renewal: settings.keys.renewal.clone(),
             revocation: settings.keys.revocation.clone(),
         },
     }
+}
+
+/// One that this version does not know in full would tolerate more than was meant: it is passed over.
+fn toleration(toleration: &super::Toleration, problems: &mut Problems) -> Option<Toleration> {
+    let mut unknown = |field: &str, value: &str| {
+        problems.push(format!(
+            "a toleration of the gateways has {field} \"{value}\", which is unknown to this version, and is passed over"
+        ));
+    };
+    let operator = match toleration.operator.as_str() {
+        "" => None,
+        "Equal" => Some(TolerationOperator::Equal),
+        "Exists" => Some(TolerationOperator::Exists),
+        other => {
+            unknown("operator", other);
+            return None;
+        }
+    };
+    let effect = match toleration.effect.as_str() {
+        "" => None,
+        "NoSchedule" => Some(TaintEffect::NoSchedule),
+        "PreferNoSchedule" => Some(TaintEffect::PreferNoSchedule),
+        "NoExecute" => Some(TaintEffect::NoExecute),
+        other => {
+            unknown("effect", other);
+            return None;
+        }
+    };
+    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    Some(Toleration {
+        key: text(&toleration.key),
+        operator,
+        value: text(&toleration.value),
+        effect,
+        toleration_seconds: toleration.toleration_seconds,
+    })
 }
 
 fn peer_cluster(peer: &Peer, problems: &mut Problems) -> PeerCluster {
@@ -300,6 +342,24 @@ mod tests {
         assert_eq!(read(odd), Some(expected));
         let none = Shaping::default();
         assert_eq!(read(json!({"shaping": {"guaranteedMbps": 0}})), Some(none));
+    }
+
+    #[test]
+    fn tolerations_of_a_kind_that_is_not_known_are_passed_over_and_named() {
+        let tolerations = json!([
+            {"key": "infra", "operator": "Exists"},
+            {"key": "sla", "operator": "Gt", "value": "950"},
+            {"key": "edge", "effect": "NoEntry"},
+        ]);
+        let (spec, problems) = slice(&desired(json!({"gateway": {"tolerations": tolerations}})), []).unwrap();
+        assert_eq!(
+            serde_json::to_value(spec.gateway.tolerations).unwrap(),
+            json!([{"key": "infra", "operator": "Exists"}])
+        );
+        assert!(
+            problems[0].contains("operator \"Gt\"") && problems[1].contains("effect \"NoEntry\""),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use slice_e2e::lab::dir::{self, LabDir};
 use slice_e2e::lab::plan::Plan;
 use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
-use slice_e2e::lab::{images, init, ours, reload, remove, setup, up};
+use slice_e2e::lab::{images, init, ours, release, reload, remove, setup, up};
 use slice_e2e::measure::{self, Part, failover, qos, scale};
 use slice_e2e::progress::{Progress, say};
 
@@ -57,6 +57,14 @@ enum Verb {
         tag: String,
         /// Which images; all when none is named.
         names: Vec<String>,
+    },
+    /// Write one tar of images, charts and the command line, for machines without a registry.
+    Release {
+        /// The programs' folder.
+        #[arg(long, default_value = "target/release")]
+        from: PathBuf,
+        #[arg(long, default_value = "target/dist")]
+        to: PathBuf,
     },
     /// Load what changed and replace the pods that use it.
     Reload {
@@ -173,6 +181,10 @@ fn run(args: &Args) -> Result<()> {
         Verb::Status => status(&dir),
         Verb::Load { tars, cluster } => load(&dir, tars, cluster.as_deref()),
         Verb::Images { from, to, tag, names } => images_of_ours(from, to, tag, names),
+        Verb::Release { from, to } => {
+            say(format!("wrote {}", release::write(from, to)?.display()));
+            Ok(())
+        }
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod preflight;
 pub mod process;
 pub mod programs;
+pub mod release;
 pub mod reload;
 pub mod remove;
 pub mod running;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::images;
 use super::preflight;
 use super::programs::Cache;
-use crate::image::{Image, Layer, base_layer};
+use crate::image::{Image, Layer, base_layer, libraries};
 
 /// One row per image; the release images of `images/Dockerfile` have the same content.
 struct Row {
@@ -90,14 +90,31 @@ pub fn build(from: &Path, to: &Path, tag: &str, wanted: &[String]) -> Result<Vec
     let mut changed = Vec::new();
     for row in rows {
         let target = to.join(format!("{}.tar", row.name));
-        if image(row, from, tag)?.write(&target)? {
+        if image(row, from, tag, true)?.write(&target)? {
             changed.push(target);
         }
     }
     Ok(changed)
 }
 
-fn image(row: &Row, from: &Path, tag: &str) -> Result<Image> {
+/// Writes every image as others run it: with nothing in it that only tests want.
+pub fn release(from: &Path, to: &Path, tag: &str) -> Result<()> {
+    for row in &ROWS {
+        image(row, from, tag, false)?.write(&to.join(format!("{}.tar", row.name)))?;
+    }
+    // It runs on the node itself, whatever C library that has.
+    let plugin = from.join("slice-cni");
+    if let Some(library) = libraries(&plugin)?.first() {
+        bail!(
+            "{} loads {}, which a node may not have: `make release` builds it without",
+            plugin.display(),
+            library.display()
+        );
+    }
+    Ok(())
+}
+
+fn image(row: &Row, from: &Path, tag: &str, test_tools: bool) -> Result<Image> {
     let mut found = Vec::new();
     for program in row.programs {
         let path = from.join(program);
@@ -123,7 +140,7 @@ fn image(row: &Row, from: &Path, tag: &str) -> Result<Image> {
         own = own.copy(path, &format!("usr/bin/{name}"));
     }
     let mut layers = vec![libraries];
-    if row.extra == Extra::TestTools {
+    if test_tools && row.extra == Extra::TestTools {
         layers.push(images::busybox()?.copy(Cache::open()?.bin().join("agnhost"), "usr/bin/agnhost"));
     }
     layers.push(own);

@@ -7,7 +7,7 @@ use slice_crds::{
     index, labels,
     v1alpha1::{
         AttachMode, Broadcast, Cluster, Exposure, Frames, NamespaceRule, QosProfileSpec, Shaping,
-        SliceConfig, SliceGatewaySettings,
+        SliceConfig, SliceGatewaySettings, TaintEffect, Toleration, TolerationOperator,
     },
     wire::{
         self, AllocationState as State, ClusterAllocation, GatewaySettings, Grant, KeySettings,
@@ -145,7 +145,27 @@ fn gateway(config: &SliceConfig, cluster: Option<&Cluster>) -> GatewaySettings {
         exposure: exposure.to_owned(),
         advertise: own.advertise.iter().map(ToString::to_string).collect(),
         node_selector: own.node_selector,
+        tolerations: own.tolerations.iter().map(toleration).collect(),
         keys: key_settings(&config.spec.gateway),
+    }
+}
+
+fn toleration(own: &Toleration) -> wire::Toleration {
+    let operator = own.operator.map(|operator| match operator {
+        TolerationOperator::Equal => "Equal",
+        TolerationOperator::Exists => "Exists",
+    });
+    let effect = own.effect.map(|effect| match effect {
+        TaintEffect::NoSchedule => "NoSchedule",
+        TaintEffect::PreferNoSchedule => "PreferNoSchedule",
+        TaintEffect::NoExecute => "NoExecute",
+    });
+    wire::Toleration {
+        key: own.key.clone().unwrap_or_default(),
+        operator: operator.unwrap_or_default().to_owned(),
+        value: own.value.clone().unwrap_or_default(),
+        effect: effect.unwrap_or_default().to_owned(),
+        toleration_seconds: own.toleration_seconds,
     }
 }
 

@@ -166,6 +166,7 @@ impl Hub {
             }
         }
         let names: BTreeSet<&str> = served.iter().map(|member| member.name.as_str()).collect();
+        let mut claims = Vec::new();
         for member in served {
             let at = &member.name;
             let Some(claim) = member.claim.as_ref().filter(|claim| !claim.released) else {
@@ -180,6 +181,10 @@ impl Hub {
             if let Some(problem) = claim.problems.first() {
                 return no(reason::DEGRADED, format!("cluster {at}: {problem}"));
             }
+            claims.push((at, claim));
+        }
+        // What is wrong in one cluster, such as that no gateway runs, goes before the tunnels that others miss for it.
+        for (at, claim) in claims {
             let cut_off = names.iter().find(|peer| *peer != at && !reaches(claim, peer));
             if let Some(peer) = cut_off {
                 return no(

@@ -23,8 +23,8 @@ use k8s_openapi::{
             Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
             HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodAffinityTerm,
             PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-            SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec, Toleration, Volume,
-            VolumeMount, WeightedPodAffinityTerm,
+            SELinuxOptions, SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec, Toleration,
+            Volume, VolumeMount, WeightedPodAffinityTerm,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
@@ -34,7 +34,7 @@ use kube::{ResourceExt, core::ObjectMeta};
 use serde::Deserialize;
 use slice_crds::{
     labels, names,
-    v1alpha1::{Exposure, Slice, SliceGateway, SliceGatewaySpec},
+    v1alpha1::{self, Exposure, Slice, SliceGateway, SliceGatewaySpec, TaintEffect, TolerationOperator},
 };
 
 use super::nodes::Nodes;
@@ -62,6 +62,7 @@ pub struct PodSettings {
     pub image_pull_secrets: Vec<String>,
     pub tolerations: Vec<Toleration>,
     pub priority_class_name: String,
+    pub se_linux_options: Option<SELinuxOptions>,
     /// Beside those that Weft finds its pods by.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -73,6 +74,7 @@ impl Default for PodSettings {
             image_pull_secrets: Vec::new(),
             tolerations: Vec::new(),
             priority_class_name: "system-cluster-critical".to_owned(),
+            se_linux_options: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -432,8 +434,13 @@ fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
         enable_service_links: Some(false),
         image_pull_secrets: (!settings.image_pull_secrets.is_empty())
             .then(|| settings.image_pull_secrets.iter().map(secret).collect()),
-        tolerations: (!settings.tolerations.is_empty()).then(|| settings.tolerations.clone()),
-        node_selector: (!placement.node_selector.is_empty()).then(|| placement.node_selector.clone()),
+        tolerations: Some(tolerations(&placement.tolerations, settings)).filter(|some| !some.is_empty()),
+        node_selector: Some(
+            BTreeMap::from([("kubernetes.io/os".to_owned(), "linux".to_owned())])
+                .into_iter()
+                .chain(placement.node_selector.clone())
+                .collect(),
+        ),
         priority_class_name: Some(settings.priority_class_name.clone()),
         // It leaves when nothing comes any more, after 3 s at most.
         termination_grace_period_seconds: Some(10),
@@ -445,6 +452,7 @@ fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
                 type_: "RuntimeDefault".to_owned(),
                 ..SeccompProfile::default()
             }),
+            se_linux_options: settings.se_linux_options.clone(),
             ..PodSecurityContext::default()
         }),
         containers: vec![container(slice, request.image)],
@@ -457,6 +465,94 @@ fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
             ..Volume::default()
         }]),
         ..PodSpec::default()
+    }
+}
+
+/// Those that the Cluster names on the hub take the place of the chart's.
+fn tolerations(clusters: &[v1alpha1::Toleration], settings: &PodSettings) -> Vec<Toleration> {
+    if clusters.is_empty() {
+        return settings.tolerations.clone();
+    }
+    let operator = |operator| match operator {
+        TolerationOperator::Equal => "Equal",
+        TolerationOperator::Exists => "Exists",
+    };
+    let effect = |effect| match effect {
+        TaintEffect::NoSchedule => "NoSchedule",
+        TaintEffect::PreferNoSchedule => "PreferNoSchedule",
+        TaintEffect::NoExecute => "NoExecute",
+    };
+    let toleration = |own: &v1alpha1::Toleration| Toleration {
+        key: own.key.clone(),
+        operator: own.operator.map(operator).map(str::to_owned),
+        value: own.value.clone(),
+        effect: own.effect.map(effect).map(str::to_owned),
+        toleration_seconds: own.toleration_seconds,
+    };
+    clusters.iter().map(toleration).collect()
+}
+
+/// What keeps a slice's gateways from running, as far as their pods say, and what to do about it.
+pub(super) fn obstacle<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>, cluster: &str) -> Option<String> {
+    let mut alive = pods
+        .into_iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    alive.find_map(|pod| {
+        let status = pod.status.as_ref()?;
+        let at = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        let unscheduled = status.conditions.iter().flatten().find(|condition| {
+            condition.type_ == "PodScheduled"
+                && condition.status == "False"
+                && condition.reason.as_deref() == Some("Unschedulable")
+        });
+        if let Some(condition) = unscheduled {
+            let why = condition.message.as_deref().unwrap_or_default();
+            // What follows is that evicting others would not help.
+            let why = why
+                .split(" preemption:")
+                .next()
+                .unwrap_or_default()
+                .trim_end_matches('.');
+            return Some(format!(
+                "pod {at} is on no node: {}{}",
+                short(why),
+                placing(why, cluster)
+            ));
+        }
+        let waiting = status.container_statuses.iter().flatten();
+        waiting
+            .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
+            .find_map(|waiting| {
+                let reason = waiting.reason.as_deref()?;
+                // What every pod goes through as it starts.
+                if matches!(reason, "ContainerCreating" | "PodInitializing") {
+                    return None;
+                }
+                let why = waiting.message.as_deref().unwrap_or("no more is said");
+                Some(format!("pod {at} waits, {reason}: {}", short(why)))
+            })
+    })
+}
+
+/// Characters of what others say that are repeated.
+const MOST_SAID: usize = 240;
+
+fn short(text: &str) -> String {
+    text.chars().take(MOST_SAID).collect()
+}
+
+/// How a scheduler's complaint is met.
+fn placing(why: &str, cluster: &str) -> String {
+    let mut remedies = Vec::new();
+    if why.contains("taint") {
+        remedies.push("tolerate the taint with spec.gateway.tolerations");
+    }
+    if why.contains("node affinity/selector") {
+        remedies.push("name nodes that exist with spec.gateway.nodeSelector");
+    }
+    match remedies.is_empty() {
+        true => String::new(),
+        false => format!("; on the hub, {} of Cluster {cluster}", remedies.join(", or ")),
     }
 }
 
@@ -625,7 +721,7 @@ mod tests {
     fn pods_get_what_the_clusters_owner_gives_them_and_keep_what_they_are_found_by() {
         let given = json!({
             "imagePullSecrets": ["registry"], "tolerations": [{"key": "infra", "operator": "Exists"}],
-            "priorityClassName": "gateways", "annotations": {"example.org/cost": "net"},
+            "priorityClassName": "gateways", "seLinuxOptions": {"type": "spc_t"}, "annotations": {"example.org/cost": "net"},
             "labels": {"team": "network", labels::SLICE: "bank"},
         });
         let settings: PodSettings = given.to_string().parse().unwrap();
@@ -646,6 +742,8 @@ mod tests {
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "registry");
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("infra"));
         assert_eq!(spec.priority_class_name.as_deref(), Some("gateways"));
+        let selinux = spec.security_context.unwrap().se_linux_options.unwrap();
+        assert_eq!(selinux.type_.as_deref(), Some("spc_t"));
         assert_eq!(metadata.annotations.unwrap()["example.org/cost"], "net");
         let found = metadata.labels.unwrap();
         assert_eq!(found["team"], "network");
@@ -656,11 +754,68 @@ mod tests {
             "{found:?}"
         );
 
+        // The Cluster's own take their place, and nodes with another system than Linux stay out in any case.
+        let mut slice = shop(1);
+        let own =
+            json!([{"key": "edge", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]);
+        slice.spec.gateway.tolerations = serde_json::from_value(own.clone()).unwrap();
+        slice.spec.gateway.node_selector = BTreeMap::from([("pool".to_owned(), "edge".to_owned())]);
+        let request = Request {
+            slice: &slice,
+            ..request
+        };
+        let spec = plan(&request).sets.remove(0).spec.unwrap().template.spec.unwrap();
+        assert_eq!(serde_json::to_value(spec.tolerations).unwrap(), own);
+        assert_eq!(
+            serde_json::to_value(spec.node_selector).unwrap(),
+            json!({"kubernetes.io/os": "linux", "pool": "edge"})
+        );
+
         let error = r#"{"toleration": []}"#.parse::<PodSettings>().unwrap_err().to_string();
         assert!(
             error.contains("toleration") && error.contains("expected"),
             "{error}"
         );
+    }
+
+    #[track_caller]
+    fn obstacle_of(status: serde_json::Value, says: &str) {
+        let pod = json!({"metadata": {"namespace": "weft-gateways", "name": "g-0"}, "status": status});
+        let pod = Arc::new(serde_json::from_value(pod).unwrap());
+        assert_eq!(obstacle([&pod], "paris").unwrap_or_default(), says);
+    }
+
+    #[test]
+    fn what_keeps_a_gateway_from_running_is_said_with_the_remedy() {
+        let unscheduled = |message: &str| {
+            json!({"conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]})
+        };
+        let waiting = |reason: &str, message: &str| {
+            let waiting = json!({"waiting": {"reason": reason, "message": message}});
+            json!({"containerStatuses": [{"name": "gateway", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": waiting}]})
+        };
+        obstacle_of(
+            unscheduled(
+                "0/2 nodes are available: 2 node(s) had untolerated taint {infra: }. preemption: 0/2 nodes are available.",
+            ),
+            "pod weft-gateways/g-0 is on no node: 0/2 nodes are available: 2 node(s) had untolerated taint {infra: }; on the \
+             hub, tolerate the taint with spec.gateway.tolerations of Cluster paris",
+        );
+        obstacle_of(
+            unscheduled(
+                "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector.",
+            ),
+            "pod weft-gateways/g-0 is on no node: 0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's \
+             node affinity/selector; on the hub, name nodes that exist with spec.gateway.nodeSelector of Cluster paris",
+        );
+        obstacle_of(
+            waiting("ImagePullBackOff", "Back-off pulling image \"gateway:1\""),
+            "pod weft-gateways/g-0 waits, ImagePullBackOff: Back-off pulling image \"gateway:1\"",
+        );
+        obstacle_of(waiting("ContainerCreating", ""), "");
+        obstacle_of(json!({"phase": "Running"}), "");
     }
 
     fn pod_of(id: &str) -> Arc<Pod> {

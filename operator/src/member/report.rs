@@ -6,6 +6,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use slice_crds::{
     Cidr,
     conditions::{self, Verdict, reason},
@@ -18,7 +19,7 @@ use slice_crds::{
 };
 
 use super::{
-    cluster_dns,
+    cluster_dns, gateways,
     mesh::Mesh,
     nodes::{NodeFacts, Nodes},
     state::{Facts, Link, SliceState},
@@ -337,10 +338,21 @@ fn problems(from: &OfSlice<'_>) -> Vec<String> {
         !gateway.spec.lost && gateway.status.as_ref().is_some_and(|status| status.connected)
     };
     if !from.state.gateways.values().any(|gateway| connected(gateway)) {
-        problems.push(format!(
-            "no gateway runs: see `kubectl -n {} describe statefulset {}`",
-            names::GATEWAY_NAMESPACE,
-            names::gateway_workload(from.name)
+        let cluster = from
+            .state
+            .object
+            .as_ref()
+            .map(|object| object.spec.cluster.as_str());
+        let why = gateways::obstacle(from.state.pods.values(), cluster.unwrap_or_default());
+        problems.push(why.map_or_else(
+            || {
+                format!(
+                    "no gateway runs: see `kubectl -n {} describe statefulset {}`",
+                    names::GATEWAY_NAMESPACE,
+                    names::gateway_workload(from.name)
+                )
+            },
+            |why| format!("no gateway runs: {why}"),
         ));
     }
     problems.truncate(MOST_PROBLEMS);
@@ -360,15 +372,7 @@ pub(super) fn status(
     let before = conditions::of(object);
     let ready = match (report.problems.first(), report.unreached.first()) {
         (Some(problem), _) => Verdict::no(conditions::READY, reason::DEGRADED, problem.clone()),
-        (None, Some(peer)) => Verdict::no(
-            conditions::READY,
-            reason::TUNNELS_DOWN,
-            format!(
-                "no tunnel to cluster {peer} is up: see `kubectl -n {} get slicegateways -o wide`; UDP to its endpoints \
-                 must pass",
-                names::MEMBER_NAMESPACE
-            ),
-        ),
+        (None, Some(peer)) => Verdict::no(conditions::READY, reason::TUNNELS_DOWN, cut_off(object, peer)),
         (None, None) => Verdict::yes(
             conditions::READY,
             reason::READY,
@@ -387,5 +391,59 @@ pub(super) fn status(
         attachments: report.attachments,
         dns,
         observed_at: None,
+    }
+}
+
+/// That a cluster is not reached, and where to look: there, where it has no gateway that could be.
+fn cut_off(object: &Slice, peer: &str) -> String {
+    let mut peers = object.spec.peers.iter();
+    if peers.any(|one| one.name == peer && one.gateways.is_empty()) {
+        return format!(
+            "no tunnel to cluster {peer} is up, because no gateway of it is known: see `slicectl status {}` there",
+            object.name_any()
+        );
+    }
+    format!(
+        "no tunnel to cluster {peer} is up: see `kubectl -n {} get slicegateways -o wide`; UDP to its endpoints must pass",
+        names::MEMBER_NAMESPACE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(gateways: serde_json::Value, says: &str) {
+        let slice = json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "Slice", "metadata": {"name": "shop"}, "spec": {
+                "vni": 7, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 8, "cluster": "paris",
+                "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2},
+                "peers": [{"name": "tokyo", "number": 2, "ranges": [], "gateways": gateways}],
+            },
+        });
+        let slice: Slice = serde_json::from_value(slice).unwrap();
+        let report = MemberSliceReportSpec {
+            unreached: vec!["tokyo".to_owned()],
+            ..MemberSliceReportSpec::default()
+        };
+        let status = status(&slice, &report, vec![], None, Timestamp::UNIX_EPOCH);
+        let ready = conditions::find(&status.conditions, conditions::READY).unwrap();
+        assert_eq!(ready.message, says);
+    }
+
+    #[test]
+    fn udp_is_blamed_only_where_there_is_somebody_to_reach() {
+        check(
+            json!([]),
+            "no tunnel to cluster tokyo is up, because no gateway of it is known: see `slicectl status shop` there",
+        );
+        check(
+            json!([{"ordinal": 0, "publicKey": "k", "endpoints": ["192.0.2.1:30000"]}]),
+            "no tunnel to cluster tokyo is up: see `kubectl -n weft-system get slicegateways -o wide`; UDP to its endpoints must \
+             pass",
+        );
     }
 }

@@ -40,6 +40,37 @@ fn a_slice_is_ready_when_its_clusters_reach_each_other() {
 }
 
 #[test]
+fn gateways_that_do_not_run_are_named_before_the_tunnels_that_are_missing_for_it() {
+    let mut stage = two();
+    let tainted = "no gateway runs: pod weft-gateways/weft-gateway-shop-0 is on no node";
+    let mut a = gateway(KEYS[0]);
+    a["unreached"] = json!(["b"]);
+    stage
+        .obey("a", "shop", a)
+        .obey("b", "shop", json!({"problems": [tainted], "unreached": ["a"]}))
+        .pass(2, &["a", "b"]);
+    let ready = stage.condition("SliceConfig", "shop", conditions::READY);
+    assert_eq!(ready, format!("Ready=False Degraded: cluster b: {tainted}"));
+}
+
+#[test]
+fn tolerations_of_a_cluster_reach_its_member() {
+    let mut stage = two();
+    let tolerations =
+        json!([{"key": "infra", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]);
+    let before = stage.served("b", "shop").unwrap();
+    stage.user("Cluster", "a", json!({"gateway": {"tolerations": tolerations}}));
+    stage.pass(2, &["a", "b"]);
+    let namespace = "weft-member-a";
+    let served = stage.server.get("MemberSlice", namespace, "shop").unwrap();
+    assert_eq!(served["spec"]["slice"]["gateway"]["tolerations"], tolerations);
+    assert_eq!(stage.served("b", "shop").unwrap(), before);
+    stage.user("Cluster", "a", json!({})).pass(2, &["a", "b"]);
+    let served = stage.server.get("MemberSlice", namespace, "shop").unwrap();
+    assert_eq!(served["spec"]["slice"]["gateway"]["tolerations"], Value::Null);
+}
+
+#[test]
 fn a_restart_writes_nothing() {
     let mut stage = two();
     stage

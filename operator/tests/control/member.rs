@@ -213,6 +213,46 @@ fn a_node_has_its_startup_taint_until_its_own_agent_is_ready() {
 }
 
 #[test]
+fn gateways_follow_tolerations_and_a_taint_that_keeps_them_away_is_named() {
+    let mut world = world();
+    let set = |world: &World| {
+        let set = world.clusters[0]
+            .server
+            .get("StatefulSet", "weft-gateways", "weft-gateway-gold");
+        set.unwrap()["spec"]["template"]["spec"]["tolerations"].clone()
+    };
+    assert_eq!(set(&world), Value::Null);
+    let pod = names::gateway("gold", 0);
+    let message = "0/2 nodes are available: 2 node(s) had untolerated taint {infra: }. preemption: 0/2 nodes are available: 2 \
+                   Preemption is not helpful for scheduling.";
+    world.clusters[0].server.put(
+        "Pod",
+        json!({
+            "metadata": {"name": pod, "namespace": "weft-gateways",
+                "labels": {"weft.dev/component": "gateway", "weft.dev/for-slice": "gold"}},
+            "spec": {"containers": []},
+            "status": {"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]},
+        }),
+    );
+    world.calm(2);
+    let slice = world.clusters[0].server.get("Slice", "", "gold").unwrap();
+    assert_eq!(
+        condition(slice, conditions::READY),
+        format!(
+            "False: no gateway runs: pod weft-gateways/{pod} is on no node: 0/2 nodes are available: 2 node(s) had untolerated \
+             taint {{infra: }}; on the hub, tolerate the taint with spec.gateway.tolerations of Cluster a"
+        )
+    );
+    let tolerations = json!([{"key": "infra", "operator": "Exists"}]);
+    let mut cluster = world.hub.get("Cluster", "weft-default", "a").cloned().unwrap();
+    cluster["spec"]["gateway"]["tolerations"] = tolerations.clone();
+    world.hub.put("Cluster", cluster);
+    world.calm(2);
+    assert_eq!(set(&world), tolerations);
+}
+
+#[test]
 fn a_vni_is_not_free_while_a_node_may_have_it() {
     let mut world = world();
     world.wanted.insert(
