@@ -429,7 +429,8 @@ mod tests {
             unreached: vec!["tokyo".to_owned()],
             ..MemberSliceReportSpec::default()
         };
-        let status = status(&slice, &report, vec![], None, Timestamp::UNIX_EPOCH);
+        let mesh = Verdict::yes(conditions::READY, reason::READY, "not looked at here");
+        let status = status(&slice, &report, vec![], mesh, None, Timestamp::UNIX_EPOCH);
         let ready = conditions::find(&status.conditions, conditions::READY).unwrap();
         assert_eq!(ready.message, says);
     }
