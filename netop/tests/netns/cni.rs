@@ -21,7 +21,6 @@ use nix::{
     },
 };
 use slice_netop::{
-    chain::sandboxes,
     cni::{
         host::Mounts,
         plugin::{Environment, run},
@@ -29,6 +28,7 @@ use slice_netop::{
         wire::Reply,
     },
     pods::Sandbox,
+    sandboxes,
 };
 use slice_runtime::admin::Readiness;
 use tokio::sync::mpsc;
@@ -324,7 +324,7 @@ async fn a_pod_whose_record_names_no_namespace_is_found_by_its_interface() {
     record("gone", r#"{"name":"caligone"}"#);
     record("odd", r#"{"name":"caliweb"},{"name":"calidb"}"#);
     let stop = CancellationToken::new();
-    let mut found = sandboxes(results.clone(), named, Some(node.path()), stop.clone());
+    let mut found = sandboxes::follow(results.clone(), named, Some(node.path()), stop.clone());
     let places = |found: Vec<Sandbox>| -> Vec<(String, String)> {
         let place = |sandbox: Sandbox| (sandbox.uid, sandbox.netns.display().to_string());
         found.into_iter().map(place).collect()
