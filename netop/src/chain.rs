@@ -71,7 +71,7 @@ pub async fn keep(
             () = stop.cancelled() => return Ok(()),
             changed = changes.recv(), if held.is_none() => if changed.is_none() { return Ok(()) },
             () = sleep_until(held) => {}
-            Err(_) = other_teardown(&mut world, teardown) => return Ok(()),
+            changed = other_teardown(&mut world, teardown) => if changed.is_err() { return Ok(()) },
         }
     }
 }
@@ -253,6 +253,36 @@ mod tests {
         // Another plugin's list comes first.
         fs::write(at("net.d/01.conflist"), LIST).unwrap();
         soon("the first list", || chained("net.d/01.conflist")).await;
+        stop.cancel();
+        keeping.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removal_waits_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let list = folder.path().join("net.d/10.conflist");
+        fs::write(&list, LIST).unwrap();
+        let (worlds, world) = watch::channel(Some(Arc::new(here())));
+        let (state, mut seen) = watch::channel(Chain::default());
+        let undone = IntCounter::new("undone", "test").unwrap();
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(keep(installer, world, state, undone, stop.clone()));
+        seen.wait_for(|chain| *chain == Chain::Installed).await.unwrap();
+        // The watches' own first word, and the look that it leads to, are over.
+        tokio::time::sleep(QUIET * 10).await;
+        let spec = SliceNodeSpec {
+            teardown: true,
+            uplink: None,
+        };
+        worlds.send_replace(Some(Arc::new(World {
+            node: Some(Arc::new(SliceNode::new("n1", spec))),
+            ..World::default()
+        })));
+        let removed = seen.wait_for(|chain| *chain == Chain::Removed);
+        let removed = tokio::time::timeout(INTERVAL / 5, removed).await;
+        assert!(removed.is_ok(), "it waits for the next look");
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
         stop.cancel();
         keeping.await.unwrap().unwrap();
     }
