@@ -2,22 +2,11 @@
 //!
 //! Other network plugins rewrite their configuration list when they start; inotify tells, and it is put right.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use anyhow::Context;
-use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
 use prometheus::IntCounter;
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,15 +16,9 @@ use crate::{
         host::Mounts,
         install::{self, Checked, Installed, Installer},
     },
-    kernel::far_ends,
-    pods::{self, Kept, Sandbox},
+    directories::changes,
     world::World,
 };
-
-/// How often things are looked at that should have told of their change.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// Changes come in runs: the last one counts.
-const QUIET: Duration = Duration::from_millis(20);
 
 /// Installs, repairs and removes until `stop`, as the newest world asks.
 ///
@@ -88,7 +71,7 @@ pub async fn keep(
             () = stop.cancelled() => return Ok(()),
             changed = changes.recv(), if held.is_none() => if changed.is_none() { return Ok(()) },
             () = sleep_until(held) => {}
-            Err(_) = other_teardown(&mut world, teardown) => return Ok(()),
+            changed = other_teardown(&mut world, teardown) => if changed.is_err() { return Ok(()) },
         }
     }
 }
@@ -171,163 +154,6 @@ impl Keeper {
     }
 }
 
-/// Reads libcni's cache whenever it changes, until `stop`. Where a sandbox's namespace is not said there, the node's end of its
-/// interface leads to it, if it is one of those in `named` (`/run/netns` as this process reaches it).
-pub fn sandboxes(
-    directory: PathBuf,
-    named: PathBuf,
-    space: Option<PathBuf>,
-    stop: CancellationToken,
-) -> mpsc::Receiver<Vec<Sandbox>> {
-    let (sender, receiver) = mpsc::channel(1);
-    let watched = directory.clone();
-    let mut changes = changes(move || [watched.clone()].into(), stop);
-    tokio::spawn(async move {
-        let mut last = None;
-        let mut led = Led::default();
-        loop {
-            let path = directory.clone();
-            match tokio::task::spawn_blocking(move || pods::scan(&path)).await {
-                Ok(Ok(kept)) => {
-                    let (mut found, unplaced) = pods::placed(kept);
-                    if let Err(error) = led.look(&unplaced, space.as_deref(), &named).await {
-                        let error = format!("{error:#}");
-                        tracing::warn!(error, "namespaces of pods not found by their interfaces");
-                    }
-                    found.extend(led.place(unplaced));
-                    found.sort();
-                    if last.as_ref() != Some(&found) {
-                        last = Some(found.clone());
-                        if sender.send(found).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                Ok(Err(error)) => {
-                    tracing::warn!(directory = %directory.display(), error = %error, "libcni's cache not read");
-                }
-                Err(error) => tracing::warn!(error = %error, "libcni's cache not read"),
-            }
-            if changes.recv().await.is_none() {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// Where sandboxes are to which the node's end of an interface led, by container: looked for once.
-#[derive(Default)]
-struct Led(BTreeMap<String, PathBuf>);
-
-impl Led {
-    /// Looks for those that are new, and forgets those that are gone.
-    async fn look(&mut self, unplaced: &[Kept], space: Option<&Path>, named: &Path) -> anyhow::Result<()> {
-        let containers: BTreeSet<&str> = unplaced
-            .iter()
-            .map(|kept| kept.sandbox.container.as_str())
-            .collect();
-        self.0
-            .retain(|container, _| containers.contains(container.as_str()));
-        let new: Vec<&Kept> = unplaced
-            .iter()
-            .filter(|kept| !self.0.contains_key(&kept.sandbox.container))
-            .collect();
-        let ends: BTreeSet<String> = new.iter().flat_map(|kept| kept.node_ends.clone()).collect();
-        if ends.is_empty() {
-            return Ok(());
-        }
-        let found = far_ends(space, &ends, named).await?;
-        for kept in new {
-            let names: BTreeSet<_> = kept.node_ends.iter().filter_map(|end| found.get(end)).collect();
-            // Ends that contradict each other lead nowhere.
-            if names.len() == 1
-                && let Some(name) = names.first()
-            {
-                let path = Path::new("/run/netns").join(name);
-                self.0.insert(kept.sandbox.container.clone(), path);
-            }
-        }
-        Ok(())
-    }
-
-    fn place(&self, unplaced: Vec<Kept>) -> Vec<Sandbox> {
-        let placed = unplaced.into_iter().filter_map(|kept| {
-            let netns = self.0.get(&kept.sandbox.container)?.clone();
-            Some(Sandbox {
-                netns,
-                ..kept.sandbox
-            })
-        });
-        placed.collect()
-    }
-}
-
-/// Tells of changes in directories, and every [`INTERVAL`] besides: one that is not there yet cannot be watched. Which these
-/// are may itself change with them. Where the last word was not taken yet, further changes cost nothing: the kernel joins
-/// those that are alike and bounds the rest.
-fn changes(
-    directories: impl Fn() -> BTreeSet<PathBuf> + Send + 'static,
-    stop: CancellationToken,
-) -> mpsc::Receiver<()> {
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        loop {
-            let mask = WatchMask::CREATE
-                | WatchMask::MOVED_TO
-                | WatchMask::MOVED_FROM
-                | WatchMask::CLOSE_WRITE
-                | WatchMask::DELETE
-                | WatchMask::DELETE_SELF
-                | WatchMask::MOVE_SELF
-                | WatchMask::ONLYDIR;
-            let watched = identified(directories());
-            let stream = Inotify::init().and_then(|inotify| {
-                for (directory, _) in &watched {
-                    // One that is not there is looked for again below.
-                    let _ = inotify.watches().add(directory, mask);
-                }
-                inotify.into_event_stream(vec![0; 4096])
-            });
-            // Watched anew now and then, lest something about that goes wrong unseen.
-            let until = Instant::now() + INTERVAL;
-            let Ok(place) = sender.reserve().await else { return };
-            // What happened before anybody watched.
-            place.send(());
-            let mut stream = match stream {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::warn!(error = %error, "directories cannot be watched, looking at them instead");
-                    tokio::time::sleep_until(until).await;
-                    continue;
-                }
-            };
-            while let Ok(Some(Ok(_))) = tokio::time::timeout_at(until, stream.next()).await {
-                tokio::time::sleep(QUIET).await;
-                while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, stream.next()).await {}
-                if identified(directories()) != watched {
-                    break;
-                }
-                let Ok(place) = sender.reserve().await else { return };
-                place.send(());
-            }
-        }
-    }));
-    receiver
-}
-
-/// Directories with their inodes: one that was replaced is another.
-fn identified(directories: BTreeSet<PathBuf>) -> Vec<(PathBuf, Option<(u64, u64)>)> {
-    let directories = directories.into_iter().map(|directory| {
-        let metadata = directory.metadata().ok();
-        (
-            directory,
-            metadata.map(|metadata| (metadata.dev(), metadata.ino())),
-        )
-    });
-    directories.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -335,12 +161,16 @@ mod tests {
         os::unix::fs::symlink,
         path::Path,
         sync::atomic::{AtomicBool, Ordering::SeqCst},
+        time::Duration,
     };
 
     use slice_crds::v1alpha1::{SliceNode, SliceNodeSpec};
 
     use super::*;
-    use crate::cni::{contest, host::HostRoot};
+    use crate::{
+        cni::{contest, host::HostRoot},
+        directories::{INTERVAL, QUIET},
+    };
 
     const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"cilium-cni"}]}"#;
 
@@ -423,6 +253,36 @@ mod tests {
         // Another plugin's list comes first.
         fs::write(at("net.d/01.conflist"), LIST).unwrap();
         soon("the first list", || chained("net.d/01.conflist")).await;
+        stop.cancel();
+        keeping.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removal_waits_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let installer = installer(folder.path());
+        let list = folder.path().join("net.d/10.conflist");
+        fs::write(&list, LIST).unwrap();
+        let (worlds, world) = watch::channel(Some(Arc::new(here())));
+        let (state, mut seen) = watch::channel(Chain::default());
+        let undone = IntCounter::new("undone", "test").unwrap();
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(keep(installer, world, state, undone, stop.clone()));
+        seen.wait_for(|chain| *chain == Chain::Installed).await.unwrap();
+        // The watches' own first word, and the look that it leads to, are over.
+        tokio::time::sleep(QUIET * 10).await;
+        let spec = SliceNodeSpec {
+            teardown: true,
+            uplink: None,
+        };
+        worlds.send_replace(Some(Arc::new(World {
+            node: Some(Arc::new(SliceNode::new("n1", spec))),
+            ..World::default()
+        })));
+        let removed = seen.wait_for(|chain| *chain == Chain::Removed);
+        let removed = tokio::time::timeout(INTERVAL / 5, removed).await;
+        assert!(removed.is_ok(), "it waits for the next look");
+        assert_eq!(fs::read_to_string(&list).unwrap(), LIST);
         stop.cancel();
         keeping.await.unwrap().unwrap();
     }

@@ -32,7 +32,7 @@ use crate::{
     liveness, mesh,
     metrics::Metrics,
     pods::NetnsDirectory,
-    report, show,
+    report, sandboxes, show,
     status::Reports,
     watch as objects,
     world::PodView,
@@ -79,7 +79,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
     let mut kernel = Linux::open(None)?;
     let mut kernel_changes = kernel.watch()?;
     let mut world = objects::start(&client, &args.node, &watches, &stop);
-    let mut sandboxes = chain::sandboxes(
+    let mut kept = sandboxes::follow(
         args.cni_results_dir.clone(),
         args.netns_dir.clone(),
         None,
@@ -177,7 +177,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         },
     );
     // Which pods were there is to be known before the first decision.
-    if let Some(found) = sandboxes.recv().await {
+    if let Some(found) = kept.recv().await {
         agent.handle(Event::Sandboxes(found), Timestamp::now());
     }
     let mut tick = tokio::time::interval(TICK);
@@ -213,7 +213,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             Ok(()) = observed.changed() => Event::Liveness(observed.borrow_and_update().clone()),
             Ok(()) = probed.changed() => Event::Mesh(probed.borrow_and_update().clone()),
             Some(answer) = fetched.recv() => Event::Fetched(answer),
-            Some(found) = sandboxes.recv() => Event::Sandboxes(found),
+            Some(found) = kept.recv() => Event::Sandboxes(found),
             Ok(()) = chain_changes.changed() => Event::Chain,
             Some(()) = kernel_changes.recv() => {
                 let now = Instant::now();

@@ -89,19 +89,23 @@ spec:
 {{- end }}
 
 {{- /* The runtime's CNI directories on the host, as JSON: conf, bins (separated by colons), and what is mounted. That is the
-       directories above, so that one that is replaced is seen, and so that symbolic links lead somewhere. */ -}}
+       directories above, so that one that is replaced is seen, and so that symbolic links lead somewhere; of k3s and GKE not
+       more, beside them are keys. */ -}}
 {{- define "weft.cni" -}}
 {{- $own := .Values.netop }}
 {{- $k3s := "/var/lib/rancher/k3s" }}
 {{- $microk8s := "/var/snap/microk8s" }}
 {{- $known := dict
   "" (dict "conf" "/etc/cni/net.d" "bins" "/opt/cni/bin")
-  "gke" (dict "conf" "/etc/cni/net.d" "bins" "/home/kubernetes/bin")
+  "gke" (dict
+    "conf" "/etc/cni/net.d"
+    "bins" "/home/kubernetes/bin"
+    "mounts" (list "/etc/cni" "/home/kubernetes/bin"))
   "openshift" (dict "conf" "/etc/kubernetes/cni/net.d" "bins" "/var/lib/cni/bin")
   "k3s" (dict
     "conf" (print $k3s "/agent/etc/cni/net.d")
     "bins" (print $k3s "/data/cni:" $k3s "/data/current/bin")
-    "mounts" (list $k3s))
+    "mounts" (list (print $k3s "/agent/etc/cni") (print $k3s "/data")))
   "microk8s" (dict
     "conf" (print $microk8s "/current/args/cni-network")
     "bins" (print $microk8s "/current/opt/cni/bin")

@@ -10,6 +10,7 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,18 +21,23 @@ use nix::{
         socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
     },
 };
+use prometheus::IntCounter;
 use slice_netop::{
-    chain::sandboxes,
+    agent::Chain,
+    chain,
     cni::{
-        host::Mounts,
+        host::{HostRoot, Mounts},
+        install::Installer,
         plugin::{Environment, run},
         server::{Call, serve},
         wire::Reply,
     },
     pods::Sandbox,
+    sandboxes,
+    world::World,
 };
 use slice_runtime::admin::Readiness;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Space, move_link};
@@ -192,61 +198,102 @@ async fn a_pod_outside_slices_waits_300_ms_at_most_whatever_the_agent_does() {
     drop(listener);
 }
 
-/// As a container has directories of its host: bind mounts, in a mount namespace of its own.
-#[test]
-fn a_directory_that_the_host_replaced_under_a_container_is_noticed() {
+/// Runs a test where `container/etc/cni` and `container/opt/cni` are bind mounts of those below `host`, in a mount namespace
+/// that ends with it.
+fn with_mounts(test: impl FnOnce(&Path) + Send) {
     let run = |program: &str, arguments: &[&str]| {
         let status = Command::new(program).args(arguments).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}");
     };
     let directory = tempfile::tempdir().unwrap();
-    let at = |path: &str| directory.path().join(path);
-    let text = |path: &str| at(path).to_str().unwrap().to_owned();
-    // unshare(2) of mounts is the calling thread's, whose children have them too.
+    let root = directory.path();
+    // unshare(2) of mounts is the calling thread's; its children and the threads that it starts have them too.
     std::thread::scope(|scope| {
-        let test = scope.spawn(|| {
+        let inside = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNS).unwrap();
             run("mount", &["--make-rprivate", "/"]);
             // A file system of its own: there, what is removed is removed.
-            run(
-                "mount",
-                &["-t", "tmpfs", "weft-test", directory.path().to_str().unwrap()],
-            );
+            run("mount", &["-t", "tmpfs", "weft-test", root.to_str().unwrap()]);
             for part in ["etc/cni", "opt/cni"] {
-                std::fs::create_dir_all(at("host").join(part)).unwrap();
-                std::fs::create_dir_all(at("container").join(part)).unwrap();
+                let [host, container] = ["host", "container"].map(|side| root.join(side).join(part));
+                std::fs::create_dir_all(&host).unwrap();
+                std::fs::create_dir_all(&container).unwrap();
                 run(
                     "mount",
-                    &[
-                        "--bind",
-                        &text(&format!("host/{part}")),
-                        &text(&format!("container/{part}")),
-                    ],
+                    &["--bind", host.to_str().unwrap(), container.to_str().unwrap()],
                 );
             }
-            let mut mounts = Mounts::default();
-            let mut check = |part: &str| mounts.check(&at("container").join(part));
-            std::fs::create_dir(at("host/etc/cni/net.d")).unwrap();
-            check("etc/cni/net.d").unwrap();
-            check("opt/cni/bin").unwrap();
-            // What is below the mount may come and go.
-            std::fs::remove_dir(at("host/etc/cni/net.d")).unwrap();
-            check("etc/cni/net.d").unwrap();
-            // The mount's own directory may not: removed, and moved away.
-            std::fs::remove_dir(at("host/etc/cni")).unwrap();
-            std::fs::create_dir(at("host/etc/cni")).unwrap();
-            let error = check("etc/cni/net.d").unwrap_err().to_string();
-            assert!(
-                error.contains("container/etc/cni") && error.contains("deleted"),
-                "{error}"
-            );
-            check("opt/cni/bin").unwrap();
-            std::fs::rename(at("host/opt/cni"), at("host/opt/old")).unwrap();
-            std::fs::create_dir(at("host/opt/cni")).unwrap();
-            let error = check("opt/cni/bin").unwrap_err().to_string();
-            assert!(error.contains("opt/old"), "{error}");
+            test(root);
         });
-        test.join().unwrap();
+        inside.join().unwrap();
+    });
+}
+
+#[test]
+fn a_directory_that_the_host_replaced_under_a_container_is_noticed() {
+    with_mounts(|root| {
+        let at = |path: &str| root.join(path);
+        let mut mounts = Mounts::default();
+        let mut check = |part: &str| mounts.check(&at("container").join(part));
+        std::fs::create_dir(at("host/etc/cni/net.d")).unwrap();
+        check("etc/cni/net.d").unwrap();
+        check("opt/cni/bin").unwrap();
+        // What is below the mount may come and go.
+        std::fs::remove_dir(at("host/etc/cni/net.d")).unwrap();
+        check("etc/cni/net.d").unwrap();
+        // The mount's own directory may not: removed, and moved away.
+        std::fs::remove_dir(at("host/etc/cni")).unwrap();
+        std::fs::create_dir(at("host/etc/cni")).unwrap();
+        let error = check("etc/cni/net.d").unwrap_err().to_string();
+        assert!(
+            error.contains("container/etc/cni") && error.contains("deleted"),
+            "{error}"
+        );
+        check("opt/cni/bin").unwrap();
+        std::fs::rename(at("host/opt/cni"), at("host/opt/old")).unwrap();
+        std::fs::create_dir(at("host/opt/cni")).unwrap();
+        let error = check("opt/cni/bin").unwrap_err().to_string();
+        assert!(error.contains("opt/old"), "{error}");
+    });
+}
+
+/// Only another container has the new directory, so the agent ends, whose next container that is.
+#[test]
+fn the_keeper_of_the_chain_ends_where_the_host_replaced_what_it_has_mounted() {
+    with_mounts(|root| {
+        let at = |path: &str| root.join(path);
+        for dir in ["etc/cni/net.d", "opt/cni/bin"] {
+            std::fs::create_dir(at("host").join(dir)).unwrap();
+        }
+        std::fs::write(at("host/opt/cni/bin/bridge"), "").unwrap();
+        std::fs::write(at("plugin"), "").unwrap();
+        let list = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"bridge"}]}"#;
+        std::fs::write(at("host/etc/cni/net.d/10-lab.conflist"), list).unwrap();
+        let installer = Installer {
+            host: HostRoot(at("container")),
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into()],
+            binary: at("plugin"),
+            socket: "/run/weft/cni.sock".into(),
+            members: "/var/lib/weft/members.json".into(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let (_world, world) = watch::channel(Some(Arc::new(World::default())));
+            let (state, mut seen) = watch::channel(Chain::default());
+            let undone = IntCounter::new("undone", "test").unwrap();
+            let keeper = chain::keep(installer, world, state, undone, CancellationToken::new());
+            let replaced = async {
+                seen.wait_for(|chain| *chain == Chain::Installed).await.unwrap();
+                assert!(at("host/opt/cni/bin/slice-cni").exists());
+                std::fs::rename(at("host/opt/cni"), at("host/opt/old")).unwrap();
+                std::fs::create_dir_all(at("host/opt/cni/bin")).unwrap();
+            };
+            let both = async { tokio::join!(keeper, replaced) };
+            let ended = tokio::time::timeout(Duration::from_secs(10), both).await;
+            let error = ended.expect("it ends").0.unwrap_err().to_string();
+            assert!(error.contains("container/opt/cni"), "{error}");
+        });
     });
 }
 
@@ -324,7 +371,7 @@ async fn a_pod_whose_record_names_no_namespace_is_found_by_its_interface() {
     record("gone", r#"{"name":"caligone"}"#);
     record("odd", r#"{"name":"caliweb"},{"name":"calidb"}"#);
     let stop = CancellationToken::new();
-    let mut found = sandboxes(results.clone(), named, Some(node.path()), stop.clone());
+    let mut found = sandboxes::follow(results.clone(), named, Some(node.path()), stop.clone());
     let places = |found: Vec<Sandbox>| -> Vec<(String, String)> {
         let place = |sandbox: Sandbox| (sandbox.uid, sandbox.netns.display().to_string());
         found.into_iter().map(place).collect()
