@@ -426,6 +426,8 @@ pub struct BrokenPair {
     pub node: String,
     #[schemars(with = "String")]
     pub address: IpAddr,
+    /// UDP port there: 14789 for its pods, 14790 for its gateways.
+    pub port: u16,
     pub fault: PairFault,
     /// Bytes of the largest IP packet that the slices that both are in could have.
     pub size: u16,
