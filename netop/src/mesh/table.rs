@@ -36,6 +36,8 @@ pub struct Probe {
 pub struct Table {
     pace: Pace,
     pairs: BTreeMap<Target, Pair>,
+    /// Probes whose pair is gone: nobody waits for their answers.
+    abandoned: Vec<Probe>,
     /// Before this, no pair is probed.
     not_before: Option<Instant>,
     /// Pairs were there once: what an earlier agent reported is of before.
@@ -233,6 +235,7 @@ impl Table {
         Self {
             pace,
             pairs: BTreeMap::new(),
+            abandoned: vec![],
             not_before: None,
             begun: false,
             view: View::default(),
@@ -249,7 +252,13 @@ impl Table {
             asked.map(move |(port, _)| ((*address, port), peer))
         });
         let wanted: BTreeMap<Target, &Peer> = by_port.collect();
-        self.pairs.retain(|target, _| wanted.contains_key(target));
+        self.pairs.retain(|target, pair| {
+            let stays = wanted.contains_key(target);
+            if !stays {
+                self.abandoned.append(&mut pair.sent);
+            }
+            stays
+        });
         let before: BTreeMap<Target, &BrokenPair> = match self.begun {
             true => BTreeMap::new(),
             false => (local.before.iter())
@@ -276,6 +285,11 @@ impl Table {
             }
         }
         self.look();
+    }
+
+    /// Probes whose answers nobody waits for any more.
+    pub fn take_abandoned(&mut self) -> Vec<Probe> {
+        std::mem::take(&mut self.abandoned)
     }
 
     /// Probes that waited long enough, for [`Self::judge`].
@@ -640,7 +654,17 @@ mod tests {
         let mut bench = Bench::new(&peers([1]));
         bench.run(SECOND * 30, |_| false);
         assert!(bench.only().is_some());
+        // Its probes are on their way.
+        let on_their_way = |bench: &Bench| bench.table.pairs[&(ip(1), TO_PODS_PORT)].sent.clone();
+        while on_their_way(&bench).is_empty() {
+            bench.run(SECOND / 2, |_| false);
+        }
+        let sent = on_their_way(&bench);
         bench.table.configure(bench.now, &peers([]), || 0);
         assert_eq!((bench.only(), bench.table.poll_at()), (None, None));
+        assert_eq!(
+            (bench.table.take_abandoned(), bench.table.take_abandoned()),
+            (sent, vec![])
+        );
     }
 }
