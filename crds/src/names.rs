@@ -21,6 +21,8 @@ pub const GATEWAY_NAMESPACE: &str = "weft-gateways";
 pub const JOIN_ACCOUNT: &str = "weft-join";
 /// UDP port of frames for pods of another node. Not 4789: another network plugin may use that.
 pub const TO_PODS_PORT: u16 = 14789;
+/// UDP port of frames for a gateway of another node.
+pub const TO_GATEWAYS_PORT: u16 = 14790;
 /// The one [`crate::wire::MemberReport`] in a member's namespace on the hub.
 pub const MEMBER_REPORT: &str = "report";
 /// The one [`crate::wire::MemberHub`] in a member's namespace on the hub.

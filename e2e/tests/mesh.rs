@@ -13,6 +13,11 @@ use slice_e2e::{
 };
 
 const TOLD: Duration = Duration::from_secs(30);
+/// Until a slice has followed: the size is searched for, reported to the hub, and comes back.
+const FOLLOWED: Duration = Duration::from_secs(60);
+/// What an underlay of 1300 bytes carries between two nodes.
+const NARROW: u16 = 1300 - 50;
+const WIDE: u16 = 1370;
 
 /// Waits until the slice says that all is well between a cluster's nodes, or names the two with these words.
 async fn await_told(
@@ -41,6 +46,25 @@ async fn await_told(
     };
     let what = format!("the word between nodes: {}", words.unwrap_or("all is well"));
     cluster.await_object(&slices, slice, &what, TOLD, is_so).await?;
+    Ok(())
+}
+
+/// Waits until a slice has this MTU, and is ready with it.
+async fn await_mtu(environment: &Environment, slice: &str, mtu: u16) -> Result<()> {
+    let cluster = environment.cluster(0)?;
+    let slices: Api<Slice> = Api::all(cluster.client.clone());
+    let is_so = |slice: &Slice| {
+        let found = conditions::of(slice);
+        let narrow = conditions::find_false(found, conditions::NODES_CONNECTED);
+        slice.spec.mtu == mtu
+            && conditions::is_true(found, conditions::READY)
+            && (mtu == WIDE) == narrow.is_none()
+            && narrow.is_none_or(|one| one.message.contains(&format!("packets of more than {mtu} bytes")))
+    };
+    let what = format!("an MTU of {mtu}");
+    cluster
+        .await_object(&slices, slice, &what, FOLLOWED, is_so)
+        .await?;
     Ok(())
 }
 
@@ -76,9 +100,11 @@ async fn two_nodes_that_do_not_reach_each_other_are_named_with_the_port_and_the_
     }
     let last = nodes.last().context("a node")?;
     let narrow = environment.narrow(std::slice::from_ref(last), &cluster.name, 1300)?;
-    await_told(&environment, slice, &nodes, Some("do not pass since")).await?;
+
+    await_mtu(&environment, slice, NARROW).await?;
     narrow.mend()?;
     await_told(&environment, slice, &nodes, None).await?;
+    await_mtu(&environment, slice, WIDE).await?;
     let rate = from.tcp(to, to.v4()?, "2").await?;
     ensure!(rate > 0.0, "nothing passes at full size");
 

@@ -106,7 +106,7 @@ impl Metrics {
             ),
             mesh_pairs: gauges(
                 "weft_netop_mesh_pairs",
-                "Pairs of this node and another one that this node probes: ok, silent (nothing passes), size (full packets do \
+                "Pairs of this node and another one, by port, that this node probes: ok, silent (nothing passes), size (full packets do \
                  not), fragments (full packets do only in fragments)",
                 &["state"],
             ),

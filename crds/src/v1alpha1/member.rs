@@ -38,6 +38,11 @@ use crate::{Cidr, IndexRange, index, pattern};
         type_ = "string"
     ),
     printcolumn(
+        name = "Nodes-Connected",
+        json_path = ".status.conditions[?(@.type==\"NodesConnected\")].status",
+        type_ = "string"
+    ),
+    printcolumn(
         name = "Message",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         type_ = "string"
@@ -52,7 +57,7 @@ pub struct SliceSpec {
     pub subnets: Vec<Cidr>,
     /// Bytes of the largest IP packet on every interface of the slice.
     pub mtu: u16,
-    /// What that could be if every path between clusters carried it; absent from operators before 0.3.
+    /// What that could be if every path carried it; absent from operators before 0.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_mtu: Option<u16>,
     /// Indices per node block, a power of two.
@@ -424,8 +429,10 @@ pub struct BrokenPair {
     /// The other node.
     #[schemars(length(max = 253))]
     pub node: String,
-    #[schemars(with = "String")]
+    #[schemars(regex(pattern = pattern::IP))]
     pub address: IpAddr,
+    /// UDP port there: 14789 for its pods, 14790 for its gateways.
+    pub port: u16,
     pub fault: PairFault,
     /// Bytes of the largest IP packet that the slices that both are in could have.
     pub size: u16,

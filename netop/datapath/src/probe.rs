@@ -6,7 +6,8 @@
 //!         to      from      EtherType  kind   whole   nonce   padding
 //! ```
 //!
-//! A question is answered by the node's programs, whatever its agent does: it goes back as it came, and as long. An answer is
+//! A question is answered by the node's programs, whatever its agent does: it goes back, as long, by the
+//! port of frames for pods. So each port is tried in the direction in which it is used. An answer is
 //! noted where the agent has said that it waits for one with this nonce from this node; any other leaves no trace. Answers
 //! are not answered, so there are no loops, and nothing is amplified.
 

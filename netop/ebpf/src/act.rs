@@ -178,11 +178,11 @@ fn send_back<const N: usize>(skb: *mut __sk_buff, interface: u32, frame: &[u8; N
     }
 }
 
-/// Sends a question of another node back as its answer, by the device that it came by; notes an answer that is waited for.
-/// The node's address is in two words.
+/// Sends a question of another node back as its answer, as what is for pods there, by whichever port it came; notes an answer
+/// that is waited for. The node's address is in two words.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn probe(skb: *mut __sk_buff, interface: u32, high: u64, low: u64) -> i32 {
+pub extern "C" fn probe(skb: *mut __sk_buff, high: u64, low: u64) -> i32 {
     let ctx = TcContext::new(skb);
     let packet = Packet::new(&ctx);
     let node = Ipv6Addr::from_bits((high as u128) << 64 | low as u128);
@@ -210,7 +210,7 @@ pub extern "C" fn probe(skb: *mut __sk_buff, interface: u32, high: u64, low: u64
         };
     match is_sent {
         // SAFETY: a helper that looks at the interface it is given.
-        true => unsafe { bpf_redirect(interface, 0) as i32 },
+        true => unsafe { bpf_redirect(tunnel.to_pods, 0) as i32 },
         false => TC_ACT_SHOT,
     }
 }

@@ -79,7 +79,7 @@ pub fn from_node(ctx: TcContext) -> i32 {
     };
     if origin.slice == PROBES {
         let node = origin.node.to_bits();
-        return act::probe(packet.raw(), packet.interface(), (node >> 64) as u64, node as u64);
+        return act::probe(packet.raw(), (node >> 64) as u64, node as u64);
     }
     // No port of the node's own: nobody is left out.
     act::carry_out(&packet, &origin, 0, decide(&packet, &origin))

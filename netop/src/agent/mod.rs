@@ -448,7 +448,7 @@ impl<K: Kernel> Agent<K> {
         self.update_liveness();
     }
 
-    /// Says which nodes are to be probed: none before answers can arrive.
+    /// Says which nodes can be probed: none before answers can arrive.
     fn update_mesh(&self) {
         let peers = match self.answers_probes() {
             true => Arc::clone(&self.decision.peers),
@@ -457,6 +457,7 @@ impl<K: Kernel> Agent<K> {
         let local = mesh::Local {
             address: self.address(),
             peers,
+            gateways: self.decision.watched.keys().copied().collect(),
             before: self.mesh_before.pairs.clone(),
         };
         self.mesh.send_if_modified(|before| {

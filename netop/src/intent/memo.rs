@@ -26,7 +26,7 @@ pub struct Memo {
     slices: BTreeMap<String, Remembered>,
     /// The nodes of all slices; `None` where one of these has changed.
     nodes: Option<BTreeSet<IpAddr>>,
-    /// Those that this one probes; likewise.
+    /// Those that answer probes; likewise.
     peers: Option<Arc<Peers>>,
 }
 
@@ -184,7 +184,7 @@ impl Memo {
         self.nodes.get_or_insert_with(find).clone()
     }
 
-    /// The nodes that this one probes, likewise.
+    /// The nodes that answer probes, likewise.
     pub(super) fn peers(&mut self, find: impl FnOnce() -> Peers) -> Arc<Peers> {
         Arc::clone(self.peers.get_or_insert_with(|| find().into()))
     }

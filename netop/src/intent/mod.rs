@@ -80,7 +80,7 @@ pub struct Decision {
     pub problems: BTreeMap<String, String>,
     /// Other nodes' gateways that are to be watched, by the node's address.
     pub watched: BTreeMap<IpAddr, BTreeSet<liveness::Gateway>>,
-    /// Other nodes that this one probes.
+    /// Other nodes that answer probes.
     pub peers: Arc<Peers>,
 }
 
@@ -290,7 +290,7 @@ fn nodes(world: &World, local: &Local) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// Nodes of this node's slices that answer probes, and that this one asks, with the largest size that a slice of both could have.
+/// Nodes of this node's slices that answer probes, with the largest size that a slice of both could have.
 fn peers(world: &World, local: &Local) -> Peers {
     let mut peers = Peers::new();
     for (slice, own) in world.blocks.of_node(&local.node) {
@@ -308,12 +308,12 @@ fn peers(world: &World, local: &Local) -> Peers {
             let Ok(address) = segment::reach((&local.node, own), (node, &block.spec)) else {
                 continue;
             };
-            if let Some(peer) = peers.get_mut(&address) {
-                peer.size = peer.size.max(size);
-            } else if mesh::asks(own.node_address, address) {
-                let node = node.clone();
-                peers.insert(address, Peer { node, size });
-            }
+            let peer = peers.entry(address).or_insert_with(|| Peer {
+                node: node.clone(),
+                size,
+                asked: mesh::asks(own.node_address, address),
+            });
+            peer.size = peer.size.max(size);
         }
     }
     peers

@@ -11,7 +11,7 @@ use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use slice_datapath::{self as datapath, PROBES, QUESTION};
 
 use super::{datapath::address, netns};
-use crate::{mesh::Probe, model::TO_PODS_PORT, programs::Answers};
+use crate::{mesh::Probe, programs::Answers};
 
 /// Octets of the Ethernet header, which a slice's size does not count.
 const ETHERNET: usize = 14;
@@ -95,7 +95,7 @@ impl Prober {
         };
         question.write(&mut datagram[VXLAN..]);
         let socket = if probe.whole { &sockets.whole } else { &sockets.cut };
-        socket.send_to(&datagram, SocketAddr::new(probe.to, TO_PODS_PORT))?;
+        socket.send_to(&datagram, SocketAddr::new(probe.to, probe.port))?;
         Ok(())
     }
 

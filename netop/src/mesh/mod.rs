@@ -6,7 +6,8 @@
 //!  map of answers ◄── program ── wx-pods ◄──────────────────── the same frame ──┘      its agent has no part in it
 //! ```
 //!
-//! Of each two nodes one asks: answers need the other direction. A pair that is well costs one probe, of the full size and not
+//! Of each two nodes one asks: answers need the other direction. Nodes with gateways are asked by the port for those too, by each
+//! node that uses them; the answer comes by the port for pods, as what a gateway sends to pods does. A pair that is well costs one probe, of the full size and not
 //! to be cut, every [`Pace::every`]; after a loss smaller ones, and such as may be cut, tell what passes. Only nodes whose
 //! SliceBlock says that they answer are asked, so that one of an earlier release is not taken for broken.
 //!
@@ -16,7 +17,13 @@
 mod table;
 pub mod task;
 
-use std::{collections::BTreeMap, hash::Hasher, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use siphasher::sip::SipHasher13;
@@ -59,6 +66,8 @@ pub struct Peer {
     pub node: String,
     /// Bytes of the largest IP packet that the slices that both are in could have.
     pub size: u16,
+    /// It is asked by the port for pods, and does not ask.
+    pub asked: bool,
 }
 
 /// By address.
@@ -69,8 +78,10 @@ pub type Peers = BTreeMap<IpAddr, Peer>;
 pub struct Local {
     /// This node's address.
     pub address: Option<IpAddr>,
-    /// Whom this node asks.
+    /// Who answers.
     pub peers: Arc<Peers>,
+    /// Those whose gateways this node uses or would use next: they are asked by the port for gateways.
+    pub gateways: BTreeSet<IpAddr>,
     /// What an earlier agent of this node reported: so it is until it is seen to be otherwise.
     pub before: Vec<BrokenPair>,
 }
@@ -78,7 +89,7 @@ pub struct Local {
 /// What is observed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Pairs that are probed.
+    /// Pairs that are probed, by port.
     pub pairs: usize,
     /// How many of them are broken, by how.
     pub faults: BTreeMap<PairFault, usize>,

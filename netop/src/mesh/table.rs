@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use slice_crds::v1alpha1::{BrokenPair, PairFault};
 
 use super::{Local, MOST_REPORTED, Pace, Peer, SMALL, Seen, View, seconds};
+use crate::model::{TO_GATEWAYS_PORT, TO_PODS_PORT};
 
 /// Rounds in a row with the same loss until a pair counts as broken; a probe was lost before them.
 const BROKEN_AFTER: u8 = 3;
@@ -22,6 +23,7 @@ const HEALED_AFTER: u8 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub to: IpAddr,
+    pub port: u16,
     pub nonce: u64,
     /// Bytes of an IP packet of its length.
     pub size: u16,
@@ -33,7 +35,9 @@ pub struct Probe {
 #[derive(Debug)]
 pub struct Table {
     pace: Pace,
-    pairs: BTreeMap<IpAddr, Pair>,
+    pairs: BTreeMap<Target, Pair>,
+    /// Probes whose pair is gone: nobody waits for their answers.
+    abandoned: Vec<Probe>,
     /// Before this, no pair is probed.
     not_before: Option<Instant>,
     /// Pairs were there once: what an earlier agent reported is of before.
@@ -41,7 +45,10 @@ pub struct Table {
     view: View,
 }
 
-/// This node and another one.
+/// Another node's address, and the port.
+type Target = (IpAddr, u16);
+
+/// This node and another one, by one port.
 #[derive(Debug)]
 struct Pair {
     peer: Peer,
@@ -209,11 +216,12 @@ impl Pair {
         self.due = self.sent_at + if is_settled { pace.every } else { pace.wait };
     }
 
-    fn broken(&self, address: IpAddr) -> Option<BrokenPair> {
+    fn broken(&self, (address, port): Target) -> Option<BrokenPair> {
         let (fault, since) = self.fault?;
         Some(BrokenPair {
             node: self.peer.node.clone(),
             address,
+            port,
             fault,
             size: self.peer.size,
             carried: self.carried,
@@ -227,6 +235,7 @@ impl Table {
         Self {
             pace,
             pairs: BTreeMap::new(),
+            abandoned: vec![],
             not_before: None,
             begun: false,
             view: View::default(),
@@ -235,14 +244,30 @@ impl Table {
 
     /// Takes what the agent wants to know. `random` spreads the first probes.
     pub fn configure(&mut self, now: Instant, local: &Local, mut random: impl FnMut() -> u64) {
-        self.pairs.retain(|address, _| local.peers.contains_key(address));
-        let before: BTreeMap<IpAddr, &BrokenPair> = match self.begun {
+        let peers = local.peers.iter();
+        let by_port = peers.flat_map(|(address, peer)| {
+            let is_used = local.gateways.contains(address);
+            let ports = [(TO_PODS_PORT, peer.asked), (TO_GATEWAYS_PORT, is_used)];
+            let asked = ports.into_iter().filter(|(_, asked)| *asked);
+            asked.map(move |(port, _)| ((*address, port), peer))
+        });
+        let wanted: BTreeMap<Target, &Peer> = by_port.collect();
+        self.pairs.retain(|target, pair| {
+            let stays = wanted.contains_key(target);
+            if !stays {
+                self.abandoned.append(&mut pair.sent);
+            }
+            stays
+        });
+        let before: BTreeMap<Target, &BrokenPair> = match self.begun {
             true => BTreeMap::new(),
-            false => local.before.iter().map(|pair| (pair.address, pair)).collect(),
+            false => (local.before.iter())
+                .map(|pair| ((pair.address, pair.port), pair))
+                .collect(),
         };
-        self.begun |= !local.peers.is_empty();
-        for (address, peer) in local.peers.iter() {
-            match self.pairs.get_mut(address) {
+        self.begun |= !wanted.is_empty();
+        for (target, peer) in wanted {
+            match self.pairs.get_mut(&target) {
                 Some(pair) if pair.peer == *peer => {}
                 Some(pair) => {
                     if pair.peer.size != peer.size {
@@ -251,15 +276,20 @@ impl Table {
                     pair.peer.clone_from(peer);
                 }
                 None => {
-                    let before = before.get(address).filter(|before| before.node == peer.node);
+                    let before = before.get(&target).filter(|before| before.node == peer.node);
                     let every = u64::try_from(self.pace.every.as_micros()).unwrap_or(u64::MAX);
                     let due = now + Duration::from_micros(random() % every.max(1));
                     let pair = Pair::new(peer.clone(), now, due, before.copied());
-                    self.pairs.insert(*address, pair);
+                    self.pairs.insert(target, pair);
                 }
             }
         }
         self.look();
+    }
+
+    /// Probes whose answers nobody waits for any more.
+    pub fn take_abandoned(&mut self) -> Vec<Probe> {
+        std::mem::take(&mut self.abandoned)
     }
 
     /// Probes that waited long enough, for [`Self::judge`].
@@ -295,12 +325,13 @@ impl Table {
             (Reverse(if doubt { pair.latest.1 + 1 } else { 0 }), pair.due)
         });
         let mut probes = vec![];
-        for (address, pair) in due.into_iter().take(self.pace.at_once) {
+        for ((to, port), pair) in due.into_iter().take(self.pace.at_once) {
             let round = pair.round();
             pair.sent = round
                 .into_iter()
                 .map(|(size, whole)| Probe {
-                    to: *address,
+                    to: *to,
+                    port: *port,
                     nonce: nonce(),
                     size,
                     whole,
@@ -330,7 +361,7 @@ impl Table {
 
     fn look(&mut self) {
         let all = self.pairs.iter();
-        let mut broken: Vec<_> = all.filter_map(|(address, pair)| pair.broken(*address)).collect();
+        let mut broken: Vec<_> = all.filter_map(|(target, pair)| pair.broken(*target)).collect();
         let mut seen = Seen {
             pairs: self.pairs.len(),
             ..Seen::default()
@@ -363,12 +394,13 @@ mod tests {
         let peer = |last| Peer {
             node: format!("n{last}"),
             size: FULL,
+            asked: true,
         };
         let peers = last.into_iter().map(|last| (ip(last), peer(last)));
         Local {
             address: Some(ip(0)),
             peers: std::sync::Arc::new(peers.collect()),
-            before: vec![],
+            ..Local::default()
         }
     }
 
@@ -563,6 +595,7 @@ mod tests {
         let before = BrokenPair {
             node: "n1".into(),
             address: ip(1),
+            port: TO_PODS_PORT,
             fault: PairFault::Silent,
             size: FULL,
             carried: None,
@@ -594,11 +627,44 @@ mod tests {
     }
 
     #[test]
+    fn a_node_with_gateways_is_asked_by_their_port_by_all_who_use_them() {
+        let mut local = peers([1, 2]);
+        std::sync::Arc::make_mut(&mut local.peers)
+            .get_mut(&ip(2))
+            .unwrap()
+            .asked = false;
+        local.gateways = [ip(2), ip(3)].into();
+        let mut bench = Bench::new(&local);
+        bench.run(SECOND * 30, |probe| probe.port != TO_GATEWAYS_PORT);
+        let targets: BTreeMap<_, _> = bench
+            .sent
+            .iter()
+            .map(|(_, probe)| (probe.to, probe.port))
+            .collect();
+        assert_eq!(targets, [(ip(1), TO_PODS_PORT), (ip(2), TO_GATEWAYS_PORT)].into());
+        let pair = bench.only().unwrap();
+        assert_eq!((pair.address, pair.port), (ip(2), TO_GATEWAYS_PORT));
+        local.gateways.clear();
+        bench.table.configure(bench.now, &local, || 0);
+        assert_eq!(bench.only(), None);
+    }
+
+    #[test]
     fn a_node_that_goes_is_not_reported_any_more() {
         let mut bench = Bench::new(&peers([1]));
         bench.run(SECOND * 30, |_| false);
         assert!(bench.only().is_some());
+        // Its probes are on their way.
+        let on_their_way = |bench: &Bench| bench.table.pairs[&(ip(1), TO_PODS_PORT)].sent.clone();
+        while on_their_way(&bench).is_empty() {
+            bench.run(SECOND / 2, |_| false);
+        }
+        let sent = on_their_way(&bench);
         bench.table.configure(bench.now, &peers([]), || 0);
         assert_eq!((bench.only(), bench.table.poll_at()), (None, None));
+        assert_eq!(
+            (bench.table.take_abandoned(), bench.table.take_abandoned()),
+            (sent, vec![])
+        );
     }
 }

@@ -40,6 +40,9 @@ pub async fn run(
                     return;
                 }
                 table.configure(Instant::now(), &local.borrow_and_update(), rand_u64);
+                for probe in table.take_abandoned() {
+                    let _ = prober.take(&probe);
+                }
             }
             () = wait(due) => {}
         }

@@ -29,11 +29,8 @@ use std::{
     sync::Arc,
 };
 
-pub use names::TO_PODS_PORT;
+pub use names::{TO_GATEWAYS_PORT, TO_PODS_PORT};
 use slice_crds::names;
-
-/// UDP port of frames for a gateway of another node.
-pub const TO_GATEWAYS_PORT: u16 = 14790;
 
 /// The name of a kernel interface or of an nftables table that belongs to Weft.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -27,6 +27,7 @@ fn probed(node: &Node) -> Vec<String> {
     let local = node.mesh.borrow();
     let peers = local.peers.iter();
     peers
+        .filter(|(_, peer)| peer.asked)
         .map(|(address, peer)| format!("{} {address} {}", peer.node, peer.size))
         .collect()
 }
@@ -92,6 +93,7 @@ async fn what_probes_say_is_reported_and_outlives_the_agent() {
     let broken = |node: &str| BrokenPair {
         node: node.into(),
         address: "192.168.7.2".parse().unwrap(),
+        port: 14789,
         fault: PairFault::Silent,
         size: 1370,
         carried: None,

@@ -35,7 +35,7 @@ struct Pair {
     view: watch::Receiver<View>,
     metrics: Metrics,
     stop: CancellationToken,
-    _local: watch::Sender<Local>,
+    local: watch::Sender<Local>,
 }
 
 impl Pair {
@@ -52,11 +52,12 @@ impl Pair {
         let peer = Peer {
             node: "n1".into(),
             size: FULL,
+            asked: true,
         };
         let local = Local {
             address: Some(cluster.nodes[0].address),
             peers: Arc::new([(cluster.nodes[1].address, peer)].into()),
-            before: vec![],
+            ..Local::default()
         };
         let (local_sender, current) = watch::channel(Local::default());
         let (view_sender, view) = watch::channel(View::default());
@@ -76,7 +77,7 @@ impl Pair {
             view,
             metrics,
             stop,
-            _local: local_sender,
+            local: local_sender,
         };
         pair.answered(10).await;
         assert_eq!(pair.view.borrow().broken, []);
@@ -107,7 +108,7 @@ impl Pair {
     async fn breaks(&self, fault: PairFault, carried: Option<u16>) {
         let address = self.cluster.nodes[1].address;
         let is_so = |pair: &BrokenPair| {
-            pair.node == "n1"
+            (pair.node.as_str(), pair.port) == ("n1", 14789)
                 && (pair.address, pair.size) == (address, FULL)
                 && (pair.fault, pair.carried) == (fault, carried)
         };
@@ -165,6 +166,24 @@ async fn a_closed_port_between_two_nodes_is_found_and_so_is_that_it_is_open_agai
             pair.heals().await;
         }
     }
+}
+
+/// Which all who use a gateway there ask by; the answer comes as what a gateway sends to pods does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_port_for_gateways_is_found_in_the_direction_in_which_it_is_used() {
+    let pair = Pair::new(false).await;
+    let [asks, has] = [0, 1].map(|node: usize| &pair.cluster.nodes[node]);
+    pair.local
+        .send_modify(|local| local.gateways = [has.address].into());
+    drop_at(&asks.space, "udp dport 14790");
+    pair.answered(20).await;
+    assert_eq!(pair.view.borrow().pairs, 2);
+    assert_eq!(pair.view.borrow().broken, [], "nothing comes that way");
+    drop_at(&has.space, "udp dport 14790");
+    pair.sees("14790", |broken| matches!(broken, [pair] if pair.port == 14790))
+        .await;
+    open(&has.space);
+    pair.heals().await;
 }
 
 /// By whoever drops long packets on the way, in one direction.
@@ -229,6 +248,7 @@ async fn an_agent_that_was_stopped_takes_no_node_for_broken() {
     prober.bind(cluster.nodes[0].address).unwrap();
     let probe = |nonce, to| mesh::Probe {
         to,
+        port: 14789,
         nonce,
         size: FULL,
         whole: true,

@@ -83,10 +83,19 @@ pub(super) fn of_slice(known: &Known<'_>) -> Mesh {
             }
             mesh.path_mtu = [mesh.path_mtu, carried].into_iter().flatten().min();
             let fits = carried.is_some_and(|carried| carried >= known.mtu);
-            pairs.insert((fits, pair.fault, from, to), pair);
+            pairs.insert((fits, pair.fault, from, to, pair.port), pair);
         }
     }
-    for ((fits, fault, from, to), pair) in pairs {
+    // What is sent to gateways is answered by the port for pods: where that is closed, it is what is said.
+    let closed: BTreeSet<_> = pairs
+        .keys()
+        .filter(|(.., port)| *port == TO_PODS_PORT)
+        .flat_map(|(.., from, to, _)| [(from.address, to.address), (to.address, from.address)])
+        .collect();
+    pairs.retain(|(.., from, to, port), _| {
+        *port == TO_PODS_PORT || !closed.contains(&(from.address, to.address))
+    });
+    for ((fits, fault, from, to, _), pair) in pairs {
         let list = match fault {
             PairFault::Silent | PairFault::Size if !fits => &mut mesh.broken,
             _ => &mut mesh.narrow,
@@ -160,12 +169,20 @@ fn sentence(known: &Known<'_>, from: &NodeAddress, to: &NodeAddress, pair: &Brok
     let (a, b) = (&from.name, &to.name);
     let (ip_a, ip_b) = (from.address, to.address);
     let since = &pair.since.0;
+    let port = pair.port;
     let Some(carried) = pair.carried.filter(|_| pair.fault != PairFault::Silent) else {
-        return format!(
-            "nodes {a} ({ip_a}) and {b} ({ip_b}): what they send each other for slices by UDP port {TO_PODS_PORT} is lost since \
-             {since}, at least one way: let that port pass between them both ways; `tcpdump -ni any udp port {TO_PODS_PORT} and \
-             host {ip_b}` on {a}, and with {ip_a} on {b}, tells on which way it is lost"
-        );
+        return match port {
+            TO_PODS_PORT => format!(
+                "nodes {a} ({ip_a}) and {b} ({ip_b}): what they send each other for slices by UDP port {port} is lost since \
+                 {since}, at least one way: let that port pass between them both ways; `tcpdump -ni any udp port {port} and \
+                 host {ip_b}` on {a}, and with {ip_a} on {b}, tells on which way it is lost"
+            ),
+            _ => format!(
+                "nodes {a} ({ip_a}) and {b} ({ip_b}): what pods on {a} send to other clusters by gateways on {b} is lost since \
+                 {since}: let UDP port {port} pass from {a} to {b}; `tcpdump -ni any udp port {port} and host {ip_a}` on {b} \
+                 tells whether it arrives"
+            ),
+        };
     };
     let (outer, ping) = match ip_b {
         IpAddr::V4(_) => (HEADERS + 20, 20 + 8),
@@ -192,7 +209,7 @@ fn sentence(known: &Known<'_>, from: &NodeAddress, to: &NodeAddress, pair: &Brok
     let whole = on_underlay(size);
     format!(
         "nodes {a} ({ip_a}) and {b} ({ip_b}): packets of more than {carried} bytes ({} on the underlay, by UDP port \
-         {TO_PODS_PORT}) {fate} since {since}; {consequence}: let the network between them carry {whole} bytes, `ping -M do -s {} \
+         {port}) {fate} since {since}; {consequence}: let the network between them carry {whole} bytes, `ping -M do -s {} \
          {ip_b}` on {a} tells",
         on_underlay(carried),
         whole.saturating_sub(ping)
@@ -258,6 +275,7 @@ mod tests {
         BrokenPair {
             node: format!("a{to}"),
             address: ip(to),
+            port: TO_PODS_PORT,
             fault,
             size: 1450,
             carried,
@@ -370,6 +388,24 @@ mod tests {
         assert!(message.contains("(and 5 more pairs"), "{message}");
         assert!(message.len() < 2000);
         assert!(mesh.problem().unwrap().contains("(and 7 more pairs"));
+    }
+
+    #[test]
+    fn the_port_to_gateways_is_named_where_the_one_to_pods_is_open() {
+        let mut scene = scene();
+        let by_gateway = |to| BrokenPair {
+            port: names::TO_GATEWAYS_PORT,
+            ..pair(to, PairFault::Silent, None)
+        };
+        scene.report(1, vec![by_gateway(2)], 1);
+        scene.check(&expect![[r#"
+            Some(false) PairBroken
+            nodes a1 (172.30.1.1) and a2 (172.30.1.2): what pods on a1 send to other clusters by gateways on a2 is lost since 1970-01-01T00:00:00Z: let UDP port 14790 pass from a1 to a2; `tcpdump -ni any udp port 14790 and host 172.30.1.1` on a2 tells whether it arrives"#]]);
+        // Whichever of the two says so.
+        scene.report(2, vec![pair(1, PairFault::Silent, None)], 1);
+        let mesh = scene.mesh();
+        assert_eq!(mesh.broken.len(), 1);
+        assert!(mesh.broken[0].contains("UDP port 14789"), "{:?}", mesh.broken);
     }
 
     /// A node that is down is said to be so; that it answers nobody follows.

@@ -444,7 +444,7 @@ fn a_broken_pair_of_nodes_is_the_slices_condition_and_the_hubs_problem_until_it_
     };
     assert!(!told(&problems(&world)));
     let pair = json!({
-        "node": "a2", "address": address(&world, "a2"), "fault": "Silent", "size": 1370,
+        "node": "a2", "address": address(&world, "a2"), "port": 14789, "fault": "Silent", "size": 1370,
         "since": "2027-01-01T00:00:00Z",
     });
     set_mesh(&mut world, json!({"broken": 1, "pairs": [pair]}));
@@ -464,7 +464,7 @@ fn a_broken_pair_of_nodes_is_the_slices_condition_and_the_hubs_problem_until_it_
     };
     let largest = mtu(&world);
     let narrow = json!({
-        "node": "a2", "address": address(&world, "a2"), "fault": "Size", "size": 1370, "carried": largest - 20,
+        "node": "a2", "address": address(&world, "a2"), "port": 14789, "fault": "Size", "size": 1370, "carried": largest - 20,
         "since": "2027-01-01T00:00:00Z",
     });
     set_mesh(&mut world, json!({"broken": 1, "pairs": [narrow]}));
