@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path, process::Stdio, time::Duration
 
 use anyhow::{Context, anyhow, bail};
 use include_dir::{Dir, include_dir};
+use jiff::Timestamp;
 use k8s_openapi::{
     ClusterResourceScope,
     api::core::v1::{Namespace, Secret},
@@ -11,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, PartialObjectMeta},
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 use serde::de::DeserializeOwned;
@@ -26,6 +27,8 @@ use crate::{
 static HUB: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../charts/weft-hub");
 static MEMBER: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../charts/weft-member");
 
+/// How long helm goes on where nobody says anything (its own `--timeout`).
+const LONGEST: Duration = Duration::from_secs(300);
 /// Namespace of the helm releases. The charts own their namespaces, so that uninstalling removes these.
 const RELEASE_NAMESPACE: &str = "kube-system";
 
@@ -80,6 +83,7 @@ async fn apply(target: &Target, part: Part, chart: &Chart, verb: &[&str]) -> any
         command.args(["--set", value]);
     }
     if verb[0] == "upgrade" {
+        resume(&connect::client(target).await?, part.release(), chart.timeout).await?;
         let timeout = format!("{}s", chart.timeout.as_secs());
         command
             .args(["--wait", "--timeout", &timeout])
@@ -128,15 +132,57 @@ pub(crate) async fn uninstall(target: &Target, uninstall: Uninstall) -> anyhow::
     Ok(Outcome::Good)
 }
 
-/// Whether helm has a record of a release, as it keeps them by default.
-async fn is_installed(client: &Client, release: &str) -> anyhow::Result<bool> {
+/// What helm has recorded of a release, as it does by default: a Secret for each revision.
+async fn records(client: &Client, release: &str) -> anyhow::Result<Vec<PartialObjectMeta<Secret>>> {
     let records = Api::<Secret>::namespaced(client.clone(), RELEASE_NAMESPACE);
     let own = ListParams::default().labels(&format!("owner=helm,name={release}"));
     let found = records
         .list_metadata(&own)
         .await
         .context("look for helm's records")?;
-    Ok(!found.items.is_empty())
+    Ok(found.items)
+}
+
+async fn is_installed(client: &Client, release: &str) -> anyhow::Result<bool> {
+    Ok(!records(client, release).await?.is_empty())
+}
+
+/// Clears the way for an installation where one before was broken off in a way that helm could not record, such as a
+/// machine that lost its power: helm takes that for one that goes on, for good.
+async fn resume(client: &Client, release: &str, patience: Duration) -> anyhow::Result<()> {
+    let found = records(client, release).await?;
+    let Some(pending) = pending(&found) else {
+        return Ok(());
+    };
+    let name = pending.name_any();
+    let since = pending
+        .creation_timestamp()
+        .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
+    let limit = patience.max(LONGEST) + Duration::from_secs(60);
+    if age < limit {
+        bail!(
+            "an installation of {release} goes on since {since}, or was broken off: wait for it; in {} s this command takes \
+             it for broken off. Where you know that it was: `kubectl -n {RELEASE_NAMESPACE} delete secret {name}`, and again",
+            (limit - age).as_secs()
+        );
+    }
+    eprintln!("an installation of {release} was broken off at {since}; going on from there …");
+    let records = Api::<Secret>::namespaced(client.clone(), RELEASE_NAMESPACE);
+    records
+        .delete(&name, &DeleteParams::default())
+        .await
+        .with_context(|| format!("delete Secret {RELEASE_NAMESPACE}/{name}"))?;
+    Ok(())
+}
+
+/// The newest revision, where helm has it as one that goes on.
+fn pending(records: &[PartialObjectMeta<Secret>]) -> Option<&PartialObjectMeta<Secret>> {
+    let revision =
+        |record: &PartialObjectMeta<Secret>| -> Option<u64> { record.labels().get("version")?.parse().ok() };
+    let newest = records.iter().max_by_key(|record| revision(record))?;
+    let status = newest.labels().get("status")?;
+    status.starts_with("pending-").then_some(newest)
 }
 
 /// What helm leaves of a release because people's objects are in it.
@@ -260,6 +306,31 @@ async fn run(mut command: Command, helm: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(version: u32, status: &str) -> PartialObjectMeta<Secret> {
+        let name = format!("sh.helm.release.v1.weft-member.v{version}");
+        let labels = serde_json::json!({"owner": "helm", "version": version.to_string(), "status": status});
+        serde_json::from_value(serde_json::json!({"metadata": {"name": name, "labels": labels}})).unwrap()
+    }
+
+    #[test]
+    fn the_newest_revision_says_whether_an_installation_was_broken_off() {
+        let check = |records: &[(u32, &str)], broken_off: Option<&str>| {
+            let records: Vec<_> = records
+                .iter()
+                .map(|(version, status)| record(*version, status))
+                .collect();
+            let found = pending(&records).map(|record| record.labels()["version"].clone());
+            assert_eq!(found.as_deref(), broken_off);
+        };
+        check(&[], None);
+        check(&[(1, "deployed")], None);
+        check(&[(1, "pending-install")], Some("1"));
+        check(&[(9, "superseded"), (10, "pending-upgrade")], Some("10"));
+        check(&[(10, "deployed"), (9, "pending-upgrade")], None);
+        check(&[(1, "superseded"), (2, "failed")], None);
+        check(&[(1, "uninstalling")], None);
+    }
 
     #[test]
     fn only_what_helm_was_told_to_keep_of_this_release_is_purged() {
