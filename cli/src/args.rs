@@ -116,6 +116,10 @@ pub struct Chart {
 #[derive(Debug, clap::Args)]
 pub struct Uninstall {
     pub part: Part,
+    /// Remove also what people wrote: on the hub slices, clusters and profiles with the project's namespace, in a member
+    /// ServiceExports, if their kind is Weft's.
+    #[arg(long)]
+    pub purge: bool,
     #[command(flatten)]
     pub chart: Chart,
 }

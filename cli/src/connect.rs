@@ -35,7 +35,8 @@ pub(crate) async fn roles(target: &Target) -> Option<String> {
         let kinds = client.list_api_group_resources("weft.dev/v1alpha1");
         let kinds = tokio::time::timeout(ASKED, kinds).await.ok()?.ok()?;
         let has = |plural: &str| kinds.resources.iter().any(|kind| kind.name == plural);
-        let role = match (has("sliceconfigs"), has("slices")) {
+        // What people write stays where a hub was; what was given goes with it.
+        let role = match (has("sliceallocations"), has("slices")) {
             (true, true) => "hub and member",
             (true, false) => "hub",
             (false, true) => "member",

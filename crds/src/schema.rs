@@ -12,7 +12,6 @@ pub fn hub() -> Vec<CustomResourceDefinition> {
         api::SliceConfig::crd(),
         api::QosProfile::crd(),
         api::Cluster::crd(),
-        wire::JoinToken::crd(),
     ];
     let exchanged = [
         wire::SliceAllocation::crd(),
@@ -27,7 +26,9 @@ pub fn hub() -> Vec<CustomResourceDefinition> {
     ];
     users
         .map(tidy)
+        .map(kept)
         .into_iter()
+        .chain([tidy(wire::JoinToken::crd())])
         .chain(exchanged.map(exchange))
         .collect()
 }
@@ -49,7 +50,14 @@ pub fn member() -> Vec<CustomResourceDefinition> {
 pub fn mcs() -> Vec<CustomResourceDefinition> {
     let versions = vec![mcs::v1alpha1::ServiceExport::crd(), mcs::ServiceExport::crd()];
     let export = merge_crds(versions, "v1beta1").expect("one kind in two versions");
-    vec![tidy(export)]
+    vec![kept(tidy(export))]
+}
+
+/// A kind whose objects people write: helm leaves it, and so them, when the chart is uninstalled.
+fn kept(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let annotations = crd.metadata.annotations.get_or_insert_default();
+    annotations.insert("helm.sh/resource-policy".to_owned(), "keep".to_owned());
+    crd
 }
 
 /// Puts bounds in place of number formats that API servers do not know ("uint32") and warn about at every start

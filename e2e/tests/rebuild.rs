@@ -58,7 +58,7 @@ async fn a_hub_that_is_built_anew_moves_no_pod() -> Result<()> {
     };
     let streams = Streams::start(&members[0], members.last().context("a pod")?, pace).await?;
 
-    environment.slicectl(&hub.name, &["uninstall", "hub", "--timeout", "150"])?;
+    environment.slicectl(&hub.name, &["uninstall", "hub", "--purge", "--timeout", "150"])?;
     hub.await_no_namespace(names::HUB_NAMESPACE).await?;
     hub.await_no_namespace(PROJECT).await?;
     for member in &environment.clusters {

@@ -84,9 +84,19 @@ async fn nothing_is_left_behind() -> Result<()> {
     for cluster in clusters {
         environment.slicectl(&cluster.name, &["uninstall", "cluster", "--timeout", "150"])?;
     }
+    // What people wrote stays until somebody says so, also when the release is gone already.
+    let exports = "serviceexports.multicluster.x-k8s.io";
+    for cluster in clusters {
+        let kept = traces(cluster).await?.kinds;
+        ensure!(kept.contains(exports), "{}: {kept:?}", cluster.name);
+        environment.slicectl(
+            &cluster.name,
+            &["uninstall", "cluster", "--purge", "--timeout", "150"],
+        )?;
+    }
     environment.slicectl(
         &environment.hub()?.name,
-        &["uninstall", "hub", "--timeout", "150"],
+        &["uninstall", "hub", "--purge", "--timeout", "150"],
     )?;
     for cluster in clusters {
         cluster.await_no_namespace(names::MEMBER_NAMESPACE).await?;

@@ -63,6 +63,8 @@ pub struct PodSettings {
     pub tolerations: Vec<Toleration>,
     pub priority_class_name: String,
     pub se_linux_options: Option<SELinuxOptions>,
+    /// In place of what each thread asks for.
+    pub resources: Option<ResourceRequirements>,
     /// Beside those that Weft finds its pods by.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -75,6 +77,7 @@ impl Default for PodSettings {
             tolerations: Vec::new(),
             priority_class_name: "system-cluster-critical".to_owned(),
             se_linux_options: None,
+            resources: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -455,7 +458,7 @@ fn pod(request: &Request<'_>, labels: BTreeMap<String, String>) -> PodSpec {
             se_linux_options: settings.se_linux_options.clone(),
             ..PodSecurityContext::default()
         }),
-        containers: vec![container(slice, request.image)],
+        containers: vec![container(slice, request.image, settings)],
         volumes: Some(vec![Volume {
             name: "handover".to_owned(),
             host_path: Some(HostPathVolumeSource {
@@ -556,7 +559,7 @@ fn placing(why: &str, cluster: &str) -> String {
     }
 }
 
-fn container(slice: &Slice, image: &str) -> Container {
+fn container(slice: &Slice, image: &str, settings: &PodSettings) -> Container {
     let threads = slice.spec.gateway.threads;
     let host_port = (slice.spec.gateway.exposure == Exposure::HostPort)
         .then(|| i32::try_from(host_port(slice)).expect("a port"));
@@ -606,15 +609,17 @@ fn container(slice: &Slice, image: &str) -> Container {
         ]),
         liveness_probe: Some(probe("/livez", 10)),
         readiness_probe: Some(probe("/readyz", 1)),
-        resources: Some(ResourceRequirements {
-            requests: Some(BTreeMap::from([
-                (
-                    "cpu".to_owned(),
-                    Quantity(format!("{}m", MILLICORES * u32::from(threads))),
-                ),
-                ("memory".to_owned(), Quantity("32Mi".to_owned())),
-            ])),
-            ..ResourceRequirements::default()
+        resources: settings.resources.clone().or_else(|| {
+            Some(ResourceRequirements {
+                requests: Some(BTreeMap::from([
+                    (
+                        "cpu".to_owned(),
+                        Quantity(format!("{}m", MILLICORES * u32::from(threads))),
+                    ),
+                    ("memory".to_owned(), Quantity("32Mi".to_owned())),
+                ])),
+                ..ResourceRequirements::default()
+            })
         }),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -655,7 +660,7 @@ mod tests {
     }
 
     fn container_of(threads: u8) -> Container {
-        container(&shop(threads), "gateway:1")
+        container(&shop(threads), "gateway:1", &PodSettings::default())
     }
 
     /// The StatefulSets and pods of a slice, and what the cluster makes of a plan.
@@ -721,7 +726,7 @@ mod tests {
     fn pods_get_what_the_clusters_owner_gives_them_and_keep_what_they_are_found_by() {
         let given = json!({
             "imagePullSecrets": ["registry"], "tolerations": [{"key": "infra", "operator": "Exists"}],
-            "priorityClassName": "gateways", "seLinuxOptions": {"type": "spc_t"}, "annotations": {"example.org/cost": "net"},
+            "priorityClassName": "gateways", "seLinuxOptions": {"type": "spc_t"}, "resources": {"limits": {"cpu": "2"}}, "annotations": {"example.org/cost": "net"},
             "labels": {"team": "network", labels::SLICE: "bank"},
         });
         let settings: PodSettings = given.to_string().parse().unwrap();
@@ -742,6 +747,11 @@ mod tests {
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "registry");
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("infra"));
         assert_eq!(spec.priority_class_name.as_deref(), Some("gateways"));
+        let resources = spec.containers[0].resources.clone();
+        assert_eq!(
+            serde_json::to_value(resources).unwrap(),
+            json!({"limits": {"cpu": "2"}})
+        );
         let selinux = spec.security_context.unwrap().se_linux_options.unwrap();
         assert_eq!(selinux.type_.as_deref(), Some("spc_t"));
         assert_eq!(metadata.annotations.unwrap()["example.org/cost"], "net");

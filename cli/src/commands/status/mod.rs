@@ -27,6 +27,8 @@ use crate::{
     output,
 };
 
+const NOT_INSTALLED: &str = "Weft is not installed in this cluster: `slicectl install hub`, or `slicectl join` with a token of the hub";
+
 pub(crate) async fn run(target: &Target, status: Status) -> anyhow::Result<Outcome> {
     let client = connect::client(target).await?;
     let kinds = kinds(&client).await?;
@@ -34,7 +36,12 @@ pub(crate) async fn run(target: &Target, status: Status) -> anyhow::Result<Outco
     let only = status.slice.as_deref();
     let mut report = Report::new(Timestamp::now());
     let mut known = false;
-    if is_there("sliceconfigs") {
+    // What people write stays where a hub was; what was given goes with it.
+    let is_hub = is_there("sliceallocations");
+    if !is_hub && !is_there("slices") {
+        bail!(NOT_INSTALLED);
+    }
+    if is_hub {
         let facts = hub::gather(&client, &target.namespace).await;
         known |= facts.knows(only);
         hub::render(&facts, only, &mut report);
@@ -59,9 +66,7 @@ async fn kinds(client: &Client) -> anyhow::Result<Vec<String>> {
     let version = format!("{GROUP}/{VERSION}");
     match client.list_api_group_resources(&version).await {
         Ok(list) => Ok(list.resources.into_iter().map(|resource| resource.name).collect()),
-        Err(kube::Error::Api(status)) if status.code == 404 => bail!(
-            "Weft is not installed in this cluster: `slicectl install hub`, or `slicectl join` with a token of the hub"
-        ),
+        Err(kube::Error::Api(status)) if status.code == 404 => bail!(NOT_INSTALLED),
         Err(error) => Err(error).with_context(|| format!("ask which kinds of {version} the cluster has")),
     }
 }
