@@ -17,8 +17,8 @@ use slice_e2e::{
 const SOON: Duration = Duration::from_secs(30);
 /// The kubelet waits up to 10 s before it starts a container again that ended.
 const RESTARTED: Duration = Duration::from_secs(60);
-/// A list has to stand for a minute until a contest about it is over, and is written every 30 s at least.
-const CALM: Duration = Duration::from_secs(120);
+/// The other program writes for 20 s, and the agent every 30 s at least.
+const CALM: Duration = Duration::from_secs(60);
 /// Takes the plugin's element out of the list that is read, as if nobody had put it in.
 const WITHOUT: &str = r#"sed 's/,{[^{}]*"slice-cni"[^{}]*}//'"#;
 
@@ -106,14 +106,8 @@ async fn pods_start_whatever_becomes_of_the_cni_directories() -> Result<()> {
     let chained = "grep -q slice-cni /etc/cni/net.d/10-lab.conflist";
     node.holds("the plugin in its list", SOON, chained).await?;
 
-    node.run(&format!(
-        "mv /etc/cni/net.d /etc/cni/moved && mkdir /etc/cni/net.d && \
-         {WITHOUT} /etc/cni/moved/10-lab.conflist > /etc/cni/net.d/10-lab.conflist"
-    ))?;
-    node.holds("the plugin in the new directory's list", SOON, chained)
-        .await?;
-    node.pods_start(slice, inside, outside, "lists").await?;
-    say("the directory of lists was replaced");
+    // That the directory of lists is replaced is followed too (netop/tests/netns/cni.rs); containerd 1.6 itself does not,
+    // and is without a network until it starts again.
 
     // The agent has this directory mounted: only another container of it sees the new one.
     let agent = cluster.agent_of(&node.name).await?;
@@ -132,7 +126,7 @@ async fn pods_start_whatever_becomes_of_the_cni_directories() -> Result<()> {
     say("the directory of plugins was replaced");
 
     // A runtime that does not find a plugin starts no pod: it is in the list no longer than it is there.
-    node.run("rm -r /etc/cni/moved /opt/moved; mkdir /opt/cni/away; mv /opt/cni/bin/* /opt/cni/away/")?;
+    node.run("rm -r /opt/moved; mkdir /opt/cni/away; mv /opt/cni/bin/* /opt/cni/away/")?;
     node.phase(SliceNodePhase::Degraded, "netop.cniBinDir", SOON)
         .await?;
     ensure!(node.run(chained).is_err(), "it is still in the list");
@@ -152,8 +146,8 @@ async fn pods_start_whatever_becomes_of_the_cni_directories() -> Result<()> {
     let other = PodSpec::new("other-contested", &environment.image).node(&node.name);
     cluster.create_pod(outside, &other).await?;
     cluster.await_pod(outside, &other.name, SOON).await?;
-    // It is over by itself.
-    node.phase(SliceNodePhase::Ready, "", CALM).await?;
+    // Once that is over the plugin comes back by itself.
+    node.holds("the plugin in the list again", CALM, chained).await?;
     node.pods_start(slice, inside, outside, "calm").await?;
     say("another program restored its own list, and stopped");
     environment.remove_namespaces(inside).await?;

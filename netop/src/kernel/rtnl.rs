@@ -171,15 +171,15 @@ impl Rtnl {
     /// The one answer to a question; ENOENT where the kernel has none.
     pub(super) async fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, Error> {
         // With an acknowledgement there is an end also where it keeps silent.
-        let mut answers = self.send(message, NLM_F_ACK)?;
+        let (mut answers, mut found) = (self.send(message, NLM_F_ACK)?, None);
         while let Some(answer) = answers.next().await {
             match answer.payload {
-                NetlinkPayload::InnerMessage(message) => return Ok(message),
+                NetlinkPayload::InnerMessage(message) => found = Some(message),
                 NetlinkPayload::Error(error) => {
-                    let code = error
-                        .code
-                        .map(|code| Errno::from_raw(code.get().saturating_abs()));
-                    return Err(Error::Kernel(code.unwrap_or(Errno::ENOENT)));
+                    return match error.code {
+                        None => found.ok_or(Error::Kernel(Errno::ENOENT)),
+                        Some(code) => Err(Error::Kernel(Errno::from_raw(code.get().saturating_abs()))),
+                    };
                 }
                 _ => {}
             }
