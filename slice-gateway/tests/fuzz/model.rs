@@ -367,8 +367,8 @@ impl Model {
             node.gateway.set_away(false);
         }
         self.world.configure();
-        // What is under way arrives, what was silent is missed, and those that gave up try again.
-        self.world.run(MS * 1500);
+        // What is under way arrives, what was silent is missed, also where nobody sends, and those that gave up try again.
+        self.world.run(MS * 7000);
         // Keys that were asked for have been made.
         self.world.configure();
         for _ in 0..60 {
