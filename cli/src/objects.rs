@@ -9,7 +9,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use slice_crds::read;
+use slice_crds::{pattern, read};
 
 /// An API server's answer to a kind that it does not know.
 const UNKNOWN_KIND: &str = "404 page not found";
@@ -38,7 +38,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
                 UNKNOWN_KIND => {
                     "this cluster has no such kind: is Weft installed in it, and is it the right one, hub or member?".to_owned()
                 }
-                message => message.to_owned(),
+                message => in_words(message),
             });
             break;
         }
@@ -49,6 +49,29 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
         }
     }
     parts.join(": ")
+}
+
+/// An API server's sentence with words in place of the regular expressions in it.
+fn in_words(message: &str) -> String {
+    let (mut text, mut rest) = (String::new(), message);
+    // What a CustomResourceDefinition's pattern refuses.
+    while let Some((before, after)) = rest.split_once(" in body should match '") {
+        // A pattern ends where its text does: the quote may be part of none of ours.
+        let (pattern, after) = after.split_once('\'').unwrap_or((after, ""));
+        match pattern::words(pattern) {
+            Some(words) => text += &format!("{before} must be {words}"),
+            None => text += &format!("{before} in body should match '{pattern}'"),
+        }
+        rest = after;
+    }
+    text += rest;
+    // What Kubernetes' own rules for names refuse.
+    const OWN: &str = ", regex used for validation is '";
+    while let Some(from) = text.find(OWN) {
+        let length = text[from..].find("')").map_or(text.len() - from, |end| end + 1);
+        text.replace_range(from..from + length, "");
+    }
+    text
 }
 
 /// An object, and what this version makes of it.
@@ -193,6 +216,32 @@ mod tests {
         assert_eq!(
             answer(""),
             "list clusters.weft.dev: the API server answers 403 Forbidden"
+        );
+        let invalid = |field: &str, value: &str, pattern: &str| {
+            format!("{field}: Invalid value: \"{value}\": {field} in body should match '{pattern}'")
+        };
+        let refused = [
+            invalid("spec.peers[0].name", "X", pattern::NAME),
+            invalid("spec.peers[0].publicKey", "k", pattern::PUBLIC_KEY),
+        ];
+        assert_eq!(
+            answer(&format!(
+                "SliceConfig.weft.dev \"shop\" is invalid: [{}]",
+                refused.join(", ")
+            )),
+            "list clusters.weft.dev: SliceConfig.weft.dev \"shop\" is invalid: [spec.peers[0].name: Invalid value: \"X\": \
+             spec.peers[0].name must be lower-case letters, digits and '-', with a letter or a digit first and last, \
+             spec.peers[0].publicKey: Invalid value: \"k\": spec.peers[0].publicKey must be a WireGuard public key, as \
+             `wg pubkey` prints it]"
+        );
+        let foreign = invalid("spec.x", "y", "^[0-9]+$");
+        assert_eq!(answer(&foreign), format!("list clusters.weft.dev: {foreign}"));
+        assert_eq!(
+            answer(
+                "metadata.name: Invalid value: \"Shop!\": must be lower case (e.g. 'example.com', regex used for validation is \
+                 '[a-z0-9]([-a-z0-9]*[a-z0-9])?') and short"
+            ),
+            "list clusters.weft.dev: metadata.name: Invalid value: \"Shop!\": must be lower case (e.g. 'example.com') and short"
         );
         let plain = anyhow::anyhow!("refused")
             .context("connect")

@@ -1,7 +1,6 @@
-//! Patterns of texts that machines write into objects: what one admits, the type of the field reads. (Fields that people
-//! write have rules with a sentence each instead.)
-//!
-//! A pattern is checked without the cost that a rule has, whatever the length of the list.
+//! Patterns of texts in objects: what one admits, the type of the field reads. A pattern is checked without the cost that a
+//! rule has, whatever the length of the list; what an API server says of one is a regular expression, and [`words`] says
+//! the same to a person.
 
 macro_rules! ipv4 {
     () => {
@@ -51,6 +50,37 @@ pub const SOCKET: &str = concat!(
     "\\]):(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9]?[0-9]{1,3})$"
 );
 
+/// The name of a member or of a host outside: a DNS label (RFC 1123 §2.1).
+pub const NAME: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+
+/// A WireGuard public key: 32 bytes in base 64 (RFC 4648 §4).
+pub const PUBLIC_KEY: &str = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
+
+/// A duration of Kubernetes.
+pub const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$";
+
+/// The key of a taint, or none.
+pub const TAINT_KEY: &str =
+    r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$";
+
+/// The value of a taint, or none.
+pub const TAINT_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+
+/// What a text must be that a pattern of this module refuses, after "must be"; `None` where it is none of them.
+pub fn words(pattern: &str) -> Option<&'static str> {
+    Some(match pattern {
+        IP => "an IP address, such as 192.0.2.9 or 2001:db8::9",
+        CIDR => "a network, such as 10.80.0.0/16 or fd42:80::/64",
+        SOCKET => "an address and a port, such as 192.0.2.9:51820 or [2001:db8::9]:51820",
+        NAME => "lower-case letters, digits and '-', with a letter or a digit first and last",
+        PUBLIC_KEY => "a WireGuard public key, as `wg pubkey` prints it",
+        DURATION => "a duration, such as 24h or 1h30m",
+        TAINT_KEY => "the key of a taint, such as dedicated or example.org/pool",
+        TAINT_VALUE => "letters, digits, '-', '_' and '.', with a letter or a digit first and last",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, SocketAddr};
@@ -66,6 +96,32 @@ mod tests {
 
     fn admits(pattern: &str, text: &str) -> bool {
         regex::Regex::new(pattern).unwrap().is_match(text)
+    }
+
+    /// All values of a key, at any depth.
+    fn values<'a>(of: &'a serde_json::Value, key: &str, found: &mut Vec<&'a str>) {
+        match of {
+            serde_json::Value::Object(fields) => {
+                found.extend(fields.get(key).and_then(serde_json::Value::as_str));
+                fields.values().for_each(|value| values(value, key, found));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|item| values(item, key, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_pattern_of_ours_has_words() {
+        let kinds = [crate::schema::hub(), crate::schema::member()].concat();
+        let kinds = serde_json::to_value(kinds).unwrap();
+        let mut patterns = vec![];
+        values(&kinds, "pattern", &mut patterns);
+        assert!(patterns.len() > 10, "{patterns:?}");
+        let silent: Vec<_> = patterns
+            .into_iter()
+            .filter(|pattern| words(pattern).is_none())
+            .collect();
+        assert!(silent.is_empty(), "{silent:?}");
     }
 
     proptest! {

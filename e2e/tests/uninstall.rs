@@ -76,7 +76,7 @@ async fn nothing_is_left_behind() -> Result<()> {
     for member in &members {
         let there = on_node(&environment, member.node())?;
         ensure!(
-            there.contains(" wp-") && there.contains(" wx-pods") && there.contains("slice-cni"),
+            there.contains(" wp-") && there.contains(" wx-pods") && there.contains("/etc/cni/net.d/"),
             "before: {there}"
         );
     }

@@ -6,6 +6,7 @@
 //!  shutdown ── SIGTERM and SIGINT become one cancellation token
 //!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptors in it
 //!  tap, steering ── TAP devices, and which queue of one a flow takes
+//!  fragmentation ── whether what a socket sends may be cut
 //!  lease, apply, client, store, undecodable ── the Kubernetes half (feature `kube`)
 //! ```
 //!
@@ -16,6 +17,7 @@ pub mod admin;
 pub mod apply;
 #[cfg(feature = "kube")]
 pub mod client;
+pub mod fragmentation;
 pub mod handover;
 #[cfg(feature = "kube")]
 pub mod lease;

@@ -110,10 +110,10 @@ impl SliceConfigSpec {
 #[serde(rename_all = "camelCase")]
 pub struct SlicePeer {
     /// Its name, which no member cluster may have.
-    #[schemars(length(max = 39), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 39), regex(pattern = pattern::NAME))]
     pub name: String,
     /// Its WireGuard public key, as `wg pubkey` prints it.
-    #[schemars(length(max = 44), regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
+    #[schemars(length(max = 44), regex(pattern = pattern::PUBLIC_KEY))]
     pub public_key: String,
     /// Where its WireGuard listens, best first. None where only it can dial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -172,7 +172,7 @@ pub struct SliceGatewaySettings {
     #[serde(default = "SliceGatewaySettings::default_rotation")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('8760h')")
         .message("spec.gateway.rotation takes a duration from 1m to 8760h, such as 24h"))]
-    #[schemars(length(max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$"))]
+    #[schemars(length(max = 32), regex(pattern = pattern::DURATION))]
     pub rotation: Duration,
     /// A change has every gateway of the slice make itself a new key now, without a frame lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]

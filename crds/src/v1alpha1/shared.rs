@@ -69,22 +69,14 @@ pub enum Exposure {
 pub struct Toleration {
     /// The taint's key; every taint where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(max = 317),
-        regex(
-            pattern = r"^(([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
-        )
-    )]
+    #[schemars(length(max = 317), regex(pattern = pattern::TAINT_KEY))]
     pub key: Option<String>,
     /// Equal where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<TolerationOperator>,
     /// The taint's value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(max = 63),
-        regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
-    )]
+    #[schemars(length(max = 63), regex(pattern = pattern::TAINT_VALUE))]
     pub value: Option<String>,
     /// Every effect where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

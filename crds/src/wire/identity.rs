@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::pattern;
+
 /// The hub's identity: the UID of this one object in the hub's namespace. It goes with the allocations, so a hub that
 /// has lost them is another one.
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +69,7 @@ pub struct MemberHubSpec {
 #[serde(rename_all = "camelCase")]
 pub struct JoinTokenSpec {
     /// The member's name.
-    #[schemars(length(min = 1, max = 39), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 39), regex(pattern = pattern::NAME))]
     pub cluster: String,
     /// Seconds from its creation within which it must be used: ten minutes, which is the shortest that Kubernetes
     /// makes a token for, to a week.

@@ -7,8 +7,8 @@ use std::{
     path::PathBuf,
 };
 
-use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use slice_datapath::{self as datapath, PROBES, QUESTION};
+use slice_runtime::fragmentation;
 
 use super::{datapath::address, netns};
 use crate::{mesh::Probe, programs::Answers};
@@ -17,24 +17,6 @@ use crate::{mesh::Probe, programs::Answers};
 const ETHERNET: usize = 14;
 /// Octets of the VXLAN header (RFC 7348 §5).
 const VXLAN: usize = 8;
-
-sockopt_impl!(
-    /// `IP_PMTUDISC_*` (ip(7)).
-    MtuDiscoverV4,
-    SetOnly,
-    libc::IPPROTO_IP,
-    libc::IP_MTU_DISCOVER,
-    libc::c_int
-);
-
-sockopt_impl!(
-    /// `IPV6_PMTUDISC_*` (ipv6(7)).
-    MtuDiscoverV6,
-    SetOnly,
-    libc::IPPROTO_IPV6,
-    libc::IPV6_MTU_DISCOVER,
-    libc::c_int
-);
 
 /// Sends probes, and knows which of them were answered.
 pub struct Prober {
@@ -123,18 +105,8 @@ const fn length(probe: &Probe) -> usize {
 fn socket(address: IpAddr, whole: bool) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((address, 0))?;
     socket.set_nonblocking(true)?;
-    // Nothing is received by it.
-    match address {
-        IpAddr::V4(_) => {
-            let mode = if whole {
-                libc::IP_PMTUDISC_PROBE
-            } else {
-                libc::IP_PMTUDISC_DONT
-            };
-            setsockopt(&socket, MtuDiscoverV4, &mode)?;
-        }
-        // The kernel's VXLAN cuts nothing over IPv6, and neither does any router.
-        IpAddr::V6(_) => setsockopt(&socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_PROBE)?,
-    }
+    // The kernel's VXLAN cuts nothing over IPv6, and neither does any router.
+    let v6 = address.is_ipv6();
+    fragmentation::set(&socket, v6, !whole && !v6)?;
     Ok(socket)
 }

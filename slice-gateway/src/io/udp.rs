@@ -14,10 +14,11 @@ use nix::{
     errno::Errno,
     getsockopt_impl, libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    setsockopt_impl, sockopt_impl,
+    sockopt_impl,
     sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg, setsockopt, sockopt},
 };
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use slice_runtime::fragmentation;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::proto::{Destination, Fragmentation, ecn};
@@ -48,36 +49,9 @@ pub struct Udp {
     unsegmented: BTreeSet<IpAddr>,
     coalescing: bool,
     dscp: u8,
-    /// The kernel may cut datagrams, and routers; see [`Self::set_fragmentation`].
+    /// The kernel may cut datagrams, and routers; see [`fragmentation`].
     fragments: bool,
 }
-
-sockopt_impl!(
-    /// `IP_PMTUDISC_*` (ip(7)).
-    MtuDiscoverV4,
-    SetOnly,
-    libc::IPPROTO_IP,
-    libc::IP_MTU_DISCOVER,
-    libc::c_int
-);
-
-sockopt_impl!(
-    /// `IPV6_PMTUDISC_*` (ipv6(7)).
-    MtuDiscoverV6,
-    SetOnly,
-    libc::IPPROTO_IPV6,
-    libc::IPV6_MTU_DISCOVER,
-    libc::c_int
-);
-
-sockopt_impl!(
-    /// No fragments are made here, be the device's MTU what it may (RFC 3542 §11.2).
-    DontFragmentV6,
-    SetOnly,
-    libc::IPPROTO_IPV6,
-    libc::IPV6_DONTFRAG,
-    libc::c_int
-);
 
 sockopt_impl!(
     /// The socket's memory, in words as `SK_MEMINFO_*` orders them (linux/sock_diag.h).
@@ -173,7 +147,7 @@ impl Udp {
         setsockopt(&socket, sockopt::ReceiveTimestampns, &false)?;
         let segmentation = state.max_gso_segments() > 1;
         let coalescing = state.gro_segments() > 1;
-        set_fragmentation(&socket, listen.is_ipv6(), false)?;
+        fragmentation::set(&socket, listen.is_ipv6(), false)?;
         tracing::info!(
             segmentation,
             coalescing,
@@ -266,7 +240,7 @@ impl Udp {
     ) -> Result<(), (io::Error, usize)> {
         let fragments = to.fragmentation == Fragmentation::Allowed;
         if fragments != self.fragments {
-            match set_fragmentation(&self.socket, self.v6, fragments) {
+            match fragmentation::set(&self.socket, self.v6, fragments) {
                 Ok(()) => self.fragments = fragments,
                 Err(error) => return Err((error, datagrams.len())),
             }
@@ -360,22 +334,6 @@ impl Udp {
             _ => to,
         }
     }
-}
-
-/// Whether datagrams may be cut on their path. Where they may not, nothing but the device bounds them: what a path carries
-/// is found out here, and not by the kernel from what it is sent (`IP_PMTUDISC_PROBE`). Where they may, IPv4 is cut by any
-/// router, and IPv6 here, to what the device and the errors of routers say.
-fn set_fragmentation(socket: &UdpSocket, v6: bool, allowed: bool) -> io::Result<()> {
-    let (v4_mode, v6_mode) = match allowed {
-        true => (libc::IP_PMTUDISC_DONT, libc::IPV6_PMTUDISC_DONT),
-        false => (libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE),
-    };
-    setsockopt(socket, MtuDiscoverV4, &v4_mode)?;
-    if v6 {
-        setsockopt(socket, MtuDiscoverV6, &v6_mode)?;
-        setsockopt(socket, DontFragmentV6, &i32::from(!allowed))?;
-    }
-    Ok(())
 }
 
 impl AsFd for Udp {

@@ -81,14 +81,9 @@ impl Gateway {
         datagram: &[u8],
         out: &mut impl Output,
     ) -> Result<(), Reason> {
-        let Initiation {
-            own,
-            key,
-            tunnel,
-            from,
-        } = *initiation;
-        match self.tunnels.get(&(own, key, tunnel)).copied() {
-            Some(slot) => self.converse(now, slot, from, datagram, out),
+        let known = (initiation.own, initiation.key, initiation.tunnel);
+        match self.tunnels.get(&known).copied() {
+            Some(slot) => self.converse(now, slot, initiation.from, datagram, out),
             None => self.host(now, initiation, datagram, out),
         }
     }

@@ -5,10 +5,10 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +27,8 @@ const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 /// Peers of a-gw0, each a cluster of its own, up.
 pub(crate) struct Farm {
     stop: Arc<AtomicBool>,
+    /// The longest that its thread was away, in milliseconds.
+    away: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -139,15 +141,21 @@ impl Farm {
             });
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = Some(thread::spawn(move || run(members, &stopped)));
+        let away = Arc::new(AtomicU64::new(0));
+        let (stopped, longest) = (stop.clone(), away.clone());
+        let thread = Some(thread::spawn(move || run(members, &stopped, &longest)));
         lab.configure();
         eventually("a-gw0 has a tunnel to every member of the farm", || {
             let up = lab.report("a-gw0").tunnels.into_iter();
             let up = up.filter(|tunnel| tunnel.up && tunnel.peer.starts_with("farm"));
             (up.count() == count as usize).then_some(())
         });
-        Self { stop, thread }
+        Self { stop, away, thread }
+    }
+
+    /// The longest that its thread was away since the last call: nobody is to blame who takes its members for dead then.
+    pub(crate) fn was_away(&self) -> Duration {
+        Duration::from_millis(self.away.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -158,10 +166,13 @@ impl Drop for Farm {
     }
 }
 
-fn run(mut members: Vec<Member>, stop: &AtomicBool) {
+fn run(mut members: Vec<Member>, stop: &AtomicBool, away: &AtomicU64) {
     let mut datagram = vec![0; 65_536];
+    let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
+        let gap = now.duration_since(std::mem::replace(&mut last, now)).as_millis();
+        away.fetch_max(u64::try_from(gap).unwrap_or(u64::MAX), Ordering::Relaxed);
         let due = members.iter().map(|member| member.gateway.poll_timeout()).min();
         let wait = due
             .map(|due| due.saturating_duration_since(now))
