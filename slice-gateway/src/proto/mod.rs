@@ -460,6 +460,7 @@ impl Gateway {
         if now < self.next_tick {
             return;
         }
+        let stalled = self.has_stalled(now);
         let stall = now.saturating_duration_since(self.last_tick);
         (self.last_tick, self.next_tick) = (now, now + TICK);
         self.too_big_left = MAX_TOO_BIG;
@@ -476,12 +477,12 @@ impl Gateway {
         let turned = std::mem::replace(&mut self.reported_away, self.away) != self.away;
         for place in 0..self.peers.len() {
             let peer = &mut self.peers[place];
-            if peer.rests(now) && stall < STALL && !turned {
+            if peer.rests(now) && !stalled && !turned {
                 continue;
             }
             let was_up = peer.path.up;
-            if stall >= STALL {
-                peer.path.excuse(now, stall);
+            if stalled {
+                peer.path.liveness.excuse(now, stall);
             }
             peer.tick(now, (own, self.away), &mut self.random, out);
             peer.probe_path(now, (own, self.away), &mut self.padded, out);

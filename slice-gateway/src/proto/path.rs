@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{Destination, Endpoint, Fragmentation, Socket, liveness::Liveness, mtu, path_mtu::PathMtu};
@@ -113,11 +113,6 @@ impl Path {
         self.idle = !self.liveness.is_in_use(now);
         self.slow = self.liveness.is_slow();
         self.up = self.liveness.assess(now) && session;
-    }
-
-    /// This process stood still for so long: that is no silence of the peer's.
-    pub(super) fn excuse(&mut self, now: Instant, stall: Duration) {
-        self.liveness.excuse(now, stall);
     }
 
     /// Whether frames should go this way.
