@@ -62,6 +62,16 @@ impl Member {
         self.cluster.probe(&self.namespace, &self.name, arguments).await
     }
 
+    /// Waits until another pod answers by the slice.
+    pub async fn await_reached(&self, to: &Self, deadline: Duration) -> Result<()> {
+        let address = to.v4()?.to_string();
+        poll(deadline, &format!("{self} reaches {to}"), async || {
+            let answer = self.probe(&["ping", &address, "--timeout", "500"]).await?;
+            Ok((answer["received"] == 1).then_some(()))
+        })
+        .await
+    }
+
     /// Gbit/s of TCP that another pod receives at one of its addresses.
     pub async fn tcp(&self, to: &Self, address: IpAddr, seconds: &str) -> Result<f64> {
         let receive = ["throughput", "receive", "--seconds", seconds];
