@@ -139,6 +139,10 @@ test-upgrade: lab-down setup ## Roll hub, members and agents from REF to here an
 	$(call phase,load $(REF),$(LAB) load $(UPGRADE)/images/*.tar)
 	$(call phase,roll from $(REF) and back,WEFT_UPGRADE_SLICECTL=$(CURDIR)/$(UPGRADE)/build/lab/slicectl cargo test --workspace --test upgrade -- --nocapture)
 
+.PHONY: test-matrix
+test-matrix: setup images ## Connectivity, services and verify on every kind of network and cluster that the lab imitates (ROWS="dual loss")
+	$(call phase,matrix,$(LAB) matrix $(ROWS))
+
 .PHONY: test
 test: ## Everything, from a clean machine: setup, lints, unit, namespaces, end to end
 	@start=$$SECONDS; for phase in setup check test-unit test-netns test-lab e2e; do $(MAKE) --no-print-directory $$phase; done; \

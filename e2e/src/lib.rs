@@ -15,7 +15,8 @@
 //! without a container engine, [`harness`] is what the tests in `e2e/tests` use
 //! and runs as well against clusters that somebody already has.
 //!
-//! [`demo`] shows Weft on it, and [`measure`] measures it there.
+//! [`demo`] shows Weft on it, and [`measure`] measures it there; [`matrix`]
+//! tries it on every kind of cluster that the lab imitates.
 //!
 //! Deliberately not here: Weft itself. The lab knows no slice; it installs
 //! nothing into its clusters but CoreDNS. Weft comes by its charts.
@@ -24,6 +25,7 @@ pub mod demo;
 pub mod harness;
 pub mod image;
 pub mod lab;
+pub mod matrix;
 pub mod measure;
 pub mod probe;
 pub mod progress;

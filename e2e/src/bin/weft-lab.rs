@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use slice_e2e::lab::dir::{self, LabDir};
+use slice_e2e::lab::options::Options;
 use slice_e2e::lab::plan::Plan;
 use slice_e2e::lab::running::{self, Running};
 use slice_e2e::lab::unit::Request;
-use slice_e2e::lab::{images, init, ours, release, reload, remove, setup, up};
+use slice_e2e::lab::{images, init, ours, release, reload, remove, setup, up, wire};
+use slice_e2e::matrix;
 use slice_e2e::measure::{self, Part, failover, qos, scale};
 use slice_e2e::progress::{Progress, say};
 
@@ -33,6 +35,8 @@ enum Verb {
         /// NAME:NODES of every cluster.
         #[arg(long, env = "WEFT_LAB_CLUSTERS", default_value = "a:2,b:2")]
         clusters: Plan,
+        #[command(flatten)]
+        options: Options,
     },
     /// Remove everything that `up` made.
     Down,
@@ -79,6 +83,8 @@ enum Verb {
     },
     /// Install Weft, make a slice, and print who can talk to whom.
     Demo,
+    /// Try Weft on every kind of cluster that the lab imitates, one lab after the other; writes docs/matrix.md.
+    Matrix(matrix::Selection),
     /// Measure Weft with real pods; prints a table and writes JSON.
     Measure {
         /// What to measure; everything when nothing is named.
@@ -151,6 +157,10 @@ enum Inner {
         root: PathBuf,
         images: PathBuf,
     },
+    /// Carries frames between a cluster and the first one.
+    Wire {
+        cluster: String,
+    },
     #[command(subcommand)]
     Wait(Wait),
 }
@@ -176,7 +186,7 @@ fn run(args: &Args) -> Result<()> {
     let dir = LabDir::new(&args.dir);
     match &args.command {
         Verb::Setup => setup::setup(),
-        Verb::Up { clusters } => up::up(&dir, clusters),
+        Verb::Up { clusters, options } => up::up(&dir, clusters, options),
         Verb::Down => timed("down", || remove::all(&dir)),
         Verb::Status => status(&dir),
         Verb::Load { tars, cluster } => load(&dir, tars, cluster.as_deref()),
@@ -187,6 +197,7 @@ fn run(args: &Args) -> Result<()> {
         }
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),
         Verb::Kubeconfig { path } => kubeconfig(&dir, *path),
+        Verb::Matrix(selection) => matrix::run(&dir, selection),
         Verb::Demo => up::runtime()?.block_on(slice_e2e::demo::run()),
         Verb::Measure { parts, out } => up::runtime()?.block_on(measure::run(parts, out)),
         Verb::Failover(options) => up::runtime()?.block_on(failover::run(options)),
@@ -222,6 +233,7 @@ fn run(args: &Args) -> Result<()> {
         Verb::Machine(Inner::Boot { name }) => init::boot(&dir, name),
         Verb::Machine(Inner::Init { name }) => init::init(&dir, name),
         Verb::Machine(Inner::Import { root, images }) => images::import(root, images),
+        Verb::Machine(Inner::Wire { cluster }) => wire::run(&dir, cluster),
         Verb::Machine(Inner::Wait(wait)) => wait.run(),
     }
 }

@@ -14,9 +14,9 @@ pub struct Cut {
 impl Environment {
     /// Drops what the nodes, and the pods on them, send to the API server of a cluster.
     pub fn cut(&self, nodes: &[String], from: &str) -> Result<Cut> {
-        let server = self.lab()?.plan().cluster(from)?.api_server();
-        let (address, port) = address_of(&server)?;
-        let rule = format!("ip daddr {address} tcp dport {port} drop");
+        let lab = self.lab()?;
+        let server = lab.plan().cluster(from)?.api_server(lab.options().family);
+        let rule = format!("ip daddr {} tcp dport {} drop", server.ip(), server.port());
         let rules = [
             ("type filter hook output priority -1", &*rule),
             ("type filter hook forward priority -1", &*rule),
@@ -102,10 +102,4 @@ impl Drop for Cut {
             let _ = undo.output();
         }
     }
-}
-
-fn address_of(server: &str) -> Result<(&str, &str)> {
-    let rest = server.split("://").last().unwrap_or(server);
-    rest.split_once(':')
-        .with_context(|| format!("\"{server}\" has no port"))
 }

@@ -7,6 +7,8 @@
 //!
 //! By default the tests use the lab; `WEFT_E2E_KUBECONFIG` and
 //! `WEFT_E2E_CONTEXTS=hub,member,…` point them at clusters that exist already.
+//! `WEFT_E2E_HUB_VALUES` and `WEFT_E2E_MEMBER_VALUES` are files with values of
+//! the charts, for clusters that need any.
 //! A test that needs the lab says so by calling [`Environment::lab`], which
 //! fails with words when there is none: nothing is skipped in silence.
 

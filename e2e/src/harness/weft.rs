@@ -25,7 +25,7 @@ use slice_crds::{
     v1alpha1::{Slice, SliceConfig, SliceGateway},
 };
 
-use super::{Cluster, Environment, PodSpec, is_ready, poll};
+use super::{Cluster, Environment, PodSpec, is_ready, poll, variable};
 use crate::lab::programs::Cache;
 
 /// The project namespace that the hub's chart makes.
@@ -171,16 +171,16 @@ impl Environment {
     pub async fn install(&self) -> Result<()> {
         let hub = self.hub()?;
         if !has_deployment(hub, names::HUB_NAMESPACE, "weft-hub").await? {
-            self.slicectl(
-                &hub.name,
-                &["install", "hub", "--set", "image.tag=dev", "--timeout", INSTALL],
-            )?;
+            let mut install = vec!["install", "hub", "--set", "image.tag=dev", "--timeout", INSTALL];
+            let values = variable("WEFT_E2E_HUB_VALUES");
+            install.extend(values.iter().flat_map(|file| ["--values", file]));
+            self.slicectl(&hub.name, &install)?;
         }
         for cluster in &self.clusters {
             let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), names::MEMBER_NAMESPACE);
             if secrets.get_opt("weft-hub-credential").await?.is_none() {
                 let token = self.slicectl(&hub.name, &["token", "issue", &cluster.name])?;
-                let join = [
+                let mut join = vec![
                     "join",
                     "--token",
                     token.trim(),
@@ -189,6 +189,8 @@ impl Environment {
                     "--timeout",
                     INSTALL,
                 ];
+                let values = variable("WEFT_E2E_MEMBER_VALUES");
+                join.extend(values.iter().flat_map(|file| ["--values", file]));
                 self.slicectl(&cluster.name, &join)?;
             }
         }

@@ -5,13 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::dir::{LabDir, MachineDir, write_json};
-use super::plan::{Cluster, DNS_SERVICE, Machine, POD_RANGE, Role, SERVICE_RANGE};
+use super::family::Family;
+use super::options::{NODE_LOCAL_DNS, Options};
+use super::plan::{Cluster, Machine, Role};
 use super::unit::{Boot, Kind, Unit};
 
 /// Where the stock CNI plugins of Debian's containernetworking-plugins are.
@@ -27,6 +30,7 @@ pub struct Site<'a> {
     pub dir: &'a LabDir,
     /// The folder of kube-apiserver, kubelet, ….
     pub programs: &'a Path,
+    pub options: &'a Options,
 }
 
 /// Writes a machine's files and its orders.
@@ -38,7 +42,7 @@ pub fn write(site: &Site<'_>, cluster: &Cluster, machine: &Machine) -> Result<()
         all: Vec::new(),
     };
     match machine.role {
-        Role::ControlPlane => control_plane(site, cluster, machine, &mut units),
+        Role::ControlPlane => control_plane(site, cluster, machine, &mut units)?,
         Role::Node(_) => node(site, cluster, machine, &mut units)?,
     }
     let path = format!(
@@ -74,7 +78,12 @@ impl Units<'_> {
     }
 }
 
-fn control_plane(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units<'_>) {
+fn control_plane(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units<'_>) -> Result<()> {
+    let family = site.options.family;
+    let (pods, services) = (
+        family.list(|ranges| ranges.pods.to_owned()),
+        family.list(|ranges| ranges.services.to_owned()),
+    );
     let pki = site.dir.pki(&cluster.name);
     let file = |name: &str| pki.join(name).display().to_string();
     let etcd = "http://127.0.0.1:2379";
@@ -102,44 +111,45 @@ fn control_plane(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &
         &["etcd"],
         wait(site, &["tcp", "127.0.0.1:2379"]),
     );
-    units.add(
-        "apiserver",
-        Kind::Service,
-        &["etcd-answers"],
-        vec![
-            "kube-apiserver".into(),
-            format!("--etcd-servers={etcd}"),
-            format!("--advertise-address={}", machine.ip4),
-            "--bind-address=0.0.0.0".into(),
-            "--secure-port=6443".into(),
-            format!("--service-cluster-ip-range={SERVICE_RANGE}"),
-            format!("--client-ca-file={}", file("ca.crt")),
-            format!("--tls-cert-file={}", file("apiserver.crt")),
-            format!("--tls-private-key-file={}", file("apiserver.key")),
-            "--service-account-issuer=https://kubernetes.default.svc".into(),
-            format!(
-                "--service-account-signing-key-file={}",
-                file("service-account.key")
-            ),
-            format!("--service-account-key-file={}", file("service-account.pub")),
-            "--authorization-mode=Node,RBAC".into(),
-            "--enable-admission-plugins=NodeRestriction".into(),
-            "--allow-privileged=true".into(),
-            format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
-            format!("--kubelet-client-key={}", file("kubelet-client.key")),
-            format!("--kubelet-certificate-authority={}", file("ca.crt")),
-            "--kubelet-preferred-address-types=InternalIP".into(),
-            format!("--requestheader-client-ca-file={}", file("ca.crt")),
-            "--requestheader-allowed-names=front-proxy-client".into(),
-            "--requestheader-username-headers=X-Remote-User".into(),
-            "--requestheader-group-headers=X-Remote-Group".into(),
-            "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
-            format!("--proxy-client-cert-file={}", file("front-proxy.crt")),
-            format!("--proxy-client-key-file={}", file("front-proxy.key")),
-            // No kube-proxy on this machine: webhooks are called on their pods' addresses.
-            "--enable-aggregator-routing=true".into(),
-        ],
-    );
+    let mut argv = vec![
+        "kube-apiserver".into(),
+        format!("--etcd-servers={etcd}"),
+        format!("--advertise-address={}", machine.address(family)),
+        format!("--bind-address={}", family.any()),
+        "--secure-port=6443".into(),
+        format!("--service-cluster-ip-range={services}"),
+        format!("--client-ca-file={}", file("ca.crt")),
+        format!("--tls-cert-file={}", file("apiserver.crt")),
+        format!("--tls-private-key-file={}", file("apiserver.key")),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!(
+            "--service-account-signing-key-file={}",
+            file("service-account.key")
+        ),
+        format!("--service-account-key-file={}", file("service-account.pub")),
+        "--authorization-mode=Node,RBAC".into(),
+        "--enable-admission-plugins=NodeRestriction".into(),
+        "--allow-privileged=true".into(),
+        format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+        format!("--kubelet-client-key={}", file("kubelet-client.key")),
+        format!("--kubelet-certificate-authority={}", file("ca.crt")),
+        "--kubelet-preferred-address-types=InternalIP".into(),
+        format!("--requestheader-client-ca-file={}", file("ca.crt")),
+        "--requestheader-allowed-names=front-proxy-client".into(),
+        "--requestheader-username-headers=X-Remote-User".into(),
+        "--requestheader-group-headers=X-Remote-Group".into(),
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+        format!("--proxy-client-cert-file={}", file("front-proxy.crt")),
+        format!("--proxy-client-key-file={}", file("front-proxy.key")),
+        // No kube-proxy on this machine: webhooks are called on their pods' addresses.
+        "--enable-aggregator-routing=true".into(),
+    ];
+    if site.options.priority_quota {
+        let path = units.dir.etc().join("admission.json");
+        write_json(&path, &limited_priorities())?;
+        argv.push(format!("--admission-control-config-file={}", path.display()));
+    }
+    units.add("apiserver", Kind::Service, &["etcd-answers"], argv);
     // Both exit when there is no API server yet.
     units.add(
         "api-answers",
@@ -161,8 +171,8 @@ fn control_plane(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &
         "--bind-address=127.0.0.1".into(),
         // Node objects are made with their range: the lab wants the same one on node n of every cluster.
         "--allocate-node-cidrs=false".into(),
-        format!("--cluster-cidr={POD_RANGE}"),
-        format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+        format!("--cluster-cidr={pods}"),
+        format!("--service-cluster-ip-range={services}"),
         format!("--root-ca-file={}", file("ca.crt")),
         format!(
             "--service-account-private-key-file={}",
@@ -182,6 +192,24 @@ fn control_plane(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &
     argv.extend(client("scheduler.kubeconfig"));
     argv.extend(["--bind-address=127.0.0.1".into(), "--leader-elect=false".into()]);
     units.add("scheduler", Kind::Service, &["api-answers"], argv);
+    Ok(())
+}
+
+/// Pods of Kubernetes' own priority classes, only where a quota counts them (kubernetes.io, "Limit Priority Class consumption by
+/// default").
+fn limited_priorities() -> Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{"name": "ResourceQuota", "configuration": {
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "ResourceQuotaConfiguration",
+            "limitedResources": [{"resource": "pods", "matchScopes": [{
+                "scopeName": "PriorityClass", "operator": "In",
+                "values": ["system-node-critical", "system-cluster-critical"]
+            }]}]
+        }}]
+    })
 }
 
 fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units<'_>) -> Result<()> {
@@ -193,23 +221,23 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     };
-    let range = machine.pod_range().context("a node without a pod range")?;
-    put("10-lab.conflist", cni(&range).to_string())?;
+    let family = site.options.family;
+    put("10-lab.conflist", cni(site.options, machine).to_string())?;
     // Pods that ask for the node's own resolver find none: the lab has no way out.
     let resolv = put("resolv.conf", String::new())?;
     let containerd = put(
         "containerd.toml",
         CONTAINERD_TOML.replace("@RUNC@", "/usr/sbin/runc"),
     )?;
-    let kubelet = put(KUBELET, kubelet(&pki, machine, &resolv).to_string())?;
-    let proxy = put("kube-proxy.json", proxy(&pki, machine).to_string())?;
+    let kubelet = put(KUBELET, kubelet(site.options, &pki, machine, &resolv).to_string())?;
+    let proxy = put("kube-proxy.json", proxy(site.options, &pki, machine).to_string())?;
 
-    let masquerade = ["-s", POD_RANGE, "!", "-d", POD_RANGE, "-j", "MASQUERADE"];
-    let mut argv: Vec<String> = ["iptables", "-w", "-t", "nat", "-A", "POSTROUTING"]
-        .map(str::to_owned)
-        .to_vec();
-    argv.extend(masquerade.map(str::to_owned));
-    units.add("masquerade", Kind::Task, &[], argv);
+    for ranges in family.ranges() {
+        let (program, pods) = (ranges.iptables, ranges.pods);
+        let words = format!("{program} -w -t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE");
+        let argv = words.split(' ').map(str::to_owned).collect();
+        units.add(&masquerade(program), Kind::Task, &[], argv);
+    }
     units.add(
         "containerd",
         Kind::Service,
@@ -236,13 +264,17 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
     units.add(
         "kubelet",
         Kind::Service,
-        &["containerd-answers", "api-answers", "masquerade"],
+        &[
+            "containerd-answers",
+            "api-answers",
+            &masquerade(family.ranges()[0].iptables),
+        ],
         vec![
             "kubelet".into(),
             format!("--kubeconfig={}", file(&format!("{}.kubeconfig", machine.name))),
             format!("--config={}", kubelet.display()),
             format!("--hostname-override={}", machine.name),
-            format!("--node-ip={}", machine.ip4),
+            format!("--node-ip={}", join(&machine.addresses(family))),
             "--v=2".into(),
         ],
     );
@@ -259,6 +291,15 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
     Ok(())
 }
 
+fn masquerade(program: &str) -> String {
+    format!("masquerade-{program}")
+}
+
+fn join(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(",")
+}
+
 /// Our own program waits for things that others need; see `weft-lab machine wait`.
 fn wait(site: &Site<'_>, what: &[&str]) -> Vec<String> {
     let mut argv = vec![
@@ -271,8 +312,15 @@ fn wait(site: &Site<'_>, what: &[&str]) -> Vec<String> {
 }
 
 /// The chain that Weft's own plugin joins later: containerd reads the file again when it changes.
-fn cni(range: &str) -> Value {
-    json!({
+fn cni(options: &Options, machine: &Machine) -> Value {
+    let ranges = machine.pod_ranges(options.family);
+    let ranges: Vec<Value> = ranges
+        .iter()
+        .map(|(range, _)| json!([{"subnet": range}]))
+        .collect();
+    let routes = options.family.ranges().iter();
+    let routes: Vec<Value> = routes.map(|of| json!({"dst": of.default_route})).collect();
+    let mut list = json!({
         "cniVersion": "0.4.0",
         "name": "lab",
         "plugins": [
@@ -280,18 +328,26 @@ fn cni(range: &str) -> Value {
                 "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": [[{"subnet": range}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": ranges,
+                    "routes": routes,
                     // Leases end with the machine, as its pods' namespaces do.
                     "dataDir": "/run/cni-ipam"
                 }
             },
             {"type": "portmap", "capabilities": {"portMappings": true}}
         ]
-    })
+    });
+    if let Some(mtu) = options.mtu_of_pods() {
+        list["plugins"][0]["mtu"] = json!(mtu);
+    }
+    list
 }
 
-fn kubelet(pki: &Path, machine: &Machine, resolv: &Path) -> Value {
+fn kubelet(options: &Options, pki: &Path, machine: &Machine, resolv: &Path) -> Value {
+    let dns = match options.node_local_dns {
+        true => NODE_LOCAL_DNS.to_owned(),
+        false => options.family.ranges()[0].dns.to_string(),
+    };
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -300,13 +356,16 @@ fn kubelet(pki: &Path, machine: &Machine, resolv: &Path) -> Value {
             "x509": {"clientCAFile": pki.join("ca.crt")}
         },
         "authorization": {"mode": "Webhook"},
-        "address": machine.ip4,
+        "address": match options.family {
+            Family::Dual => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            Family::Ipv4 | Family::Ipv6 => machine.address(options.family),
+        },
         "tlsCertFile": pki.join(format!("{}.crt", machine.name)),
         "tlsPrivateKeyFile": pki.join(format!("{}.key", machine.name)),
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
         "resolvConf": resolv,
         "clusterDomain": "cluster.local",
-        "clusterDNS": [DNS_SERVICE],
+        "clusterDNS": [dns],
         "cgroupDriver": "cgroupfs",
         // kubelet 1.35 and later refuse v1 hosts unless told otherwise.
         "failCgroupV1": false,
@@ -331,17 +390,18 @@ fn kubelet(pki: &Path, machine: &Machine, resolv: &Path) -> Value {
     })
 }
 
-fn proxy(pki: &Path, machine: &Machine) -> Value {
+fn proxy(options: &Options, pki: &Path, machine: &Machine) -> Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": pki.join("kube-proxy.kubeconfig")},
-        "mode": "iptables",
-        "clusterCIDR": POD_RANGE,
+        "mode": options.kube_proxy.mode(),
+        "clusterCIDR": options.family.list(|ranges| ranges.pods.to_owned()),
         "hostnameOverride": machine.name,
-        "bindAddress": "0.0.0.0",
+        "bindAddress": options.family.any(),
         "oomScoreAdj": 0,
         "iptables": {"minSyncPeriod": "100ms"},
+        "nftables": {"minSyncPeriod": "100ms"},
         // Limits of connection tracking belong to the real machine and are read-only in a namespace.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
     })
@@ -388,6 +448,7 @@ mod tests {
         let site = Site {
             dir: &dir,
             programs: Path::new("/programs"),
+            options: &Options::default(),
         };
         let plan: Plan = "a:2,b:1".parse().unwrap();
         for cluster in plan.clusters() {
@@ -408,7 +469,7 @@ mod tests {
     #[test]
     fn node_n_of_every_cluster_has_the_same_chain() {
         let plan: Plan = "a:1,b:1".parse().unwrap();
-        let ranges: Vec<_> = plan.nodes().map(|node| cni(&node.pod_range().unwrap())).collect();
+        let ranges: Vec<_> = plan.nodes().map(|node| cni(&Options::default(), node)).collect();
         assert_eq!(ranges[0], ranges[1]);
         assert_eq!(
             ranges[0]["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],

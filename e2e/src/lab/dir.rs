@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /var/lib/weft-lab/
-//!   lab.json                 the plan; its presence means "there is something to remove"
+//!   lab.json                 the plan and options; its presence means "there is something to remove"
 //!   sysctl.json              machine-wide settings as they were before
 //!   weft-lab                 the program that runs as pid 1 of the machines
 //!   kubeconfig               contexts of all clusters
@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::options::Options;
 use super::plan::Plan;
 
 /// Where the lab lives unless told otherwise.
@@ -32,6 +33,8 @@ pub struct LabDir {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
     pub plan: Plan,
+    #[serde(default)]
+    pub options: Options,
     /// Programs of Kubernetes and its friends, built by `weft-lab setup`.
     pub programs: PathBuf,
 }

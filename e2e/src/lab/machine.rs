@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::cgroup::Layout;
 use super::dir::{LabDir, read_json};
 use super::network;
+use super::options::Options;
 use super::plan::{Cluster, Machine};
 use super::process::{Identity, run};
 use super::unit::{Request, Response, Status};
@@ -22,8 +23,14 @@ const BOOT: Duration = Duration::from_secs(20);
 pub const END: Duration = Duration::from_secs(20);
 
 /// Plugs a machine in and boots it. Its files must have been written.
-pub fn start(dir: &LabDir, groups: &Layout, cluster: &Cluster, machine: &Machine) -> Result<()> {
-    network::build_machine(cluster, machine)?;
+pub fn start(
+    dir: &LabDir,
+    groups: &Layout,
+    options: &Options,
+    cluster: &Cluster,
+    machine: &Machine,
+) -> Result<()> {
+    network::build_machine(options, cluster, machine)?;
     groups.create(&machine.name)?;
     let mut boot = Command::new(dir.program());
     boot.args(["machine", "boot", &machine.name])

@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::family::Family;
+use super::options::{NODE_LOCAL_DNS, Options};
 use super::plan::{Cluster, HOST_ADDRESS, Machine, NODE_RANGE, Plan, SWITCH_ADDRESS};
 use super::process::run;
 
@@ -25,7 +27,7 @@ const PREFIX: &str = "weft-lab-";
 const HOST_PREFIX: &str = "weft-lab-host-";
 
 /// Makes the switch and the real machine's port on it.
-pub fn build_switch() -> Result<()> {
+pub fn build_switch(options: &Options, plan: &Plan) -> Result<()> {
     check_free()?;
     add_netns(SWITCH)?;
     batch(
@@ -48,7 +50,7 @@ pub fn build_switch() -> Result<()> {
         "add table ip lab; add chain ip lab nowhere {{ type filter hook prerouting priority 0; }}; \
          add rule ip lab nowhere ip daddr != {NODE_RANGE} meta l4proto tcp reject with tcp reset"
     );
-    run(command_in(SWITCH, "nft").arg(reset))?;
+    rules(SWITCH, &reset)?;
     // A switch does not look into packets: without this, iptables and connection tracking of the namespace would.
     if Path::new("/proc/sys/net/bridge").exists() {
         for table in ["iptables", "ip6tables", "arptables"] {
@@ -64,37 +66,86 @@ pub fn build_switch() -> Result<()> {
              link set {HOST_PORT} up\n"
         ),
     )?;
-    batch(Some(SWITCH), "link set host master br0 up\n")
+    batch(Some(SWITCH), "link set host master br0 up\n")?;
+    if options.delay.is_some() {
+        plan.clusters().iter().skip(1).try_for_each(add_segment)?;
+    }
+    match options.between_clusters(plan) {
+        Some(script) => rules(SWITCH, &script),
+        None => Ok(()),
+    }
+}
+
+/// A segment of a cluster's own and a TAP device on either side of what carries frames to it ([`super::wire`]).
+fn add_segment(cluster: &Cluster) -> Result<()> {
+    let (near, far) = wire_ends(cluster);
+    let bridge = segment(cluster);
+    let mut commands = format!("link add {bridge} type bridge mcast_snooping 0\nlink set {bridge} up\n");
+    for (end, bridge) in [(near, "br0"), (far, &bridge)] {
+        commands += &format!("tuntap add dev {end} mode tap\nlink set {end} master {bridge} up\n");
+    }
+    batch(Some(SWITCH), &commands)
+}
+
+/// The two ends of a cluster's line to the first one.
+pub fn wire_ends(cluster: &Cluster) -> (String, String) {
+    (format!("wan{}", cluster.id), format!("far{}", cluster.id))
+}
+
+fn segment(cluster: &Cluster) -> String {
+    format!("br{}", cluster.id)
 }
 
 /// Plugs a machine into the switch and gives it routes to the pods of its cluster's other nodes.
-pub fn build_machine(cluster: &Cluster, machine: &Machine) -> Result<()> {
+pub fn build_machine(options: &Options, cluster: &Cluster, machine: &Machine) -> Result<()> {
     let netns = machine.netns();
     add_netns(&netns)?;
     let port = &machine.port;
+    let bridge = match options.delay {
+        Some(_) if cluster.id > 1 => segment(cluster),
+        _ => "br0".to_owned(),
+    };
     batch(
         Some(SWITCH),
         &format!(
             "link add {port} type veth peer name eth0 address {} netns {netns}\n\
-             link set {port} master br0 up\n",
+             link set {port} master {bridge} up\n",
             machine.mac()
         ),
     )?;
-    let mut inside = format!(
-        "link set lo up\n\
-         addr add {}/16 dev eth0\n\
-         addr add {}/32 dev eth0 nodad\n\
-         link set eth0 up\n\
-         route add default via {SWITCH_ADDRESS}\n\
-         route add unreachable 169.254.169.254/32\n", // no cloud metadata service here: fail at once
-        machine.ip4, machine.ip6
-    );
+    let mut inside = "link set lo up\n".to_owned();
+    if let Some(mtu) = options.node_mtu {
+        inside += &format!("link set eth0 mtu {mtu}\n");
+        batch(Some(SWITCH), &format!("link set {port} mtu {mtu}\n"))?;
+    }
+    if options.judges_packets() {
+        inside += "link set eth0 gso_max_segs 1\n";
+    }
+    // The other family's as well where only one is Kubernetes': nodes have more addresses than it knows of.
+    if options.family != Family::Ipv6 {
+        inside += &format!("addr add {}/16 dev eth0\n", machine.ip4);
+    }
+    inside += &format!("addr add {}/32 dev eth0 nodad\nlink set eth0 up\n", machine.ip6);
+    // No cloud metadata service here: fail at once.
+    inside += match options.family {
+        Family::Ipv4 | Family::Dual => {
+            "route add default via 172.30.0.254\nroute add unreachable 169.254.169.254/32\n"
+        }
+        Family::Ipv6 => "route add default via fd00:30::fe\n",
+    };
     for other in cluster.nodes.iter().filter(|other| other.name != machine.name) {
-        if let Some(range) = other.pod_range() {
-            inside += &format!("route add {range} via {}\n", other.ip4);
+        for (range, via) in other.pod_ranges(options.family) {
+            inside += &format!("route add {range} via {via}\n");
         }
     }
-    batch(Some(&netns), &inside)
+    if options.node_local_dns {
+        inside += &format!("addr add {NODE_LOCAL_DNS}/32 dev lo\n");
+    }
+    batch(Some(&netns), &inside)?;
+    match options.leaving(&cluster.nodes) {
+        Some(script) => rules(&netns, &script),
+        None => Ok(()),
+    }
 }
 
 /// Plugs a host into the switch that belongs to no cluster, and returns its namespace.
@@ -227,6 +278,11 @@ fn remove_link(netns: Option<&str>, name: &str) -> Result<()> {
         Err(error) if error.to_string().contains("Cannot find device") => Ok(()),
         other => other.map(drop),
     }
+}
+
+/// Gives a script to nft in a namespace.
+fn rules(netns: &str, script: &str) -> Result<()> {
+    run(command_in(netns, "nft").arg(script)).map(drop)
 }
 
 /// Runs several `ip` commands in one process.

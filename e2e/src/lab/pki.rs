@@ -11,7 +11,8 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use super::plan::{API_SERVICE, Cluster};
+use super::family::Family;
+use super::plan::{Cluster, Machine};
 
 /// The clients, their user name and group. Kubernetes reads them from the certificate's subject
 /// (kubernetes.io, "PKI certificates and requirements").
@@ -23,42 +24,48 @@ const CLIENTS: [(&str, &str, &str); 4] = [
 ];
 
 /// Writes everything of one cluster into `dir`: `NAME.crt`, `NAME.key`, and `NAME.kubeconfig` for clients.
-pub fn write(cluster: &Cluster, dir: &Path) -> Result<()> {
+pub fn write(cluster: &Cluster, family: Family, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let authority = Authority::new(cluster, dir)?;
+    let authority = Authority::new(cluster, family, dir)?;
 
     let tokens = KeyPair::generate().context("generate the key of service account tokens")?;
     put(dir, "service-account.key", &tokens.serialize_pem())?;
     put(dir, "service-account.pub", &tokens.public_key_pem())?;
 
-    let address = cluster.control_plane.ip4.to_string();
-    let names = [
-        &address,
+    let mut names = addresses(&cluster.control_plane, family);
+    names.extend(family.ranges().iter().map(|ranges| ranges.api.to_string()));
+    let fixed = [
         "127.0.0.1",
-        API_SERVICE,
         "localhost",
         "kubernetes",
         "kubernetes.default",
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
     ];
-    authority.issue("apiserver", "kube-apiserver", "", &names)?;
+    names.extend(fixed.map(str::to_owned));
+    authority.issue("apiserver", "kube-apiserver", "", names)?;
     authority.issue(
         "kubelet-client",
         "kube-apiserver-kubelet-client",
         "system:masters",
-        &[],
+        vec![],
     )?;
-    authority.issue("front-proxy", "front-proxy-client", "", &[])?;
+    authority.issue("front-proxy", "front-proxy-client", "", vec![])?;
     for (file, user, group) in CLIENTS {
-        authority.client(cluster, file, user, group, &[])?;
+        authority.client(cluster, file, user, group, vec![])?;
     }
     for node in &cluster.nodes {
         let user = format!("system:node:{}", node.name);
-        let names = [node.name.as_str(), &node.ip4.to_string()];
-        authority.client(cluster, &node.name, &user, "system:nodes", &names)?;
+        let mut names = addresses(node, family);
+        names.push(node.name.clone());
+        authority.client(cluster, &node.name, &user, "system:nodes", names)?;
     }
     Ok(())
+}
+
+fn addresses(machine: &Machine, family: Family) -> Vec<String> {
+    let addresses = machine.addresses(family);
+    addresses.iter().map(ToString::to_string).collect()
 }
 
 /// One kubeconfig with a context per cluster, named like the cluster, for its administrator.
@@ -81,12 +88,13 @@ pub fn kubeconfig<'a>(clusters: impl Iterator<Item = (&'a Cluster, &'a Path)>) -
 
 struct Authority<'a> {
     dir: &'a Path,
+    family: Family,
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl<'a> Authority<'a> {
-    fn new(cluster: &Cluster, dir: &'a Path) -> Result<Self> {
+    fn new(cluster: &Cluster, family: Family, dir: &'a Path) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(&format!("weft-lab-{}", cluster.name), "");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -104,14 +112,14 @@ impl<'a> Authority<'a> {
         put(dir, "ca.key", &key.serialize_pem())?;
         Ok(Self {
             dir,
+            family,
             certificate,
             issuer: Issuer::new(params, key),
         })
     }
 
     /// Issues a certificate that may serve (when it has names) and call.
-    fn issue(&self, file: &str, user: &str, group: &str, names: &[&str]) -> Result<(String, String)> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    fn issue(&self, file: &str, user: &str, group: &str, names: Vec<String>) -> Result<(String, String)> {
         let mut params = CertificateParams::new(names).with_context(|| format!("names of {file}"))?;
         params.distinguished_name = subject(user, group);
         params.key_usages = vec![
@@ -134,11 +142,18 @@ impl<'a> Authority<'a> {
         Ok((certificate, key))
     }
 
-    fn client(&self, cluster: &Cluster, file: &str, user: &str, group: &str, names: &[&str]) -> Result<()> {
+    fn client(
+        &self,
+        cluster: &Cluster,
+        file: &str,
+        user: &str,
+        group: &str,
+        names: Vec<String>,
+    ) -> Result<()> {
         let (certificate, key) = self.issue(file, user, group, names)?;
         // A context is named like its cluster, its user like both: files of several clusters can be merged.
         let user = format!("{}-{file}", cluster.name);
-        let server = cluster.api_server();
+        let server = format!("https://{}", cluster.api_server(self.family));
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",

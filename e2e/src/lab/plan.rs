@@ -6,19 +6,13 @@
 //! owners.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Pod range of every cluster.
-pub const POD_RANGE: &str = "10.244.0.0/16";
-/// Service range of every cluster.
-pub const SERVICE_RANGE: &str = "10.96.0.0/16";
-/// The API server's own Service address: the first of [`SERVICE_RANGE`].
-pub const API_SERVICE: &str = "10.96.0.1";
-/// CoreDNS' Service address in every cluster.
-pub const DNS_SERVICE: &str = "10.96.0.10";
+use super::family::Family;
+
 /// The network of all nodes, one Ethernet segment.
 pub const NODE_RANGE: &str = "172.30.0.0/16";
 /// The machine's own address on the node network.
@@ -120,8 +114,8 @@ impl Cluster {
     }
 
     /// The address under which the machine itself and the nodes reach the API server.
-    pub fn api_server(&self) -> String {
-        format!("https://{}:6443", self.control_plane.ip4)
+    pub fn api_server(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(self.control_plane.address(family), 6443)
     }
 
     pub fn machines(&self) -> impl Iterator<Item = &Machine> {
@@ -141,12 +135,32 @@ impl Machine {
         format!("02:1a:b0:00:{id:02x}:{last:02x}")
     }
 
-    /// The part of [`POD_RANGE`] that this node gives to its pods: the same for node n of every cluster.
-    pub fn pod_range(&self) -> Option<String> {
-        match self.role {
-            Role::ControlPlane => None,
-            Role::Node(n) => Some(format!("10.244.{n}.0/24")),
+    /// Of each family, first the one that it is known by.
+    pub fn addresses(&self, family: Family) -> Vec<IpAddr> {
+        let all = [IpAddr::V4(self.ip4), IpAddr::V6(self.ip6)];
+        all.into_iter().filter(|address| family.has(*address)).collect()
+    }
+
+    /// The one that it is known by.
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::Ipv4 | Family::Dual => self.ip4.into(),
+            Family::Ipv6 => self.ip6.into(),
         }
+    }
+
+    /// What this node gives to its pods of the cluster's ranges, with its address of that family: the same for node n of
+    /// every cluster. Nothing for a control plane.
+    pub fn pod_ranges(&self, family: Family) -> Vec<(String, IpAddr)> {
+        let Role::Node(n) = self.role else {
+            return Vec::new();
+        };
+        let range = |address: IpAddr| match address {
+            IpAddr::V4(_) => format!("10.244.{n}.0/24"),
+            IpAddr::V6(_) => format!("fd44:0:0:{n:x}::/64"),
+        };
+        let addresses = self.addresses(family).into_iter();
+        addresses.map(|address| (range(address), address)).collect()
     }
 }
 
@@ -262,8 +276,13 @@ mod tests {
         assert_eq!(a.nodes[0].ip4.to_string(), "172.30.1.11");
         assert_eq!(b.nodes[1].ip4.to_string(), "172.30.2.12");
         assert_eq!(b.nodes[1].ip6.to_string(), "fd00:30:2::c");
-        assert_eq!(a.nodes[0].pod_range(), b.nodes[0].pod_range());
-        assert_eq!(a.control_plane.pod_range(), None);
+        let ranges = |machine: &Machine| -> Vec<String> {
+            let ranges = machine.pod_ranges(Family::Dual);
+            ranges.into_iter().map(|(range, _)| range).collect()
+        };
+        assert_eq!(ranges(&a.nodes[0]), ["10.244.1.0/24", "fd44:0:0:1::/64"]);
+        assert_eq!(ranges(&a.nodes[0]), ranges(&b.nodes[0]));
+        assert!(ranges(&a.control_plane).is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::config;
 use super::dir::{LabDir, Record, read_json, write_json};
 use super::machine;
 use super::network;
+use super::options::Options;
 use super::plan::{Cluster, Machine, Plan};
 use super::process::run;
 use super::unit::{Request, State};
@@ -42,6 +43,10 @@ impl Running {
 
     pub fn plan(&self) -> &Plan {
         &self.record.plan
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.record.options
     }
 
     /// The folder of kubectl and helm.
@@ -82,12 +87,8 @@ impl Running {
         }
         // Also after a machine that was killed by somebody else: its links and groups are still there.
         machine::stop(&self.dir, &self.groups, machine)?;
-        machine::start(
-            &self.dir,
-            &self.groups,
-            self.plan().cluster(&machine.cluster)?,
-            machine,
-        )
+        let cluster = self.plan().cluster(&machine.cluster)?;
+        machine::start(&self.dir, &self.groups, self.options(), cluster, machine)
     }
 
     /// Puts a new machine in a node's place, as a node pool does: with the name, the address and the images of the one before
@@ -102,7 +103,9 @@ impl Running {
         let mut kubelet: Value = read_json(&settings)?;
         kubelet["registerWithTaints"] = json!(taints);
         write_json(&settings, &kubelet)?;
-        let renewed = up::renew_node(&self.dir, cluster, machine, || self.start_machine(name));
+        let renewed = up::renew_node(&self.dir, self.options(), cluster, machine, || {
+            self.start_machine(name)
+        });
         up::runtime()?.block_on(renewed)
     }
 
@@ -130,6 +133,7 @@ impl Running {
         };
         up::runtime()?.block_on(up::bring_up(
             &self.dir,
+            self.options(),
             cluster,
             Some(&restart),
             &Progress::start(),
@@ -250,7 +254,7 @@ impl Running {
         [
             machine.name.clone(),
             machine.cluster.clone(),
-            machine.ip4.to_string(),
+            machine.address(self.options().family).to_string(),
             state,
             units,
         ]

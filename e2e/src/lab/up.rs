@@ -15,26 +15,28 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 
 use super::cgroup::Layout;
+use super::cluster_dns;
 use super::config::{self, Site};
 use super::dir::{LabDir, Record, write_json};
 use super::images;
 use super::machine;
 use super::network;
+use super::options::Options;
 use super::pki;
 use super::plan::{Cluster, Machine, Plan};
 use super::preflight;
 use super::programs::Cache;
 use super::remove::{self, Remains};
 use super::sysctl;
+use super::wire;
 use crate::harness;
 use crate::progress::{Progress, say};
 
 /// More than enough on two busy cores; beyond it something is broken.
 const DEADLINE: Duration = Duration::from_secs(120);
-const COREDNS: &str = include_str!("coredns.yaml");
 
 /// Starts the lab of `plan`, or finds it running already.
-pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
+pub fn up(dir: &LabDir, plan: &Plan, options: &Options) -> Result<()> {
     let progress = Progress::start();
     preflight::root()?;
     preflight::packages()?;
@@ -45,20 +47,25 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
     let groups = Layout::detect()?;
     match remove::look(dir, &groups)? {
         Remains::None => {}
-        Remains::Running => return already(dir, plan),
+        Remains::Running => return already(dir, plan, options),
         Remains::Some => {
             say("removing the remains of an earlier lab");
             remove::all(dir)?;
         }
     }
-    build(dir, plan, &cache, &groups)?;
+    build(dir, plan, options, &cache, &groups)?;
+    if options.delay.is_some() {
+        groups.create(wire::GROUP)?;
+        let mut far = plan.clusters().iter().skip(1);
+        far.try_for_each(|cluster| wire::start(dir, cluster))?;
+    }
     progress.done("networks, certificates and files");
     for cluster in plan.clusters() {
-        machine::start(dir, &groups, cluster, &cluster.control_plane)?;
+        machine::start(dir, &groups, options, cluster, &cluster.control_plane)?;
     }
     for cluster in plan.clusters() {
         for node in &cluster.nodes {
-            machine::start(dir, &groups, cluster, node)?;
+            machine::start(dir, &groups, options, cluster, node)?;
         }
     }
     progress.done("machines started");
@@ -66,7 +73,7 @@ pub fn up(dir: &LabDir, plan: &Plan) -> Result<()> {
         try_join_all(
             plan.clusters()
                 .iter()
-                .map(async |cluster| bring_up(dir, cluster, None, &progress).await),
+                .map(async |cluster| bring_up(dir, options, cluster, None, &progress).await),
         )
         .await
     })?;
@@ -86,8 +93,12 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("start the runtime")
 }
 
-fn already(dir: &LabDir, plan: &Plan) -> Result<()> {
-    let running = dir.expect_record()?.plan;
+fn already(dir: &LabDir, plan: &Plan, options: &Options) -> Result<()> {
+    let record = dir.expect_record()?;
+    let running = record.plan;
+    if running == *plan && record.options != *options {
+        bail!("a lab with other options is up: run `weft-lab down` first");
+    }
     if running == *plan {
         say(format!("already up: {running}"));
         return Ok(());
@@ -95,13 +106,14 @@ fn already(dir: &LabDir, plan: &Plan) -> Result<()> {
     bail!("a lab with clusters {running} is up, {plan} is wanted: run `weft-lab down` first");
 }
 
-fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()> {
+fn build(dir: &LabDir, plan: &Plan, options: &Options, cache: &Cache, groups: &Layout) -> Result<()> {
     fs::create_dir_all(dir.root()).with_context(|| format!("create {}", dir.root().display()))?;
     // First of all, so that an `up` that dies at any later point is cleaned by the next one.
     write_json(
         &dir.record(),
         &Record {
             plan: plan.clone(),
+            options: options.clone(),
             programs: cache.bin(),
         },
     )?;
@@ -109,13 +121,14 @@ fn build(dir: &LabDir, plan: &Plan, cache: &Cache, groups: &Layout) -> Result<()
     // Its own copy: a rebuild must not pull the program out from under running machines.
     let program = std::env::current_exe().context("find this program")?;
     fs::copy(&program, dir.program()).with_context(|| format!("copy {}", program.display()))?;
-    network::build_switch()?;
+    network::build_switch(options, plan)?;
     let site = Site {
         dir,
         programs: &cache.bin(),
+        options,
     };
     for cluster in plan.clusters() {
-        pki::write(cluster, &dir.pki(&cluster.name))?;
+        pki::write(cluster, options.family, &dir.pki(&cluster.name))?;
         for machine in cluster.machines() {
             config::write(&site, cluster, machine)?;
         }
@@ -145,6 +158,7 @@ pub struct Restart<'a> {
 /// Waits for one cluster's API server, nodes and CoreDNS; a new cluster gets its Node objects and CoreDNS first.
 pub async fn bring_up(
     dir: &LabDir,
+    options: &Options,
     cluster: &Cluster,
     restart: Option<&Restart<'_>>,
     progress: &Progress,
@@ -159,8 +173,8 @@ pub async fn bring_up(
         .with_context(|| hint(dir, &cluster.control_plane.name))?;
     progress.done(format!("{name}: API server ready"));
     if restart.is_none() {
-        declare_nodes(&api, cluster).await?;
-        api.apply(COREDNS).await?;
+        declare_nodes(&api, options, cluster).await?;
+        api.apply(&cluster_dns::manifests(options)).await?;
     }
     let leases: Api<Lease> = Api::namespaced(api.client.clone(), "kube-node-lease");
     for node in cluster
@@ -211,18 +225,20 @@ pub async fn bring_up(
 }
 
 /// Node n of every cluster has the same pod range. A kubelet may have registered its node already: applying covers both.
-async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> {
+async fn declare_nodes(api: &harness::Cluster, options: &Options, cluster: &Cluster) -> Result<()> {
     let nodes: Api<Node> = Api::all(api.client.clone());
     for machine in &cluster.nodes {
-        let range = machine.pod_range();
+        let ranges = machine.pod_ranges(options.family);
+        let ranges: Vec<String> = ranges.into_iter().map(|(range, _)| range).collect();
         let node = Node {
             metadata: ObjectMeta {
                 name: Some(machine.name.clone()),
                 ..ObjectMeta::default()
             },
             spec: Some(NodeSpec {
-                pod_cidr: range.clone(),
-                pod_cidrs: Some(range.into_iter().collect()),
+                pod_cidr: ranges.first().cloned(),
+                pod_cidrs: Some(ranges),
+                taints: options.taint.clone().map(|taint| vec![taint]),
                 ..NodeSpec::default()
             }),
             ..Node::default()
@@ -237,6 +253,7 @@ async fn declare_nodes(api: &harness::Cluster, cluster: &Cluster) -> Result<()> 
 /// Removes what the cluster knows of a node, starts its machine and waits until its kubelet has registered it anew.
 pub async fn renew_node(
     dir: &LabDir,
+    options: &Options,
     cluster: &Cluster,
     machine: &Machine,
     start: impl FnOnce() -> Result<()>,
@@ -253,7 +270,7 @@ pub async fn renew_node(
     api.await_object(&nodes, name, &what, DEADLINE, |_| true)
         .await
         .with_context(|| hint(dir, name))?;
-    declare_nodes(&api, cluster).await
+    declare_nodes(&api, options, cluster).await
 }
 
 /// Kubernetes writes whole seconds.
