@@ -1,15 +1,19 @@
 //! One object that cannot be read, written or followed costs nobody else anything, and is named where its owner looks.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::{
-    api::{apps::v1::StatefulSet, core::v1::ConfigMap},
+    api::{
+        apps::v1::StatefulSet,
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     ResourceExt,
-    api::{Api, DeleteParams, DynamicObject, Patch, PatchParams},
+    api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::ApiResource,
 };
 use serde_json::{Value, json};
@@ -425,54 +429,120 @@ async fn a_pods_label_counts_only_where_the_slice_allows_it() -> Result<()> {
     environment.remove_slice(slice).await
 }
 
-/// Short pods in a small slice: indices rest, and under pressure they rest as long as they must.
+/// Short pods in a small slice: indices rest, and under pressure they rest as long as they must. None runs without its
+/// interface, no two have an address at once, and none waits long.
 #[tokio::test]
-async fn sixty_short_pods_have_their_turn_in_a_slice_of_thirty_addresses() -> Result<()> {
+async fn three_hundred_short_pods_have_their_turn_in_a_slice_of_sixty_addresses() -> Result<()> {
+    const PODS: i32 = 300;
+    const PATIENCE: i64 = 30;
     let environment = Environment::open().await?;
     let (slice, namespace) = ("turns", "weft-turns");
     let member = environment.cluster(1)?;
     environment
         .slice(
             slice,
-            json!({"subnets": ["10.92.1.0/27"], "clusters": [member.name]}),
+            json!({"subnets": ["10.92.1.0/26"], "clusters": [member.name]}),
         )
         .await?;
     member
         .fresh_namespace(namespace, &[(labels::SLICE, slice)])
         .await?;
+    let interface = names::pod_interface(slice);
+    // What it has, from inside: the container's last words are in its pod's status.
+    let line = format!("ip -4 -o addr show dev {interface} > /dev/termination-log && sleep 1");
     let job = json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "short", "namespace": namespace},
-        "spec": {"completions": 60, "parallelism": 8, "template": {"spec": {
+        "spec": {"completions": PODS, "parallelism": 16, "backoffLimit": 0, "template": {"spec": {
             "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
             "containers": [{
                 "name": "main", "image": environment.image, "imagePullPolicy": "IfNotPresent",
-                "command": ["/usr/bin/weft-probe", "help"],
+                "command": ["/bin/sh", "-c", line],
             }],
         }}},
     });
     let started = std::time::Instant::now();
     member.apply(&job.to_string()).await?;
-    let jobs: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(member.client.clone(), namespace);
-    let done = |job: &k8s_openapi::api::batch::v1::Job| {
-        job.status
-            .as_ref()
-            .is_some_and(|status| status.succeeded == Some(60))
+    let jobs: Api<Job> = Api::namespaced(member.client.clone(), namespace);
+    let ended = |job: &Job| {
+        job.status.as_ref().is_some_and(|status| {
+            status.succeeded == Some(PODS) || status.failed.is_some_and(|failed| failed > 0)
+        })
     };
-    member
+    let job = member
         .await_object(
             &jobs,
             "short",
-            "sixty pods have run",
-            Duration::from_secs(240),
-            done,
+            "its pods have run",
+            Duration::from_secs(360),
+            ended,
         )
         .await?;
+    ensure!(
+        job.status.as_ref().and_then(|status| status.succeeded) == Some(PODS),
+        "a pod found no interface: {:?}",
+        job.status
+    );
+    let pods = member.pods(namespace).list(&ListParams::default()).await?;
+    let mut turns = Vec::new();
+    for pod in &pods.items {
+        let turn = Turn::of(pod).with_context(|| format!("what became of {}", pod.name_any()))?;
+        ensure!(
+            turn.waited <= PATIENCE,
+            "{} waited for {} s",
+            pod.name_any(),
+            turn.waited
+        );
+        turns.push(turn);
+    }
+    // Whole seconds: what ends and begins within one is taken for one after the other.
+    turns.sort_by_key(|turn| (turn.address, turn.from));
+    for pair in turns.windows(2) {
+        ensure!(
+            pair[0].address != pair[1].address || pair[0].to <= pair[1].from,
+            "two pods had an address at once: {pair:?}"
+        );
+    }
+    turns.sort_by_key(|turn| turn.waited);
     say(format!(
-        "sixty short pods in a /27 took {} s",
-        started.elapsed().as_secs()
+        "{PODS} short pods in a /26 took {} s; until its container ran a pod waited for {} s, {} s at most",
+        started.elapsed().as_secs(),
+        turns[turns.len() / 2].waited,
+        turns[turns.len() - 1].waited
     ));
     member.remove_namespace(namespace).await?;
     environment.remove_slice(slice).await
+}
+
+/// When a short pod had which address, in seconds.
+#[derive(Debug)]
+struct Turn {
+    address: IpAddr,
+    from: i64,
+    to: i64,
+    /// From its place on a node to its container's start.
+    waited: i64,
+}
+
+impl Turn {
+    fn of(pod: &Pod) -> Option<Self> {
+        let status = pod.status.as_ref()?;
+        let container = status.container_statuses.as_ref()?.first()?;
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        let mut words = ended.message.as_ref()?.split_whitespace();
+        let from = ended.started_at.as_ref()?.0.as_second();
+        Some(Self {
+            // 7: sl-turns    inet 10.92.1.9/26 brd …
+            address: words
+                .find(|word| word.contains('/'))?
+                .split('/')
+                .next()?
+                .parse()
+                .ok()?,
+            from,
+            to: ended.finished_at.as_ref()?.0.as_second(),
+            waited: from - status.start_time.as_ref()?.0.as_second(),
+        })
+    }
 }
 
 /// What an API server refuses of a node's agent beyond its own node, and of a pod in the gateways' namespace.
@@ -492,7 +562,7 @@ async fn an_agents_token_is_good_for_its_own_node_only() -> Result<()> {
     let (own, other) = (here[0], here[1]);
     let agent = cluster.as_agent_of(own.node()).await?;
     let status = |name: &str, body: Value| {
-        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(agent.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(agent.clone(), namespace);
         let name = name.to_owned();
         async move {
             pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body))

@@ -16,15 +16,14 @@ pub struct Args {
     /// Name of this node's Node object.
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
-    /// This node's address in its cluster; the interface that has it gives the underlay's MTU. Without it, the
-    /// address of the node's blocks.
+    /// This node's address in its cluster, until its blocks say it; the interface that has it gives the underlay's MTU.
     #[arg(long, env = "NODE_ADDRESS")]
     pub node_address: Option<IpAddr>,
     /// Print what the agent that runs on this node last saw there, as JSON, and do nothing else.
     #[arg(long)]
     pub show: bool,
     /// Where /livez, /readyz and /metrics are served.
-    #[arg(long, env = "WEFT_ADMIN", default_value = "0.0.0.0:9401")]
+    #[arg(long, env = "WEFT_ADMIN", default_value = "[::]:9401")]
     pub admin: SocketAddr,
     /// Sockets and records, at the same path on the host.
     #[arg(long, env = "WEFT_RUN_DIR", default_value = "/run/weft")]

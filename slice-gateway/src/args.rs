@@ -43,12 +43,7 @@ pub struct Args {
     )]
     pub threads: u8,
     /// Where /livez, /readyz and /metrics are served.
-    #[arg(
-        long,
-        env = "WEFT_ADMIN",
-        default_value = "0.0.0.0:9402",
-        value_name = "ADDRESS"
-    )]
+    #[arg(long, env = "WEFT_ADMIN", default_value = "[::]:9402", value_name = "ADDRESS")]
     pub admin: SocketAddr,
     #[command(flatten)]
     pub log: LogArgs,

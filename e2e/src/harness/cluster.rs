@@ -287,7 +287,8 @@ impl Cluster {
     }
 }
 
-fn forgive_absence<T>(answer: kube::Result<T>) -> kube::Result<()> {
+/// What is gone already is deleted.
+pub fn forgive_absence<T>(answer: kube::Result<T>) -> kube::Result<()> {
     match answer {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other.map(drop),

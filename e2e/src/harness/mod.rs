@@ -27,7 +27,7 @@ use crate::lab::dir::{self, LabDir};
 use crate::lab::ours;
 use crate::lab::running::Running;
 
-pub use cluster::{Cluster, connect, is_ready, poll};
+pub use cluster::{Cluster, connect, forgive_absence, is_ready, poll};
 pub use cut::Cut;
 pub use host::Host;
 pub use pod::{Output, PodSpec, Session};

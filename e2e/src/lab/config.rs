@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -261,6 +261,17 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
         &[],
         wait(site, &["api", &file(&format!("{}.kubeconfig", machine.name))]),
     );
+    let mut argv = vec![
+        "kubelet".into(),
+        format!("--kubeconfig={}", file(&format!("{}.kubeconfig", machine.name))),
+        format!("--config={}", kubelet.display()),
+        format!("--hostname-override={}", machine.name),
+        "--v=2".into(),
+    ];
+    // Unless told, a kubelet takes the IPv4 address of the default route, and follows it when it changes.
+    if family != Family::Ipv4 {
+        argv.push(format!("--node-ip={}", join(&machine.addresses(family))));
+    }
     units.add(
         "kubelet",
         Kind::Service,
@@ -269,14 +280,7 @@ fn node(site: &Site<'_>, cluster: &Cluster, machine: &Machine, units: &mut Units
             "api-answers",
             &masquerade(family.ranges()[0].iptables),
         ],
-        vec![
-            "kubelet".into(),
-            format!("--kubeconfig={}", file(&format!("{}.kubeconfig", machine.name))),
-            format!("--config={}", kubelet.display()),
-            format!("--hostname-override={}", machine.name),
-            format!("--node-ip={}", join(&machine.addresses(family))),
-            "--v=2".into(),
-        ],
+        argv,
     );
     units.add(
         "kube-proxy",
@@ -356,10 +360,7 @@ fn kubelet(options: &Options, pki: &Path, machine: &Machine, resolv: &Path) -> V
             "x509": {"clientCAFile": pki.join("ca.crt")}
         },
         "authorization": {"mode": "Webhook"},
-        "address": match options.family {
-            Family::Dual => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-            Family::Ipv4 | Family::Ipv6 => machine.address(options.family),
-        },
+        "address": options.family.any(),
         "tlsCertFile": pki.join(format!("{}.crt", machine.name)),
         "tlsPrivateKeyFile": pki.join(format!("{}.key", machine.name)),
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),

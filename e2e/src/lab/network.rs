@@ -127,11 +127,11 @@ pub fn build_machine(options: &Options, cluster: &Cluster, machine: &Machine) ->
     }
     inside += &format!("addr add {}/32 dev eth0 nodad\nlink set eth0 up\n", machine.ip6);
     // No cloud metadata service here: fail at once.
-    inside += match options.family {
+    inside += &match options.family {
         Family::Ipv4 | Family::Dual => {
-            "route add default via 172.30.0.254\nroute add unreachable 169.254.169.254/32\n"
+            format!("route add default via {SWITCH_ADDRESS}\nroute add unreachable 169.254.169.254/32\n")
         }
-        Family::Ipv6 => "route add default via fd00:30::fe\n",
+        Family::Ipv6 => "route add default via fd00:30::fe\n".to_owned(),
     };
     for other in cluster.nodes.iter().filter(|other| other.name != machine.name) {
         for (range, via) in other.pod_ranges(options.family) {
@@ -146,6 +146,26 @@ pub fn build_machine(options: &Options, cluster: &Cluster, machine: &Machine) ->
         Some(script) => rules(&netns, &script),
         None => Ok(()),
     }
+}
+
+/// Puts an address of a machine in the place of another, with the routes that the first one brought, and leads the other nodes'
+/// routes to its pods there.
+pub fn move_machine(cluster: &Cluster, machine: &Machine, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+    let others = || cluster.nodes.iter().filter(|other| other.name != machine.name);
+    let routes = |of: &Machine, via: Ipv4Addr| -> String {
+        let ranges = of.pod_ranges(Family::Ipv4).into_iter();
+        ranges
+            .map(|(range, _)| format!("route replace {range} via {via}\n"))
+            .collect()
+    };
+    let mut inside = format!(
+        "addr add {to}/16 dev eth0\naddr del {from}/16 dev eth0\nroute replace default via {SWITCH_ADDRESS}\n"
+    );
+    for other in others() {
+        inside += &routes(other, other.ip4);
+    }
+    batch(Some(&machine.netns()), &inside)?;
+    others().try_for_each(|other| batch(Some(&other.netns()), &routes(machine, to)))
 }
 
 /// Plugs a host into the switch that belongs to no cluster, and returns its namespace.

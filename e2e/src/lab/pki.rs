@@ -57,7 +57,7 @@ pub fn write(cluster: &Cluster, family: Family, dir: &Path) -> Result<()> {
     for node in &cluster.nodes {
         let user = format!("system:node:{}", node.name);
         let mut names = addresses(node, family);
-        names.push(node.name.clone());
+        names.extend([node.name.clone(), node.other_ip4().to_string()]);
         authority.client(cluster, &node.name, &user, "system:nodes", names)?;
     }
     Ok(())

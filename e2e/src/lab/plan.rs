@@ -19,9 +19,10 @@ pub const NODE_RANGE: &str = "172.30.0.0/16";
 pub const HOST_ADDRESS: &str = "172.30.0.1";
 /// The switch's address: the nodes' default gateway, which routes nowhere else.
 pub const SWITCH_ADDRESS: &str = "172.30.0.254";
-/// Clusters fill the third byte of a node address, nodes the fourth above 10.
+/// Clusters fill the third byte of a node address, nodes the fourth above 10; what comes 100 later is free for the node to
+/// move to.
 pub const MAX_CLUSTERS: usize = 200;
-pub const MAX_NODES: u8 = 200;
+pub const MAX_NODES: u8 = 100;
 
 /// The order on the command line: `a:2,b:2` is cluster a with two nodes and cluster b with two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +134,12 @@ impl Machine {
     pub fn mac(&self) -> String {
         let [.., id, last] = self.ip4.octets();
         format!("02:1a:b0:00:{id:02x}:{last:02x}")
+    }
+
+    /// The address that it may be moved to, as by another lease of DHCP.
+    pub fn other_ip4(&self) -> Ipv4Addr {
+        let [a, b, c, last] = self.ip4.octets();
+        Ipv4Addr::new(a, b, c, last + MAX_NODES)
     }
 
     /// Of each family, first the one that it is known by.
@@ -308,7 +315,7 @@ mod tests {
     #[test]
     fn bad_plans_say_what_to_write() {
         rejects("a", "as in a:2");
-        rejects("a:0", "1 to 200 nodes");
+        rejects("a:0", "1 to 100 nodes");
         rejects("a1:1", "a letter first and last");
         rejects("a:1,a:2", "named twice");
         assert!(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -107,6 +108,14 @@ impl Running {
             self.start_machine(name)
         });
         up::runtime()?.block_on(renewed)
+    }
+
+    /// Gives a running node another IPv4 address in place of the one it has, as another lease of DHCP does; what routes to its
+    /// pods follows, as a cluster's network does. Its next boot is with the address of the plan.
+    pub fn move_node(&self, name: &str, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+        let machine = self.plan().machine(name)?;
+        let cluster = self.plan().cluster(&machine.cluster)?;
+        network::move_machine(cluster, machine, from, to)
     }
 
     /// Pulls the plug of a whole cluster, or of its control plane only.

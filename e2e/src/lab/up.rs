@@ -261,10 +261,8 @@ pub async fn renew_node(
     let api = harness::connect(&dir.kubeconfig(), &cluster.name).await?;
     let nodes: Api<Node> = Api::all(api.client.clone());
     let name = &machine.name;
-    nodes
-        .delete(name, &DeleteParams::default())
-        .await
-        .with_context(|| format!("delete node {name}"))?;
+    let deleted = nodes.delete(name, &DeleteParams::default()).await;
+    harness::forgive_absence(deleted).with_context(|| format!("delete node {name}"))?;
     start()?;
     let what = format!("node {name} registered");
     api.await_object(&nodes, name, &what, DEADLINE, |_| true)

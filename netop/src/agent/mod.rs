@@ -422,13 +422,12 @@ impl<K: Kernel> Agent<K> {
         Ok(())
     }
 
-    /// The node's address: as configured, or as its blocks say.
+    /// The node's address: as its blocks have it, which the operator keeps true, and until there are any the one with which
+    /// the agent was started.
     fn address(&self) -> Option<IpAddr> {
-        let of_block = || {
-            let mut own = self.world.blocks.of_node(&self.node);
-            own.next().map(|(_, block)| block.spec.node_address)
-        };
-        self.node_address.or_else(of_block)
+        let mut own = self.world.blocks.of_node(&self.node);
+        let of_block = own.next().map(|(_, block)| block.spec.node_address);
+        of_block.or(self.node_address)
     }
 
     fn decide(&mut self, now: Timestamp) {

@@ -273,3 +273,30 @@ async fn before_the_kernel_was_looked_at_nothing_is_reported_of_blocks() {
     node.settle().await;
     assert!(report(&node).present);
 }
+
+#[tokio::test]
+async fn the_address_of_the_node_is_that_of_its_blocks() {
+    let mut node = Node::new();
+    let address = |node: &Node| node.liveness.borrow().address;
+    node.objects(|world| {
+        slice(world, "shop", 77, "10.80.0.0/24");
+        block(world, "shop", "n1", 8, 2);
+        edit_block(world, "shop", "n1", |spec| {
+            spec.node_address = [10, 0, 0, 1].into()
+        });
+    });
+    node.settle().await;
+    assert_eq!(address(&node), Some([10, 0, 0, 1].into()));
+    node.objects(|world| {
+        edit_block(world, "shop", "n1", |spec| {
+            spec.node_address = [10, 0, 0, 9].into()
+        });
+    });
+    node.settle().await;
+    assert_eq!(
+        address(&node),
+        Some([10, 0, 0, 9].into()),
+        "followed without a restart"
+    );
+    assert_eq!(node.mesh.borrow().address, Some([10, 0, 0, 9].into()));
+}

@@ -70,7 +70,8 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
     let (mesh_local, mesh) = watch::channel(mesh::Local::default());
     let setup = Setup {
         node: "n1".into(),
-        node_address: None,
+        // As the node was called when the agent was started; its blocks know better.
+        node_address: Some([192, 0, 2, 1].into()),
         directories: run.clone(),
         netns: NetnsDirectory("/run/netns".into()),
         features: ["nftables", "tap", EBPF]
