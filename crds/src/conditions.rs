@@ -58,6 +58,7 @@ pub mod reason {
     pub const DEGRADED: &str = "Degraded";
     pub const TUNNELS_DOWN: &str = "TunnelsDown";
     pub const PATHS_CARRY_ALL: &str = "PathsCarryAll";
+    pub const MEASURING: &str = "Measuring";
     pub const PATH_NARROW: &str = "PathNarrow";
     pub const PAIRS_CARRY: &str = "PairsCarry";
     pub const PAIR_BROKEN: &str = "PairBroken";

@@ -247,19 +247,24 @@ fn attempt(dir: &LabDir, row: &Row, selection: &Selection) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// From what libtest prints, `test NAME ... ok`: how many passed, or which did not.
+/// From what libtest prints at its end: how many passed, or which did not.
 fn verdict(text: &str, good: bool) -> Result<usize, Vec<String>> {
-    let passed = text.lines().filter(|line| line.ends_with("... ok")).count();
-    if good && passed > 0 {
-        return Ok(passed);
+    // test result: ok. 2 passed; 0 failed; …
+    let result = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("test result: "));
+    let passed = result.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    match passed {
+        Some(passed) if good && passed > 0 => return Ok(passed),
+        None | Some(0) if good => return Err(vec!["no test ran".to_owned()]),
+        _ => {}
     }
-    let failed = text.lines().filter(|line| line.ends_with("... FAILED"));
-    let failed: Vec<String> = failed
-        .filter_map(|line| line.strip_prefix("test ")?.split_whitespace().next())
-        .map(str::to_owned)
-        .collect();
+    let list = text.rsplit_once("\nfailures:\n").map_or("", |(_, list)| list);
+    let failed = list.lines().map_while(|line| line.strip_prefix("    "));
+    let failed: Vec<String> = failed.map(str::to_owned).collect();
     Err(match failed.is_empty() {
-        true => vec!["no test ran".to_owned()],
+        true => vec!["it did not come to an end".to_owned()],
         false => failed,
     })
 }
@@ -313,10 +318,15 @@ mod tests {
 
     #[test]
     fn a_run_without_tests_has_not_passed() {
-        let good = "test one ... ok\ntest two ... ok\n";
+        let good = "test one ... it prints this\nok\n\ntest result: ok. 2 passed; 0 failed; 0 ignored\n";
         assert_eq!(verdict(good, true), Ok(2));
-        let bad = "test one ... ok\ntest two ... FAILED\n";
-        assert_eq!(verdict(bad, false), Err(vec!["two".to_owned()]));
+        let bad = "test two ... FAILED\n\nfailures:\n\nfailures:\n    two\n    three\n\n\
+                   test result: FAILED. 1 passed; 2 failed\n";
+        assert_eq!(
+            verdict(bad, false),
+            Err(vec!["two".to_owned(), "three".to_owned()])
+        );
+        assert!(verdict("test result: ok. 0 passed; 0 failed", true).is_err());
         assert!(verdict("", true).is_err());
         assert!(verdict("error: could not compile", false).is_err());
     }

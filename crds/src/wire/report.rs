@@ -155,6 +155,9 @@ pub struct MemberSliceReportSpec {
     /// Paths that carry less than [`super::Grant::largest_mtu`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub narrow_paths: Vec<NarrowPath>,
+    /// Clusters that are reached by paths of which none is measured yet; never from members before 0.2.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unmeasured: Vec<String>,
     /// Sentences a person can act on; the first is the one that is shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,

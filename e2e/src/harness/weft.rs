@@ -255,9 +255,15 @@ impl Environment {
         hub.apply(&object.to_string()).await
     }
 
+    /// Waits until a slice is Ready and as large as its paths carry.
     pub async fn await_slice(&self, name: &str) -> Result<SliceConfig> {
         let hub = self.hub()?;
-        let ready = |slice: &SliceConfig| conditions::is_true(conditions::of(slice), conditions::READY);
+        let ready = |slice: &SliceConfig| {
+            let found = conditions::of(slice);
+            let measured = conditions::find(found, conditions::PATH_MTU)
+                .is_some_and(|path| path.status != "Unknown" && !path.message.contains("; the slice has"));
+            conditions::is_true(found, conditions::READY) && measured
+        };
         hub.await_object(
             &self.slices()?,
             name,

@@ -31,7 +31,7 @@ pub struct Options {
     /// MTU of the nodes' interfaces.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..=65000))]
     pub node_mtu: Option<u16>,
-    /// Drop packets between clusters that are longer than this, without a word to the sender.
+    /// Drop packets between clusters that are longer than this, without a word to the sender; TCP is told by its handshake.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..=65000))]
     pub path_mtu: Option<u16>,
     /// Packets of a thousand between clusters that get lost, at random.
@@ -100,6 +100,11 @@ impl Options {
             rules.push(format!("ip length > {bytes} counter drop"));
             // Without the header of 40 bytes, which its length does not count.
             rules.push(format!("ip6 length > {} counter drop", bytes - 40));
+            // As border routers do (RFC 4459 §3.2): a stream that is not a slice's does not hang.
+            let segment = bytes - 60;
+            rules.push(format!(
+                "tcp flags syn tcp option maxseg size > {segment} tcp option maxseg size set {segment}"
+            ));
         }
         if let Some(permille) = self.loss {
             rules.push(format!("numgen random mod 1000 < {permille} counter drop"));

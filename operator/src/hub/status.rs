@@ -295,6 +295,16 @@ fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdic
     });
     let narrow = narrowest(served.iter().copied()).filter(|(_, _, carries)| *carries < largest);
     let Some((from, to, carries)) = narrow else {
+        if let Some((from, to)) = unmeasured(served) {
+            return Verdict::unknown(
+                conditions::PATH_MTU,
+                reason::MEASURING,
+                format!(
+                    "the path from cluster {from} to cluster {to} is not measured yet, the slice has {mtu}: that takes a \
+                     second from when it is reached; where it stays so, gateways of an earlier release answer there"
+                ),
+            );
+        }
         return Verdict::yes(
             conditions::PATH_MTU,
             reason::PATHS_CARRY_ALL,
@@ -327,6 +337,17 @@ fn path_mtu(current: Option<&SliceAllocationSpec>, served: &[&Member]) -> Verdic
              there, and docs/operations.md on packet sizes"
         ),
     )
+}
+
+/// A path between two of these members that neither of its ends has measured.
+fn unmeasured<'a>(served: &[&'a Member]) -> Option<(&'a str, &'a str)> {
+    served.iter().find_map(|member| {
+        let claim = member.claim.as_ref()?;
+        let mut others = served
+            .iter()
+            .filter(|other| claim.unmeasured.contains(&other.name));
+        others.next().map(|other| (&*member.name, &*other.name))
+    })
 }
 
 fn hosts(current: Option<&SliceAllocationSpec>) -> Vec<SlicePeerStatus> {

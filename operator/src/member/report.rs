@@ -204,6 +204,7 @@ pub(super) fn slice(from: &OfSlice<'_>) -> MemberSliceReportSpec {
         blocks_needed: from.state.planned.needed,
         gateways,
         unreached: unreached(from.state),
+        unmeasured: unmeasured(from.state),
         narrow_paths: narrow_paths(from),
         problems: problems(from),
         ..MemberSliceReportSpec::default()
@@ -253,6 +254,20 @@ fn unreached(state: &SliceState) -> Vec<String> {
     // A host outside the clusters may be switched off.
     peers
         .filter(|peer| peer.number != index::OUTSIDE && !up.contains(peer.name.as_str()))
+        .map(|peer| peer.name.clone())
+        .collect()
+}
+
+/// Clusters with tunnels that are up and all of which are still to be measured.
+fn unmeasured(state: &SliceState) -> Vec<String> {
+    let mut measured: BTreeMap<&str, bool> = BTreeMap::new();
+    for (cluster, tunnel) in tunnels_up(state) {
+        *measured.entry(cluster).or_default() |= tunnel.path_mtu.is_some();
+    }
+    let peers = state.object.iter().flat_map(|object| &object.spec.peers);
+    // A host outside the clusters answers no probes.
+    peers
+        .filter(|peer| peer.number != index::OUTSIDE && measured.get(&*peer.name) == Some(&false))
         .map(|peer| peer.name.clone())
         .collect()
 }

@@ -51,6 +51,8 @@ pub struct Claim {
     pub unreached: BTreeSet<String>,
     /// Clusters to which a path carries packets of this many bytes only.
     pub narrow_paths: BTreeMap<String, u16>,
+    /// Clusters that it reaches by paths of which none is measured yet.
+    pub unmeasured: BTreeSet<String>,
     pub problems: Vec<String>,
 }
 
@@ -94,12 +96,8 @@ pub fn claim(report: &MemberSliceReportSpec, given: Option<&Given>) -> (Claim, V
         attachments: report.attachments,
         blocks: report.blocks_needed.saturating_add(report.blocks_wanted),
         gateways: gateways(&report.gateways, given, &mut violations),
-        unreached: report
-            .unreached
-            .iter()
-            .take(index::MAX_CLUSTER as usize)
-            .cloned()
-            .collect(),
+        unreached: clusters(&report.unreached),
+        unmeasured: clusters(&report.unmeasured),
         narrow_paths: report
             .narrow_paths
             .iter()
@@ -114,6 +112,11 @@ pub fn claim(report: &MemberSliceReportSpec, given: Option<&Given>) -> (Claim, V
             .collect(),
     };
     (claim, violations)
+}
+
+/// Names of clusters, no more than there can be.
+fn clusters(names: &[String]) -> BTreeSet<String> {
+    names.iter().take(index::MAX_CLUSTER as usize).cloned().collect()
 }
 
 fn holding(report: &MemberSliceReportSpec, number: u32, ranges: Vec<IndexRange>) -> Holding {

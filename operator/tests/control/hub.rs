@@ -538,6 +538,15 @@ fn the_smallest_path_decides_and_is_named() {
     };
     assert_eq!(sizes(&stage), (1370, Some(1370)));
     assert!(path(&stage).starts_with("PathMtu=True"), "{}", path(&stage));
+    stage
+        .obey("a", "shop", json!({"unmeasured": ["b", "x"]}))
+        .pass(2, &["a", "b"]);
+    let measuring = path(&stage);
+    assert!(
+        measuring.starts_with("PathMtu=Unknown")
+            && measuring.contains("from cluster a to cluster b is not measured yet"),
+        "{measuring}"
+    );
     let narrow = |mtu: u32| json!({"narrowPaths": [{"cluster": "b", "mtu": mtu}]});
     stage.obey("a", "shop", narrow(1340)).pass(2, &["a", "b"]);
     assert_eq!(sizes(&stage), (1340, Some(1370)));
