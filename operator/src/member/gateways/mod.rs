@@ -1,7 +1,7 @@
 //! The gateway workloads of a slice: intent → Kubernetes objects. Pure.
 //!
 //! One StatefulSet per slice, so that a replica keeps its number, and one Service per replica, so that each can be
-//! reached by itself. The pods hold no credential and no privilege: what they work from comes over a socket from the
+//! reached by itself, unless none is to be. The pods hold no credential and no privilege: what they work from comes over a socket from the
 //! agent of their node (`/run/weft/gateway/<slice>`). They live in a namespace of their own, so that whoever may create
 //! them may create nothing that is privileged.
 //!
@@ -32,8 +32,9 @@ use slice_crds::{
     v1alpha1::{Slice, SliceGateway},
 };
 
+use self::exposure::Replica;
 pub(super) use self::obstacle::obstacle;
-pub use self::settings::PodSettings;
+pub use self::{exposure::Resolved, settings::PodSettings};
 use super::nodes::Nodes;
 use crate::control::Key;
 
@@ -55,6 +56,10 @@ pub struct Request<'a> {
     pub sets: &'a [Arc<StatefulSet>],
     pub pods: &'a [Arc<Pod>],
     pub services: &'a [Arc<Service>],
+    /// What others were told of them, by number.
+    pub gateways: &'a BTreeMap<u32, Arc<SliceGateway>>,
+    /// What is known of the names of load balancers.
+    pub resolved: &'a BTreeMap<String, Resolved>,
 }
 
 /// The objects of one slice's gateways.
@@ -66,6 +71,10 @@ pub struct Workload {
     pub gateways: Vec<SliceGateway>,
     /// What stays as it is as long as gateways are where they are not to be.
     pub kept: Vec<Key>,
+    /// Why other clusters cannot be told where gateways are reached, and what to do.
+    pub troubles: Vec<String>,
+    /// Names of load balancers: their addresses have to be known.
+    pub names: BTreeSet<String>,
 }
 
 pub fn plan(request: &Request<'_>) -> Workload {
@@ -81,17 +90,19 @@ pub fn plan(request: &Request<'_>) -> Workload {
         planned
             .budgets
             .push(workload::budget(request.slice, &part.namespace));
-        let services = part
-            .ordinals()
-            .map(|ordinal| exposure::service(request.slice, ordinal, &part.namespace));
+        let services = part.ordinals().filter_map(|ordinal| {
+            let replica = Replica::of(request, ordinal, &part.namespace);
+            exposure::service(request, &replica, &part.namespace)
+        });
         planned.services.extend(services);
     }
     for ordinal in 0..request.slice.spec.gateway.replicas {
         let namespace = parts.iter().find(|part| part.ordinals().contains(&ordinal));
         let namespace = namespace.map_or(request.namespace, |part| &part.namespace);
-        planned
-            .gateways
-            .push(exposure::gateway(request, ordinal, namespace));
+        let replica = Replica::of(request, ordinal, namespace);
+        let (troubles, names) = (&mut planned.troubles, &mut planned.names);
+        let gateway = exposure::gateway(request, &replica, troubles, names);
+        planned.gateways.push(gateway);
     }
     planned
 }

@@ -53,7 +53,7 @@ pub(in crate::member) fn obstacle<'a>(
 /// Characters of what others say that are repeated.
 const MOST_SAID: usize = 240;
 
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(MOST_SAID).collect()
 }
 

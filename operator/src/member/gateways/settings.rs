@@ -19,6 +19,8 @@ pub struct PodSettings {
     /// Beside those that Weft finds its pods by.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// On Services of type LoadBalancer: what a cloud is to be told of them.
+    pub service_annotations: BTreeMap<String, String>,
 }
 
 impl Default for PodSettings {
@@ -31,6 +33,7 @@ impl Default for PodSettings {
             resources: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            service_annotations: BTreeMap::new(),
         }
     }
 }

@@ -39,6 +39,8 @@ impl Cluster {
             sets: &self.sets,
             pods: &self.pods,
             services: &[],
+            gateways: &BTreeMap::new(),
+            resolved: &BTreeMap::new(),
         })
     }
 
@@ -98,6 +100,8 @@ fn pods_get_what_the_clusters_owner_gives_them_and_keep_what_they_are_found_by()
         sets: &[],
         pods: &[],
         services: &[],
+        gateways: &BTreeMap::new(),
+        resolved: &BTreeMap::new(),
     };
     let template = plan(&request).sets.remove(0).spec.unwrap().template;
     let (metadata, spec) = (template.metadata.unwrap(), template.spec.unwrap());
