@@ -55,10 +55,11 @@ pub(super) async fn run(
 }
 
 async fn all(names: Vec<String>) -> BTreeMap<String, Result<Vec<IpAddr>, String>> {
-    let answers = stream::iter(names).map(async |name| {
+    let ask = |name: String| async move {
         let answer = one(&name).await;
         (name, answer)
-    });
+    };
+    let answers = stream::iter(names).map(ask);
     answers.buffer_unordered(AT_ONCE).collect().await
 }
 
@@ -67,5 +68,36 @@ async fn one(name: &str) -> Result<Vec<IpAddr>, String> {
         Ok(Ok(answers)) => Ok(answers.map(|answer| answer.ip()).collect()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_are_asked_for_as_soon_as_they_are_known_and_each_has_its_own_answer() {
+        let (names, asked) = state::channel(BTreeSet::new());
+        let (to, mut events) = mpsc::channel(4);
+        let stop = CancellationToken::new();
+        let asking = tokio::spawn(run(asked, to, stop.clone()));
+        // A label of more than 63 characters is no name (RFC 1035 §2.3.4).
+        let none = "x".repeat(64);
+        names.send_replace(BTreeSet::from(["localhost".to_owned(), none.clone()]));
+        let answer = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
+        let Ok(Some(Event::Resolved(mut answers))) = answer else {
+            panic!("{answer:?}");
+        };
+        let found = answers.remove("localhost").unwrap().unwrap();
+        assert!(
+            !found.is_empty() && found.iter().all(IpAddr::is_loopback),
+            "{found:?}"
+        );
+        assert!(answers[&none].is_err(), "{answers:?}");
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(30), asking)
+            .await
+            .unwrap()
+            .unwrap();
     }
 }

@@ -226,11 +226,12 @@ fn announce(
     if endpoints.is_empty() {
         endpoints = own;
     }
-    let trouble = first.filter(|_| announced.iter().any(|one| one.port.is_some())).map(|first| {
+    let only_ports = announced.iter().all(|one| one.port.is_some());
+    let trouble = first.filter(|_| only_ports && !announced.is_empty()).map(|first| {
         format!(
             "annotation {GATEWAY_ADDRESS} of node {} names a port, which leads to one gateway, and gateways {first} and {} of \
-             the slice are there: the port is taken to lead to gateway {first}. Leave the port out, or have a node for each \
-             gateway (spec.gateway.nodeSelector of Cluster {}, spec.gateway.replicas of SliceConfig {slice})",
+             the slice are there: the port is taken to lead to gateway {first}. Add the address without a port, or have a node \
+             for each gateway (spec.gateway.nodeSelector of Cluster {}, spec.gateway.replicas of SliceConfig {slice})",
             replica.node.unwrap_or_default(),
             replica.ordinal,
             request.slice.spec.cluster

@@ -233,6 +233,8 @@ fn a_port_of_a_translator_leads_to_one_gateway() {
     // A port for one, and an address for all.
     cluster.annotate(0, "203.0.113.7:4500,203.0.113.7");
     assert_eq!(cluster.settle().told(1), "203.0.113.7:30001");
+    assert_eq!(cluster.troubles, Vec::<String>::new());
+    cluster.annotate(0, "203.0.113.7:4500");
     cluster.pods[1] = pod(1, "n1", None);
     cluster.settle();
     assert_eq!(cluster.troubles, Vec::<String>::new());
