@@ -538,4 +538,19 @@ mod tests {
              gateway there has an endpoint. On the hub, give Cluster paris or Cluster tokyo another exposure",
         );
     }
+
+    #[test]
+    fn a_load_balancer_that_does_not_go_is_named() {
+        assert_eq!(coming_down(&SliceState::default()), Vec::<String>::new());
+        let mut state = SliceState::default();
+        let id = ("weft-gateways".to_owned(), "weft-gateway-shop-0".to_owned());
+        state.services.insert(id, std::sync::Arc::default());
+        let said = coming_down(&state);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0]
+                .contains("weft-gateways/weft-gateway-shop-0; where they stay, their events and finalizers"),
+            "{said:?}"
+        );
+    }
 }
