@@ -150,7 +150,11 @@ fn reach(request: &Request<'_>, replica: &Replica<'_>) -> Reach {
     let mut reach = match request.slice.spec.gateway.exposure {
         Exposure::None => Reach::default(),
         Exposure::NodePort => at_node(request, replica, service.or(pod)),
-        Exposure::HostPort => at_node(request, replica, pod.or(service)),
+        Exposure::HostPort => match (pod, replica.service.and_then(type_of)) {
+            // It has its load balancer until its pod has the port.
+            (None, Some(BALANCED)) => at_balancer(request, replica),
+            _ => at_node(request, replica, pod.or(service)),
+        },
         Exposure::LoadBalancer => at_balancer(request, replica),
     };
     let mut seen = BTreeSet::new();

@@ -384,13 +384,13 @@ fn what_led_there_is_told_until_what_is_to_lead_there_does() {
     cluster.set(json!({"exposure": "HostPort"})).settle();
     assert_eq!(
         (cluster.told(0), cluster.types()),
-        (at_nodes.into(), vec![BALANCED.into(), BALANCED.into()])
+        ("203.0.113.7:51820".into(), vec![BALANCED.into(), BALANCED.into()])
     );
     cluster.pods[1] = pod(1, "n1", Some(20_007));
     cluster.settle();
     assert_eq!(
         (cluster.told(0), cluster.told(1)),
-        (at_nodes.into(), "10.0.0.2:20007".into())
+        ("203.0.113.7:51820".into(), "10.0.0.2:20007".into())
     );
     assert_eq!(cluster.types(), [BALANCED, INSIDE]);
     cluster.pods[0] = pod(0, "n0", Some(20_007));
