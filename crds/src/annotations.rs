@@ -29,6 +29,8 @@ pub const FROM_HUB: &str = "weft.dev/from-hub";
 
 /// On a Node: what it has to other clusters, a [`crate::rate`].
 pub const UPLINK: &str = "weft.dev/uplink";
+/// On a Node: where other clusters reach the gateways on it; see [`crate::gateway_address`].
+pub const GATEWAY_ADDRESS: &str = "weft.dev/gateway-address";
 /// On a pod: the most that each of its attachments sends, and again receives; see [`bandwidth`].
 pub const BANDWIDTH: &str = "weft.dev/bandwidth";
 

@@ -31,6 +31,9 @@ pub const KEYS_CURRENT: &str = "KeysCurrent";
 /// What the cluster's nodes send each other for the slice arrives, at the slice's size.
 pub const NODES_CONNECTED: &str = "NodesConnected";
 
+/// No gateway waits for an address at which other clusters reach it.
+pub const GATEWAYS_EXPOSED: &str = "GatewaysExposed";
+
 /// Every path between the slice's clusters carries what its nodes do.
 pub const PATH_MTU: &str = "PathMtu";
 
@@ -62,6 +65,11 @@ pub mod reason {
     pub const PATH_NARROW: &str = "PathNarrow";
     pub const PAIRS_CARRY: &str = "PairsCarry";
     pub const PAIR_BROKEN: &str = "PairBroken";
+    pub const EXPOSED: &str = "Exposed";
+    pub const DIALS_ONLY: &str = "DialsOnly";
+    pub const ADDRESS_INVALID: &str = "AddressInvalid";
+    pub const NO_ADDRESS: &str = "NoAddress";
+    pub const NEITHER_REACHABLE: &str = "NeitherReachable";
     pub const KEYS_RENEWED: &str = "KeysRenewed";
     pub const RENEWAL_WAITS: &str = "RenewalWaits";
     pub const ADDRESS_CONFLICT: &str = "AddressConflict";

@@ -21,6 +21,7 @@
 pub mod annotations;
 pub mod cidr;
 pub mod conditions;
+pub mod gateway_address;
 pub mod index;
 pub mod labels;
 #[allow(

@@ -182,11 +182,26 @@ fn addresses_and_endpoints_are_what_they_say() {
     let cluster = |gateway: Value| json!({"apiVersion": "weft.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a"}, "spec": {"gateway": gateway}});
     let verdict = |gateway: Value| errors(validate_cel_schema::<Cluster>(&cluster(gateway), None));
     assert_eq!(verdict(json!({"advertise": ["203.0.113.7", "2001:db8::7"]})), "");
-    for wrong in ["gw.example.com", "127.0.0.1", "0.0.0.0", "203.0.113.7:51820", ""] {
+    for wrong in [
+        "gw.example.com",
+        "127.0.0.1",
+        "0.0.0.0",
+        "169.254.1.1",
+        "224.0.0.1",
+        "fe80::1",
+        "ff02::1",
+        "203.0.113.7:51820",
+        "",
+    ] {
         assert!(
             verdict(json!({"advertise": [wrong]})).contains("spec.gateway.advertise takes IP addresses"),
             "{wrong}"
         );
+    }
+    for exposure in ["NodePort", "HostPort", "LoadBalancer", "None"] {
+        assert_eq!(verdict(json!({"exposure": exposure})), "");
+        let own = json!({"subnets": ["10.80.0.0/16"], "clusters": ["a"], "gateway": {"exposure": exposure}});
+        accepts(own);
     }
     for fine in [
         json!({"operator": "Exists"}),

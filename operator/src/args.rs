@@ -70,7 +70,7 @@ pub struct ClusterArgs {
     #[arg(long, env = "WEFT_GATEWAY_IMAGE")]
     pub gateway_image: String,
     /// What the gateways' pods get beside what is theirs, as JSON: imagePullSecrets (names), tolerations, priorityClassName,
-    /// seLinuxOptions, resources, labels, annotations.
+    /// seLinuxOptions, resources, labels, annotations, serviceAnnotations.
     #[arg(long, env = "WEFT_GATEWAY_POD", default_value = "{}")]
     pub gateway_pod: PodSettings,
     /// Namespace of the gateways. Those that are in the operator's own move there, one by one.

@@ -79,6 +79,9 @@ spec:
 {{- with $own.seLinuxOptions }}
 {{- $pod = set $pod "seLinuxOptions" . }}
 {{- end }}
+{{- with $own.serviceAnnotations }}
+{{- $pod = set $pod "serviceAnnotations" . }}
+{{- end }}
 {{- with $own.resources }}
 {{- $pod = set $pod "resources" . }}
 {{- end }}

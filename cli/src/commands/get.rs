@@ -45,6 +45,7 @@ pub(crate) async fn run(target: &Target, get: Get) -> anyhow::Result<Outcome> {
                 "weft",
                 "reachable",
                 "trusted",
+                "exposure",
                 "uid",
                 "message",
             ];
@@ -205,6 +206,7 @@ fn wide_cluster(object: &Cluster) -> Vec<String> {
         status.weft_version.unwrap_or_default(),
         condition(&status.conditions, conditions::REACHABLE).0,
         condition(&status.conditions, conditions::TRUSTED).0,
+        object.spec.gateway.exposure.name().to_owned(),
         status.cluster_uid.unwrap_or_default(),
         message,
     ]);

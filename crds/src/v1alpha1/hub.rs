@@ -424,12 +424,16 @@ pub struct ClusterNetworks {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterGateway {
+    /// How other clusters reach the gateways of slices that say nothing of it. A change takes effect live: tunnels that are
+    /// up stay up, as long as there is one end that can begin them. From and to HostPort the gateways' pods are replaced, one
+    /// after the other.
     #[serde(default)]
     pub exposure: Exposure,
-    /// Addresses that other clusters dial, in place of the nodes' own: for nodes behind address translation.
+    /// Addresses that other clusters dial, in place of all that nodes have, with NodePort and HostPort: for nodes that are all
+    /// behind one address translator. A node's own one goes into its annotation `weft.dev/gateway-address`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 45)))]
-    #[x_kube(validation = Rule::new("self.all(a, isIP(a) && !ip(a).isUnspecified() && !ip(a).isLoopback() && !ip(a).isLinkLocalMulticast())")
+    #[x_kube(validation = Rule::new("self.all(a, isIP(a) && ip(a).isGlobalUnicast())")
         .message("spec.gateway.advertise takes IP addresses that other clusters can dial, such as 203.0.113.7; a host name is not one, because it would be asked for by every gateway of every member"))]
     pub advertise: Vec<IpAddr>,
     /// Only nodes with these labels host gateways.

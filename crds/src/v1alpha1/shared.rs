@@ -55,6 +55,22 @@ pub enum Exposure {
     NodePort,
     /// A port of the gateway's node, opened by the container runtime.
     HostPort,
+    /// A Service of type LoadBalancer for each gateway.
+    LoadBalancer,
+    /// Not at all: gateways begin every tunnel themselves, so that the clusters that they are to reach need another one.
+    None,
+}
+
+impl Exposure {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NodePort => "NodePort",
+            Self::HostPort => "HostPort",
+            Self::LoadBalancer => "LoadBalancer",
+            Self::None => "None",
+        }
+    }
 }
 
 /// A taint that gateways tolerate, as in a pod.
@@ -214,7 +230,7 @@ pub struct GatewayPlacement {
     pub threads: u8,
     #[serde(default)]
     pub exposure: Exposure,
-    /// Addresses to advertise in place of the nodes' own.
+    /// Addresses to advertise in place of the nodes' own, where gateways are reached by their nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(regex(pattern = pattern::IP)))]
     pub advertise: Vec<IpAddr>,

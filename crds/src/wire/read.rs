@@ -134,6 +134,8 @@ fn placement(settings: &GatewaySettings, problems: &mut Problems) -> GatewayPlac
     let exposure = match settings.exposure.as_str() {
         "HostPort" => Exposure::HostPort,
         "NodePort" | "" => Exposure::NodePort,
+        "LoadBalancer" => Exposure::LoadBalancer,
+        "None" => Exposure::None,
         other => {
             problems.push(format!(
                 "exposure \"{other}\" is unknown to this version and read as NodePort"

@@ -93,6 +93,8 @@ pub struct ReportWarning {
 }
 
 impl ReportWarning {
+    /// How the objects of warnings begin that are about where gateways are reached.
+    pub const GATEWAYS: &str = "Gateways ";
     /// The object of a warning about the cluster's own DNS.
     pub const CLUSTER_DNS: &str = "Cluster DNS";
 }

@@ -169,7 +169,7 @@ pub struct Shaping {
 pub struct GatewaySettings {
     pub replicas: u32,
     pub threads: u8,
-    /// NodePort or HostPort.
+    /// NodePort, HostPort, LoadBalancer or None.
     pub exposure: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub advertise: Vec<String>,

@@ -288,6 +288,9 @@ impl Hub {
         let (dns, others): (Vec<_>, Vec<_>) = warnings
             .iter()
             .partition(|warning| warning.object == ReportWarning::CLUSTER_DNS);
+        let (gateways, others): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|warning| warning.object.starts_with(ReportWarning::GATEWAYS));
         let (nodes, labels): (Vec<_>, Vec<_>) = others
             .into_iter()
             .partition(|warning| warning.object.starts_with("Node "));
@@ -298,6 +301,11 @@ impl Hub {
                 reason::ZONE_FORWARDED,
                 "the cluster's DNS forwards names of slices, or is left to its owner",
             ),
+        );
+        let gateways = warned(
+            &gateways,
+            (conditions::GATEWAYS_EXPOSED, reason::NO_ADDRESS),
+            (reason::EXPOSED, "no gateway waits for an address"),
         );
         let labels = warned(
             &labels,
@@ -322,7 +330,7 @@ impl Hub {
                 ..reachable.clone()
             },
         };
-        let verdicts = [ready, reachable, trusted, labels, nodes, dns];
+        let verdicts = [ready, reachable, trusted, labels, nodes, gateways, dns];
         ClusterStatus {
             namespace: Some(namespace.to_owned()),
             cluster_uid: self.recorded_identity(cluster).map(ToOwned::to_owned),

@@ -135,19 +135,22 @@ fn gateway(config: &SliceConfig, cluster: Option<&Cluster>) -> GatewaySettings {
     let own = cluster
         .map(|cluster| cluster.spec.gateway.clone())
         .unwrap_or_default();
-    let exposure = match config.spec.gateway.exposure.unwrap_or(own.exposure) {
-        Exposure::NodePort => "NodePort",
-        Exposure::HostPort => "HostPort",
-    };
     GatewaySettings {
         replicas: config.spec.gateway.replicas,
         threads: config.spec.gateway.threads,
-        exposure: exposure.to_owned(),
+        exposure: exposure(config, cluster).name().to_owned(),
         advertise: own.advertise.iter().map(ToString::to_string).collect(),
         node_selector: own.node_selector,
         tolerations: own.tolerations.iter().map(toleration).collect(),
         keys: key_settings(&config.spec.gateway),
     }
+}
+
+/// How a slice's gateways in a cluster are reached.
+pub(super) fn exposure(config: &SliceConfig, cluster: Option<&Cluster>) -> Exposure {
+    let of_cluster = || cluster.map(|cluster| cluster.spec.gateway.exposure);
+    let of_slice = config.spec.gateway.exposure;
+    of_slice.or_else(of_cluster).unwrap_or_default()
 }
 
 fn toleration(own: &Toleration) -> wire::Toleration {

@@ -6,12 +6,13 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use slice_crds::{
     GROUP, VERSION,
     conditions::{self, Verdict, reason},
-    v1alpha1::{SliceCluster, SliceConfig, SliceConfigStatus, SlicePeerStatus},
+    v1alpha1::{Exposure, SliceCluster, SliceConfig, SliceConfigStatus, SlicePeerStatus},
     wire::{AllocationState as State, SliceAllocationSpec},
 };
 
 use super::{
     core::Hub,
+    render,
     slice::{Member, Scene, narrowest, ranges_of},
     state::{ClusterState, Users},
 };
@@ -109,7 +110,7 @@ impl Hub {
         let slice = &*users.meta.name;
         let accepted = trouble.accepted();
         let ready = match accepted.status {
-            Some(true) => self.ready(slice, members, &served),
+            Some(true) => self.ready((slice, config), members, &served),
             _ => Verdict {
                 type_: conditions::READY,
                 ..accepted.clone()
@@ -131,7 +132,12 @@ impl Hub {
         }
     }
 
-    fn ready(&self, slice: &str, members: &[Member], served: &[&Member]) -> Verdict {
+    fn ready(
+        &self,
+        (slice, config): (&str, &SliceConfig),
+        members: &[Member],
+        served: &[&Member],
+    ) -> Verdict {
         let no = |reason, message: String| Verdict::no(conditions::READY, reason, message);
         if let Some(trouble) = self.trouble_of_slice(slice) {
             return no(
@@ -187,6 +193,16 @@ impl Hub {
         for (at, claim) in claims {
             let cut_off = names.iter().find(|peer| *peer != at && !reaches(claim, peer));
             if let Some(peer) = cut_off {
+                if self.only_dials(config, at) && self.only_dials(config, peer) {
+                    return no(
+                        reason::NEITHER_REACHABLE,
+                        format!(
+                            "clusters {at} and {peer} do not reach each other, because the gateways of neither are to be reached \
+                             (exposure None): set another spec.gateway.exposure on Cluster {at} or Cluster {peer}, or take it \
+                             out of the slice's spec.gateway"
+                        ),
+                    );
+                }
                 return no(
                     reason::TUNNELS_DOWN,
                     format!(
@@ -204,6 +220,13 @@ impl Hub {
             reason::READY,
             "every cluster is set up and reaches every other",
         )
+    }
+
+    /// Whether a slice's gateways in a cluster begin every tunnel themselves.
+    fn only_dials(&self, config: &SliceConfig, cluster: &str) -> bool {
+        let users = self.clusters.get(cluster).and_then(ClusterState::object);
+        let object = users.and_then(|(_, users)| users.object.as_deref());
+        render::exposure(config, object) == Exposure::None
     }
 
     fn clusters_of_slice(

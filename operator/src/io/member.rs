@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BATCH, STALLED, TICK,
     link::{Keeper, News, State},
-    record,
+    record, resolve,
     watch::{self, CHANNEL, Scope, Signal},
     write::{self, AT_ONCE, Done},
 };
@@ -66,6 +66,8 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
     let mut claim = lease::claim(client.clone(), &args.common.namespace, MANAGER, identity);
     let (shared, link_state) = state::channel(State::default());
     let (news_to, mut news) = mpsc::channel(16);
+    let (balancers, names) = state::channel(BTreeSet::new());
+    tokio::spawn(resolve::run(names, to.clone(), watching.clone()));
     let keeper = Keeper {
         local: client.clone(),
         namespace: args.common.namespace.clone(),
@@ -134,6 +136,9 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
             && let Some(namespaces) = member.take_followed()
         {
             hub.follow(&namespaces);
+        }
+        if let Some(names) = member.take_names() {
+            balancers.send_replace(names);
         }
         if synced.is_some() && member.is_synced() {
             synced = None;

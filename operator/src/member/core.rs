@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use slice_crds::{membership::Labels, names, v1alpha1::SliceNode};
 
 use super::{
     cluster_dns,
-    gateways::PodSettings,
+    gateways::{PodSettings, Resolved},
     input::{Input, PodFacts, Side, Source},
     mesh,
     nodes::{NodeFacts, Nodes},
@@ -64,6 +65,8 @@ pub enum Event {
     /// What became of a heartbeat to the hub.
     Heartbeat(Result<(), String>),
     Facts(Facts),
+    /// What became of asking for names of [`Member::take_names`].
+    Resolved(BTreeMap<String, Result<Vec<IpAddr>, String>>),
     Tick,
 }
 
@@ -116,6 +119,10 @@ pub struct Member {
     pub(super) timers: BTreeSet<Duration>,
     /// Other namespaces on the hub are to be followed than before.
     pub(super) follows_others: bool,
+    /// What is known of the names of load balancers.
+    pub(super) resolved: BTreeMap<String, Resolved>,
+    /// Other names are to be resolved than before.
+    pub(super) other_names: bool,
     pub figures: Figures<Source>,
 }
 
@@ -181,6 +188,8 @@ impl Member {
             dirty: Dirty::default(),
             timers: BTreeSet::new(),
             follows_others: false,
+            resolved: BTreeMap::new(),
+            other_names: false,
             figures: Figures::default(),
         }
     }
@@ -232,6 +241,7 @@ impl Member {
                     self.dirty.report = true;
                 }
             }
+            Event::Resolved(answers) => self.resolve(answers),
             Event::Tick => {}
         }
     }
@@ -253,6 +263,46 @@ impl Member {
     pub fn take_followed(&mut self) -> Option<BTreeSet<String>> {
         let changed = std::mem::take(&mut self.follows_others);
         changed.then(|| self.hub.shared.keys().cloned().collect())
+    }
+
+    /// Names of load balancers that are to be resolved now and then, when they have changed.
+    pub fn take_names(&mut self) -> Option<BTreeSet<String>> {
+        std::mem::take(&mut self.other_names).then(|| self.balancers())
+    }
+
+    fn balancers(&self) -> BTreeSet<String> {
+        self.slices
+            .values()
+            .flat_map(|slice| slice.balancers.iter().cloned())
+            .collect()
+    }
+
+    fn resolve(&mut self, answers: BTreeMap<String, Result<Vec<IpAddr>, String>>) {
+        let before = self.resolved.clone();
+        for (name, answer) in answers {
+            let known = self.resolved.entry(name).or_default();
+            match answer {
+                Ok(mut addresses) => {
+                    // Whoever answers may turn them round with each answer.
+                    addresses.sort_unstable();
+                    addresses.dedup();
+                    *known = Resolved {
+                        addresses,
+                        error: None,
+                    };
+                }
+                Err(why) => known.error = Some(why),
+            }
+        }
+        let wanted = self.balancers();
+        self.resolved.retain(|name, _| wanted.contains(name));
+        if self.resolved != before {
+            let of_names = self
+                .slices
+                .iter()
+                .filter(|(_, slice)| !slice.balancers.is_empty());
+            self.dirty.slices.extend(of_names.map(|(name, _)| name.clone()));
+        }
     }
 
     /// The next event to be recorded on somebody's object.

@@ -14,7 +14,12 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::ResourceExt;
-use slice_crds::{annotations::UPLINK, names::AGENT_NOT_READY, v1alpha1::SliceNode};
+use slice_crds::{
+    annotations::{GATEWAY_ADDRESS, UPLINK},
+    gateway_address::{self, can_be_dialled},
+    names::AGENT_NOT_READY,
+    v1alpha1::SliceNode,
+};
 
 /// A node that is not ready for this long is taken for dead: what it would do for a slice is no slice's problem.
 const DEAD: Duration = Duration::from_secs(600);
@@ -24,6 +29,10 @@ const DEAD: Duration = Duration::from_secs(600);
 pub struct NodeFacts {
     pub name: String,
     pub addresses: Vec<IpAddr>,
+    /// Those of type ExternalIP.
+    external: Vec<IpAddr>,
+    /// See [`GATEWAY_ADDRESS`].
+    gateway_address: Option<String>,
     pub pod_cidrs: Vec<String>,
     /// What it has to other clusters, as [`UPLINK`] says.
     pub uplink: Option<String>,
@@ -52,15 +61,46 @@ pub struct Nodes {
     pub left_out: BTreeMap<String, String>,
     /// Usable nodes that are not ready.
     pub unready: BTreeSet<String>,
+    /// Usable nodes that have more than their address in the cluster.
+    pub outside: BTreeMap<String, Outside>,
+}
+
+/// Where a node is reached from outside its cluster, as its Node says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Of the family in which the nodes reach each other.
+    pub external: Vec<IpAddr>,
+    /// [`GATEWAY_ADDRESS`], as it is.
+    pub announced: Option<String>,
+}
+
+impl Nodes {
+    /// The nodes whose [`GATEWAY_ADDRESS`] cannot be followed, and why.
+    pub fn misannotated(&self) -> impl Iterator<Item = (&str, String)> {
+        self.outside.iter().filter_map(|(node, outside)| {
+            let why = gateway_address::check(outside.announced.as_ref()?).err()?;
+            Some((
+                node.as_str(),
+                format!(
+                    "{why}. Until then its gateways are reached as before, and at the Node's own addresses"
+                ),
+            ))
+        })
+    }
 }
 
 impl NodeFacts {
     pub fn of(node: &Node) -> Self {
         let status = node.status.as_ref();
-        let addresses = status
-            .and_then(|status| status.addresses.as_ref())
-            .into_iter()
-            .flatten();
+        let addresses = |type_: &str| -> Vec<IpAddr> {
+            let all = status
+                .and_then(|status| status.addresses.as_ref())
+                .into_iter()
+                .flatten();
+            all.filter(|address| address.type_ == type_)
+                .filter_map(|address| address.address.parse().ok())
+                .collect()
+        };
         let spec = node.spec.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_ref());
         let ready = conditions
@@ -83,10 +123,9 @@ impl NodeFacts {
         };
         Self {
             name: node.name_any(),
-            addresses: addresses
-                .filter(|address| address.type_ == "InternalIP")
-                .filter_map(|address| address.address.parse().ok())
-                .collect(),
+            addresses: addresses("InternalIP"),
+            external: addresses("ExternalIP"),
+            gateway_address: node.annotations().get(GATEWAY_ADDRESS).cloned(),
             pod_cidrs: spec
                 .map(|spec| {
                     spec.pod_cidrs
@@ -209,6 +248,16 @@ pub fn sort<'a>(nodes: impl IntoIterator<Item = &'a NodeFacts>, now: Timestamp) 
         }
         if node.unready_since.is_some() {
             sorted.unready.insert(node.name.clone());
+        }
+        let mut external = node.external.clone();
+        external.retain(|other| other.is_ipv4() == v4 && *other != address && can_be_dialled(*other));
+        external.truncate(gateway_address::MOST);
+        let outside = Outside {
+            external,
+            announced: node.gateway_address.clone(),
+        };
+        if outside != Outside::default() {
+            sorted.outside.insert(node.name.clone(), outside);
         }
         sorted.usable.insert(
             node.name.clone(),

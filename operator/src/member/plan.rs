@@ -77,10 +77,28 @@ impl Member {
             .collect();
         stale.into_iter().for_each(|key| self.local.remove(key));
         if sorted != self.nodes {
+            self.note_misannotated(&sorted);
             self.nodes = sorted;
             self.dirty.report = true;
         }
         self.touch_slices();
+    }
+
+    /// An event on each Node that says something new that cannot be followed.
+    fn note_misannotated(&mut self, sorted: &nodes::Nodes) {
+        for (node, why) in sorted.misannotated() {
+            if self.nodes.outside.get(node) == sorted.outside.get(node) {
+                continue;
+            }
+            if let Some(regarding) = self.reference(&format!("Node {node}")) {
+                self.notices.push(Notice {
+                    regarding,
+                    warning: true,
+                    reason: reason::ADDRESS_INVALID.to_owned(),
+                    message: why,
+                });
+            }
+        }
     }
 
     /// Takes [`names::AGENT_NOT_READY`] off a node whose agent is ready. Nothing here puts it there.
@@ -301,6 +319,8 @@ impl Member {
                     sets: &state.sets.values().cloned().collect::<Vec<_>>(),
                     pods: &state.pods.values().cloned().collect::<Vec<_>>(),
                     services: &all(&state.services),
+                    gateways: &state.gateways,
+                    resolved: &self.resolved,
                 })
             }
         };
@@ -343,6 +363,10 @@ impl Member {
         wanted.extend(workload.kept);
         let stale: Vec<Key> = state.workload.difference(&wanted).cloned().collect();
         stale.into_iter().for_each(|key| self.local.remove(key));
+        if let Some(state) = self.slices.get_mut(name) {
+            self.other_names |= state.balancers != workload.names;
+            (state.balancers, state.exposure) = (workload.names, workload.troubles);
+        }
     }
 
     fn report_slice(&mut self, name: &str, now: Now) {
@@ -387,7 +411,7 @@ impl Member {
                 &object,
                 &report,
                 dns.into_iter().collect(),
-                mesh.verdict(),
+                [mesh.verdict(), report::exposed(&object, &state.exposure)],
                 self.hub_verdict(now),
                 now.wall,
             );

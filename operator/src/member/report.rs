@@ -11,7 +11,7 @@ use slice_crds::{
     Cidr,
     conditions::{self, Verdict, reason},
     index, names,
-    v1alpha1::{Slice, SliceNode, SliceStatus, TunnelStatus},
+    v1alpha1::{Exposure, PeerGateway, Slice, SliceNode, SliceStatus, TunnelStatus},
     wire::{
         Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, NarrowPath, Peer,
         ReportWarning, WIRE,
@@ -94,7 +94,12 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
         pod_cidrs: aggregate(named.chain(seen).collect()),
         service_cidrs: from.facts.service_cidrs.clone(),
         node_cidrs: aggregate(addresses.collect()),
-        warnings: dns.chain(left_out).chain(labels).take(MOST_WARNINGS).collect(),
+        warnings: dns
+            .chain(left_out)
+            .chain(unexposed(from))
+            .chain(labels)
+            .take(MOST_WARNINGS)
+            .collect(),
         holds: from
             .slices
             .iter()
@@ -108,6 +113,33 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
             })
             .collect(),
         ..MemberReportSpec::default()
+    }
+}
+
+/// Where gateways are not reached as they should be.
+fn unexposed(from: &Cluster<'_>) -> Vec<ReportWarning> {
+    let warning = |of: String, message: &str| ReportWarning {
+        object: format!("{}{of}", ReportWarning::GATEWAYS),
+        message: message.to_owned(),
+    };
+    let nodes = from.nodes.misannotated();
+    let nodes = nodes.map(|(node, why)| warning(format!("on node {node}"), &why));
+    let slices = from.slices.iter().filter_map(|(slice, state)| {
+        let [first, rest @ ..] = state.exposure.as_slice() else {
+            return None;
+        };
+        Some(warning(
+            format!("of slice {slice}"),
+            &with_more(first, rest.len()),
+        ))
+    });
+    nodes.chain(slices).collect()
+}
+
+fn with_more(first: &str, more: usize) -> String {
+    match more {
+        0 => first.to_owned(),
+        more => format!("{first} (and {more} more)"),
     }
 }
 
@@ -297,14 +329,25 @@ fn narrow_paths(from: &OfSlice<'_>) -> Vec<NarrowPath> {
 
 fn coming_down(state: &SliceState) -> Vec<String> {
     let nodes: Vec<&str> = state.blocks.keys().map(String::as_str).collect();
-    match nodes.is_empty() {
-        true => vec![],
-        false => vec![format!(
+    let services: Vec<String> = (state.services.keys())
+        .map(|(namespace, name)| format!("{namespace}/{name}"))
+        .collect();
+    let nodes = (!nodes.is_empty()).then(|| {
+        format!(
             "it is being taken down, and these nodes still have to report that nothing of it is left: {}; see `kubectl get \
              sliceblocks`",
             nodes.join(", ")
-        )],
-    }
+        )
+    });
+    // Whoever made a load balancer for one keeps it until that is gone.
+    let services = (!services.is_empty()).then(|| {
+        format!(
+            "it is being taken down, and these Services of its gateways are still there: {}; where they stay, their events \
+             and finalizers say whose load balancer has to go first (`kubectl describe service`)",
+            services.join(", ")
+        )
+    });
+    nodes.into_iter().chain(services).collect()
 }
 
 /// Sentences a person can act on; the first is the one that is shown.
@@ -370,6 +413,11 @@ fn problems(from: &OfSlice<'_>) -> Vec<String> {
             |why| format!("no gateway runs: {why}"),
         ));
     }
+    // Without an endpoint others can only be dialled from here, and that does not help with all of them.
+    let known = |gateway: &slice_crds::v1alpha1::SliceGateway| !gateway.spec.endpoints.is_empty();
+    if !from.state.gateways.values().any(|gateway| known(gateway)) && !unreached(from.state).is_empty() {
+        problems.extend(from.state.exposure.iter().cloned());
+    }
     problems.truncate(MOST_PROBLEMS);
     problems
 }
@@ -380,7 +428,7 @@ pub(super) fn status(
     object: &Slice,
     report: &MemberSliceReportSpec,
     dns: Vec<IpAddr>,
-    mesh: Verdict,
+    more: [Verdict; 2],
     hub: Option<Verdict>,
     now: Timestamp,
 ) -> SliceStatus {
@@ -398,7 +446,7 @@ pub(super) fn status(
         Some(_) => None,
         None => conditions::find(before, conditions::REACHABLE).cloned(),
     };
-    let verdicts = [ready, mesh].into_iter().chain(hub);
+    let verdicts = [ready].into_iter().chain(more).chain(hub);
     let mut conditions = conditions::conditions(before, verdicts, object.metadata.generation, now);
     conditions.extend(kept);
     SliceStatus {
@@ -409,13 +457,40 @@ pub(super) fn status(
     }
 }
 
+/// Whether other clusters can be told where the slice's gateways are reached.
+pub(super) fn exposed(object: &Slice, troubles: &[String]) -> Verdict {
+    let yes = |reason, message: &str| Verdict::yes(conditions::GATEWAYS_EXPOSED, reason, message);
+    match (object.spec.gateway.exposure, troubles) {
+        (Exposure::None, _) => yes(
+            reason::DIALS_ONLY,
+            "its gateways are not to be reached and begin every tunnel themselves: the other clusters have to be reached",
+        ),
+        (_, []) => yes(reason::EXPOSED, "no gateway waits for an address"),
+        (_, [first, rest @ ..]) => Verdict::no(
+            conditions::GATEWAYS_EXPOSED,
+            reason::NO_ADDRESS,
+            with_more(first, rest.len()),
+        ),
+    }
+}
+
 /// That a cluster is not reached, and where to look: there, where it has no gateway that could be.
 fn cut_off(object: &Slice, peer: &str) -> String {
-    let mut peers = object.spec.peers.iter();
-    if peers.any(|one| one.name == peer && one.gateways.is_empty()) {
+    let spec = &object.spec;
+    let there = spec.peers.iter().find(|one| one.name == peer);
+    let gateways = there.map(|there| there.gateways.as_slice());
+    if gateways.is_some_and(<[_]>::is_empty) {
         return format!(
             "no tunnel to cluster {peer} is up, because no gateway of it is known: see `slicectl status {}` there",
             object.name_any()
+        );
+    }
+    let unreachable = |all: &[PeerGateway]| all.iter().all(|gateway| gateway.endpoints.is_empty());
+    if spec.gateway.exposure == Exposure::None && gateways.is_some_and(unreachable) {
+        return format!(
+            "no tunnel to cluster {peer} is up, because neither can be reached: here spec.gateway.exposure is None, and no \
+             gateway there has an endpoint. On the hub, give Cluster {} or Cluster {peer} another exposure",
+            spec.cluster
         );
     }
     format!(
@@ -431,11 +506,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(gateways: serde_json::Value, says: &str) {
+    fn check(exposure: &str, gateways: serde_json::Value, says: &str) {
         let slice = json!({
             "apiVersion": "weft.dev/v1alpha1", "kind": "Slice", "metadata": {"name": "shop"}, "spec": {
                 "vni": 7, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 8, "cluster": "paris",
-                "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2},
+                "clusterNumber": 1, "ranges": [], "gateway": {"replicas": 2, "exposure": exposure},
                 "peers": [{"name": "tokyo", "number": 2, "ranges": [], "gateways": gateways}],
             },
         });
@@ -444,8 +519,13 @@ mod tests {
             unreached: vec!["tokyo".to_owned()],
             ..MemberSliceReportSpec::default()
         };
-        let mesh = Verdict::yes(conditions::READY, reason::READY, "not looked at here");
-        let status = status(&slice, &report, vec![], mesh, None, Timestamp::UNIX_EPOCH);
+        let other = Verdict::yes(
+            conditions::NODES_CONNECTED,
+            reason::PAIRS_CARRY,
+            "not looked at here",
+        );
+        let more = [other.clone(), other];
+        let status = status(&slice, &report, vec![], more, None, Timestamp::UNIX_EPOCH);
         let ready = conditions::find(&status.conditions, conditions::READY).unwrap();
         assert_eq!(ready.message, says);
     }
@@ -453,13 +533,39 @@ mod tests {
     #[test]
     fn udp_is_blamed_only_where_there_is_somebody_to_reach() {
         check(
+            "NodePort",
             json!([]),
             "no tunnel to cluster tokyo is up, because no gateway of it is known: see `slicectl status shop` there",
         );
+        let reached = json!([{"ordinal": 0, "publicKey": "k", "endpoints": ["192.0.2.1:30000"]}]);
+        for exposure in ["NodePort", "None"] {
+            check(
+                exposure,
+                reached.clone(),
+                "no tunnel to cluster tokyo is up: see `kubectl -n weft-system get slicegateways -o wide`; UDP to its endpoints \
+                 must pass",
+            );
+        }
         check(
-            json!([{"ordinal": 0, "publicKey": "k", "endpoints": ["192.0.2.1:30000"]}]),
-            "no tunnel to cluster tokyo is up: see `kubectl -n weft-system get slicegateways -o wide`; UDP to its endpoints must \
-             pass",
+            "None",
+            json!([{"ordinal": 0, "publicKey": "k", "endpoints": []}]),
+            "no tunnel to cluster tokyo is up, because neither can be reached: here spec.gateway.exposure is None, and no \
+             gateway there has an endpoint. On the hub, give Cluster paris or Cluster tokyo another exposure",
+        );
+    }
+
+    #[test]
+    fn a_load_balancer_that_does_not_go_is_named() {
+        assert_eq!(coming_down(&SliceState::default()), Vec::<String>::new());
+        let mut state = SliceState::default();
+        let id = ("weft-gateways".to_owned(), "weft-gateway-shop-0".to_owned());
+        state.services.insert(id, std::sync::Arc::default());
+        let said = coming_down(&state);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0]
+                .contains("weft-gateways/weft-gateway-shop-0; where they stay, their events and finalizers"),
+            "{said:?}"
         );
     }
 }

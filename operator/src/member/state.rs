@@ -44,6 +44,10 @@ pub(super) struct SliceState {
     /// Why the hub's desired state was not taken.
     pub(super) refused: Option<String>,
     pub(super) planned: blocks::Plan,
+    /// Why other clusters cannot be told where its gateways are reached.
+    pub(super) exposure: Vec<String>,
+    /// Names of its load balancers.
+    pub(super) balancers: BTreeSet<String>,
 }
 
 impl SliceState {

@@ -15,6 +15,7 @@ use std::fmt;
 pub use facts::{Facts, facts};
 pub use keys::{Trusted, keys};
 pub use service::{Exporter, service};
+pub(crate) use slice::MOST_ENDPOINTS;
 pub use slice::{Claim, Given, claim};
 
 /// Something that was refused.

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
 };
 
 use slice_crds::{
-    IndexRange, Subnets, index,
+    IndexRange, Subnets,
+    gateway_address::can_be_dialled,
+    index,
     wire::{Gateway, MemberSliceReportSpec, Run},
 };
 
@@ -14,7 +16,7 @@ use super::{Violation, at_most, shown};
 use crate::allocation::Holding;
 
 /// Endpoints of one gateway: every gateway of every peer tries them in turn.
-const MOST_ENDPOINTS: usize = 8;
+pub(crate) const MOST_ENDPOINTS: usize = 8;
 /// Problems that are shown.
 const MOST_PROBLEMS: usize = 8;
 /// Runs of indices in one list.
@@ -196,14 +198,6 @@ fn endpoints(gateway: &Gateway, given: Option<&Given>, violations: &mut Vec<Viol
     endpoints
 }
 
-fn can_be_dialled(address: IpAddr) -> bool {
-    let special = match address {
-        IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
-    };
-    !(special || address.is_unspecified() || address.is_loopback() || address.is_multicast())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -294,6 +288,9 @@ mod tests {
             ("127.0.0.1:51820", "nobody else can reach"),
             ("169.254.169.254:80", "nobody else can reach"),
             ("224.0.0.1:1", "nobody else can reach"),
+            ("0.0.0.7:1", "nobody else can reach"),
+            ("240.0.0.1:1", "nobody else can reach"),
+            ("255.255.255.255:1", "nobody else can reach"),
             ("[fe80::1]:51820", "nobody else can reach"),
             ("[::ffff:192.0.2.1]:51820", "nobody else can reach"),
             ("10.80.3.4:51820", "lies in the slice itself"),

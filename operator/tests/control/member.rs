@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use slice_crds::{conditions, names};
+use slice_crds::{annotations, conditions, names};
+use slice_operator::member::Event;
 
-use crate::simulation::{Agent, World, node};
+use crate::{
+    simulation::{Agent, World, node},
+    stage::KEYS,
+};
 
 fn world() -> World {
     let mut world = World::new(1, false);
@@ -250,6 +254,190 @@ fn gateways_follow_tolerations_and_a_taint_that_keeps_them_away_is_named() {
     world.hub.put("Cluster", cluster);
     world.calm(2);
     assert_eq!(set(&world), tolerations);
+}
+
+/// A gateway of a slice as the cluster makes it, with a key that its agent reports.
+fn run_gateway(world: &mut World, at: usize, slice: &str) {
+    let name = names::gateway(slice, 0);
+    let node = format!("{}1", world.clusters[at].name);
+    let labels = json!({"weft.dev/component": "gateway", "weft.dev/for-slice": slice});
+    let server = &mut world.clusters[at].server;
+    server.put(
+        "Pod",
+        json!({
+            "metadata": {"name": name, "namespace": "weft-gateways", "labels": labels},
+            "spec": {"nodeName": node, "containers": [{"name": "gateway"}]},
+            "status": {"phase": "Running"},
+        }),
+    );
+    let mut gateway = server.get("SliceGateway", "weft-system", &name).unwrap().clone();
+    gateway["status"] = json!({"publicKey": KEYS[at], "connected": true, "node": node, "tunnels": []});
+    server.put("SliceGateway", gateway);
+    world.calm(1);
+}
+
+/// What a controller of the cluster writes into a gateway's Service.
+fn serve_gateway(world: &mut World, at: usize, slice: &str, node_port: Option<u16>, ingress: Value) {
+    let server = &mut world.clusters[at].server;
+    let mut service = server
+        .get("Service", "weft-gateways", &names::gateway(slice, 0))
+        .unwrap()
+        .clone();
+    service["spec"]["ports"][0]["nodePort"] = json!(node_port);
+    service["status"] = json!({"loadBalancer": {"ingress": ingress}});
+    server.put("Service", service);
+    world.calm(1);
+}
+
+/// What the other members of a slice get of a cluster's gateway.
+fn told(world: &World, cluster: &str, slice: &str) -> Value {
+    let shares = world
+        .hub
+        .list("SliceShare")
+        .filter(|object| object["spec"]["slice"] == slice);
+    let mut peers = shares.flat_map(|object| object["spec"]["peers"].as_array().cloned().unwrap_or_default());
+    let peer = peers.find(|peer| peer["name"] == cluster).unwrap_or_default();
+    peer["gateways"][0]["endpoints"].clone()
+}
+
+fn expose(world: &mut World, cluster: &str, exposure: &str) {
+    let mut object = world
+        .hub
+        .get("Cluster", "weft-default", cluster)
+        .cloned()
+        .unwrap();
+    object["spec"]["gateway"]["exposure"] = exposure.into();
+    world.hub.put("Cluster", object);
+    world.calm(2);
+}
+
+fn exposed(world: &World, cluster: &str) -> String {
+    let object = world.hub.get("Cluster", "weft-default", cluster).unwrap();
+    condition(object, conditions::GATEWAYS_EXPOSED)
+}
+
+#[test]
+fn exposure_changes_live_and_what_it_waits_for_is_said() {
+    let mut world = world();
+    run_gateway(&mut world, 0, "iron");
+    run_gateway(&mut world, 1, "iron");
+    serve_gateway(&mut world, 0, "iron", Some(30_001), json!([]));
+    let at_node = told(&world, "a", "iron");
+    assert!(at_node[0].as_str().unwrap().ends_with(":30001"), "{at_node}");
+    assert!(
+        exposed(&world, "a").starts_with("True"),
+        "{}",
+        exposed(&world, "a")
+    );
+
+    expose(&mut world, "a", "LoadBalancer");
+    let name = names::gateway("iron", 0);
+    let waits = format!("its Service weft-gateways/{name} of type LoadBalancer was given no address");
+    assert!(
+        exposed(&world, "a").starts_with("False: Gateways of slice "),
+        "{}",
+        exposed(&world, "a")
+    );
+    let of_slice = |world: &World| {
+        let slice = world.clusters[0].server.get("Slice", "", "iron").unwrap();
+        condition(slice, conditions::GATEWAYS_EXPOSED)
+    };
+    assert!(of_slice(&world).contains(&waits), "{}", of_slice(&world));
+    assert_eq!(told(&world, "a", "iron"), at_node, "until there is another");
+    serve_gateway(
+        &mut world,
+        0,
+        "iron",
+        Some(30_001),
+        json!([{"ip": "203.0.113.7"}]),
+    );
+    assert_eq!(told(&world, "a", "iron"), json!(["203.0.113.7:51820"]));
+    assert!(of_slice(&world).starts_with("True"), "{}", of_slice(&world));
+
+    // A name is asked for, and what is not known of another one takes nothing away.
+    let balancer = "nlb.example.com";
+    serve_gateway(
+        &mut world,
+        0,
+        "iron",
+        Some(30_001),
+        json!([{"hostname": balancer}]),
+    );
+    let now = world.now();
+    world.clusters[0].member.each(|member| {
+        let names = member.take_names().unwrap_or_default();
+        let answers = names.into_iter().map(|name| {
+            assert_eq!(name, balancer);
+            (name, Ok(vec!["203.0.113.9".parse().unwrap()]))
+        });
+        member.handle(Event::Resolved(answers.collect()), now);
+    });
+    world.calm(1);
+    assert_eq!(told(&world, "a", "iron"), json!(["203.0.113.9:51820"]));
+
+    expose(&mut world, "a", "None");
+    assert_eq!(told(&world, "a", "iron"), json!([]));
+    assert_eq!(
+        world.clusters[0].server.get("Service", "weft-gateways", &name),
+        None
+    );
+    assert!(
+        of_slice(&world).starts_with("True: its gateways are not to be reached"),
+        "{}",
+        of_slice(&world)
+    );
+    let ready = |world: &World| {
+        let object = world.hub.get("SliceConfig", "weft-default", "iron").unwrap();
+        condition(object, conditions::READY)
+    };
+    // In the order in which a cluster reports, no gateway's tunnel is up here in any case.
+    assert!(
+        ready(&world).contains("UDP between their gateways' endpoints"),
+        "{}",
+        ready(&world)
+    );
+    expose(&mut world, "b", "None");
+    assert!(
+        ready(&world).contains("the gateways of neither are to be reached (exposure None): set another"),
+        "{}",
+        ready(&world)
+    );
+    let rest = world.writes();
+    world.calm(3);
+    assert_eq!(world.writes(), rest);
+    world.check().unwrap();
+
+    expose(&mut world, "a", "NodePort");
+    serve_gateway(&mut world, 0, "iron", Some(30_005), json!([]));
+    assert!(told(&world, "a", "iron")[0].as_str().unwrap().ends_with(":30005"));
+}
+
+#[test]
+fn an_annotation_of_a_node_that_is_none_is_said_and_takes_nothing_away() {
+    let mut world = world();
+    run_gateway(&mut world, 0, "iron");
+    serve_gateway(&mut world, 0, "iron", Some(30_001), json!([]));
+    let annotate = |world: &mut World, value: &str| {
+        let mut node = world.clusters[0].server.get("Node", "", "a1").unwrap().clone();
+        node["metadata"]["annotations"] = json!({annotations::GATEWAY_ADDRESS: value});
+        world.clusters[0].server.put("Node", node);
+        world.calm(2);
+    };
+    annotate(&mut world, "203.0.113.7:4500");
+    assert_eq!(told(&world, "a", "iron"), json!(["203.0.113.7:4500"]));
+    let before = blocks(&world, "a", "iron");
+    annotate(&mut world, "127.0.0.1");
+    let said = exposed(&world, "a");
+    assert!(
+        said.starts_with("False: Gateways on node a1: annotation weft.dev/gateway-address has \"127.0.0.1\", an address that"),
+        "{said}"
+    );
+    assert_eq!(told(&world, "a", "iron")[0], "203.0.113.7:4500");
+    assert_eq!(blocks(&world, "a", "iron"), before);
+    annotate(&mut world, "203.0.113.8");
+    assert_eq!(told(&world, "a", "iron"), json!(["203.0.113.8:30001"]));
+    assert!(exposed(&world, "a").starts_with("True"));
+    world.check().unwrap();
 }
 
 #[test]

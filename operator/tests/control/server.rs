@@ -199,12 +199,17 @@ fn merge(kind: Kind, there: &mut Value, body: &Value) {
         there["status"] = body["status"].clone();
         return;
     }
+    // The port that an API server has given a Service stays, as long as it has one.
+    let given = there["spec"]["ports"][0]["nodePort"].clone();
     for (field, value) in body.as_object().into_iter().flatten() {
         match field.as_str() {
             "metadata" => {}
             _ if kind.manner() == Manner::Fields => merge_patch(&mut there[field], value),
             _ => there[field] = value.clone(),
         }
+    }
+    if kind == Kind::Service && !given.is_null() && there["spec"]["type"] != "ClusterIP" {
+        there["spec"]["ports"][0]["nodePort"] = given;
     }
     for field in ["labels", "annotations"] {
         let wanted = body["metadata"][field].as_object().cloned().unwrap_or_default();

@@ -360,6 +360,48 @@ fn a_silent_peer_is_looked_for_where_it_is_configured() {
     assert!(world.stats("a/0").peers[0].up);
 }
 
+/// Tells a gateway that its first peer is reached there, and nowhere else.
+fn tell(world: &mut World, name: &str, endpoints: &[&str]) {
+    let mut config = world.config_of(name);
+    config.peers[0].gateways[0].endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+    let (config, _) = Config::new(&config).unwrap();
+    let now = world.now;
+    world.node(name).gateway.reconfigure(now, &config);
+}
+
+#[test]
+fn flows_go_on_while_it_changes_what_leads_to_a_peer() {
+    for seed in 45..50 {
+        let mut world = World::new(seed, &[1, 1]);
+        world.settle();
+        assert_eq!(longest_gap(&mut world, 300), 0);
+        // Somewhere else, nowhere any more, and where it was.
+        let home = world.nodes["b/0"].gateway.address.to_string();
+        for endpoints in [["203.0.113.9:51820"].as_slice(), &[], &[home.as_str()], &[]] {
+            tell(&mut world, "a/0", endpoints);
+            assert_eq!(longest_gap(&mut world, 1000), 0, "{endpoints:?}");
+        }
+        // What led there is gone: the peer is reached as it is heard.
+        world.node("b/0").gateway.address = "203.0.113.9:4000".parse().unwrap();
+        let gap = longest_gap(&mut world, 2000);
+        assert!(gap > 0 && gap < 450, "seed {seed}: {gap} ms");
+    }
+}
+
+#[test]
+fn a_peer_is_found_at_whichever_of_its_endpoints_leads_there() {
+    for seed in 45..50 {
+        let mut world = World::new(seed, &[1, 1]);
+        let home = world.nodes["b/0"].gateway.address.to_string();
+        // It has nowhere to call itself.
+        tell(&mut world, "b/0", &[]);
+        tell(&mut world, "a/0", &["10.0.0.5:30000", &home]);
+        let begun = world.now;
+        world.settle();
+        assert!(world.now - begun < MS * 2500, "{:?}", world.now - begun);
+    }
+}
+
 #[test]
 fn a_mark_on_the_way_reaches_the_frame() {
     let mut world = World::new(51, &[1, 1]);

@@ -218,15 +218,16 @@ fn render_cluster(facts: &Facts, cluster: &Found<Cluster>, report: &mut Report) 
         .unwrap_or_default();
     for condition in conditions.iter().filter(|condition| condition.status != "True") {
         report.good &= awaited || condition.status == "Unknown";
-        // Ready repeats what Reachable has, and these three the first of the warnings.
+        // Ready repeats what Reachable has, and these four the first of the warnings.
         let repeats = match condition.type_.as_str() {
             conditions::READY => {
                 let reachable = conditions::find(&conditions, conditions::REACHABLE);
                 reachable.is_some_and(|reachable| reachable.message == condition.message)
             }
-            conditions::LABELS_VALID | conditions::NODES_USABLE | conditions::ZONE_FORWARDED => {
-                !warnings.is_empty()
-            }
+            conditions::LABELS_VALID
+            | conditions::NODES_USABLE
+            | conditions::ZONE_FORWARDED
+            | conditions::GATEWAYS_EXPOSED => !warnings.is_empty(),
             _ => false,
         };
         if !repeats {

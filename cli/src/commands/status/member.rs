@@ -13,7 +13,7 @@ use slice_crds::{
     annotations, conditions, labels,
     membership::{self, Labels, MembershipError, PodFacts, Rules},
     names,
-    v1alpha1::{Slice, SliceBlock, SliceGateway, SliceNode, TunnelStatus},
+    v1alpha1::{Exposure, Slice, SliceBlock, SliceGateway, SliceNode, TunnelStatus},
 };
 
 use super::{Listed, Report, lease, list};
@@ -252,7 +252,8 @@ fn render_slice(facts: &Facts, slice: &Found<Slice>, report: &mut Report) {
         .for_each(|condition| report.condition(condition));
     let gateways = facts.gateways.iter().flatten().filter_map(Found::readable);
     for gateway in gateways.filter(|gateway| gateway.spec.slice == name) {
-        render_gateway(gateway, report);
+        let exposure = slice.readable().map(|object| object.spec.gateway.exposure);
+        render_gateway(gateway, exposure.unwrap_or_default(), report);
     }
     let blocks = facts.blocks.iter().flatten().filter_map(Found::readable);
     for block in blocks.filter(|block| block.spec.slice == name) {
@@ -274,7 +275,7 @@ fn render_slice(facts: &Facts, slice: &Found<Slice>, report: &mut Report) {
     }
 }
 
-fn render_gateway(gateway: &SliceGateway, report: &mut Report) {
+fn render_gateway(gateway: &SliceGateway, exposure: Exposure, report: &mut Report) {
     let status = gateway.status.clone().unwrap_or_default();
     let state = match (status.connected, gateway.spec.lost) {
         (_, true) => "LOST (its node is not ready, or the agent there sends no heartbeat)",
@@ -287,10 +288,10 @@ fn render_gateway(gateway: &SliceGateway, report: &mut Report) {
         "  gateway {} {state} on {} at {}{observed}",
         gateway.spec.ordinal,
         status.node.as_deref().unwrap_or("no node"),
-        if endpoints.is_empty() {
-            "no endpoint".to_owned()
-        } else {
-            endpoints.join(", ")
+        match (endpoints.is_empty(), exposure) {
+            (true, Exposure::None) => "no endpoint, as it is to have none".to_owned(),
+            (true, _) => "no endpoint".to_owned(),
+            (false, _) => endpoints.join(", "),
         }
     ));
     for tunnel in &status.tunnels {
@@ -385,12 +386,16 @@ mod tests {
     }
 
     fn slice(name: &str) -> Found<Slice> {
+        exposed(name, "NodePort")
+    }
+
+    fn exposed(name: &str, exposure: &str) -> Found<Slice> {
         one(
             name,
             json!({
                 "spec": {
                     "vni": 4097, "subnets": ["10.80.0.0/16"], "mtu": 1370, "blockSize": 64, "cluster": "b", "clusterNumber": 1,
-                    "ranges": [], "gateway": {"replicas": 2}, "join": {"namespaceLabels": false},
+                    "ranges": [], "gateway": {"replicas": 2, "exposure": exposure}, "join": {"namespaceLabels": false},
                 },
                 "status": {"attachments": 3, "conditions": [
                     condition("Ready", "True", "set up"), condition("Reachable", "False", "the hub has taken no heartbeat"),
@@ -464,6 +469,39 @@ mod tests {
             ],
             true,
         );
+    }
+
+    #[test]
+    fn a_gateway_that_nobody_is_to_reach_misses_no_endpoint() {
+        let gateway = json!({
+            "spec": {"slice": "shop", "ordinal": 0, "endpoints": []},
+            "status": {"node": "b1", "connected": true, "tunnels": []},
+        });
+        for (exposure, says) in [
+            ("LoadBalancer", "no endpoint"),
+            ("None", "no endpoint, as it is to have none"),
+        ] {
+            let facts = Facts {
+                slices: Ok(vec![exposed("shop", exposure)]),
+                gateways: Ok(vec![one("weft-gateway-shop-0", gateway.clone())]),
+                ..facts()
+            };
+            let mut report = report();
+            render(&facts, None, &mut report);
+            let line = format!("  gateway 0 up on b1 at {says}");
+            let found = report.text.lines().find(|found| found.starts_with("  gateway 0"));
+            assert!(
+                found.is_some_and(|found| found.starts_with(&line)),
+                "{}",
+                report.text
+            );
+            assert_eq!(
+                report.text.contains("none"),
+                exposure == "None",
+                "{}",
+                report.text
+            );
+        }
     }
 
     #[test]

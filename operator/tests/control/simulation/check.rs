@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use slice_crds::IndexRange;
+use slice_crds::{IndexRange, names};
 
 use super::{
     agent::Agent,
@@ -139,6 +139,7 @@ impl World {
                 .iter()
                 .filter(|cluster| LASTING_CLUSTERS.contains(&cluster.name.as_str()))
             {
+                Self::check_exposure(cluster, slice)?;
                 for agent in &cluster.agents {
                     let Some(segment) = agent.segments.get(slice) else {
                         return Err(format!("{} has not slice {slice}", agent.node));
@@ -163,5 +164,28 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The Service of a slice's gateway is as the mirror says, which may be that of a hub that is no more.
+    fn check_exposure(cluster: &Cluster, slice: &str) -> Result<(), String> {
+        let mirror = cluster.server.get("Slice", "", slice);
+        let wanted = mirror.and_then(|mirror| mirror["spec"]["gateway"]["exposure"].as_str());
+        let wanted = wanted.ok_or_else(|| format!("{} has no slice {slice}", cluster.name))?;
+        let name = names::gateway(slice, 0);
+        let service = cluster.server.get("Service", "weft-gateways", &name);
+        let type_ = service.and_then(|service| service["spec"]["type"].as_str());
+        let fits = match wanted {
+            "None" => type_.is_none(),
+            // What led to a gateway stays while no pod has the port.
+            "HostPort" => type_.is_some(),
+            other => type_ == Some(other),
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(format!(
+                "{}: {slice} has exposure {wanted} and a Service {type_:?}",
+                cluster.name
+            )),
+        }
     }
 }

@@ -101,6 +101,16 @@ impl World {
                     }
                 }
             }
+            6 => {
+                let cluster = (*self.random.pick(&LASTING_CLUSTERS)).to_owned();
+                let exposure = *self
+                    .random
+                    .pick(&["NodePort", "HostPort", "LoadBalancer", "None"]);
+                self.log(format!("cluster {cluster} has exposure {exposure}"));
+                let spec = self.wanted.entry(("Cluster", cluster.clone())).or_default();
+                spec["gateway"]["exposure"] = exposure.into();
+                self.apply("Cluster", &cluster);
+            }
             // Whatever is wanted and not there is applied.
             _ => {
                 for (kind, name) in self.wanted.keys().cloned().collect::<Vec<_>>() {
