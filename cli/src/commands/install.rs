@@ -97,6 +97,7 @@ async fn resume(target: &Target, part: Part, chart: &Chart) -> anyhow::Result<()
         // helm upgrades nothing that it has begun to remove.
         Some(record) if record.is_uninstalling() => {
             eprintln!("{} was not removed to the end; undoing that …", part.release());
+            release::stop_hook(&client, part, chart.timeout).await?;
             roll_back(target, part, chart, record.revision).await
         }
         Some(_) => Ok(()),

@@ -9,6 +9,7 @@ use k8s_openapi::{
     ClusterResourceScope,
     api::{
         apps::v1::DaemonSet,
+        batch::v1::Job,
         core::v1::{Namespace, Secret},
         rbac::v1::ClusterRole,
     },
@@ -63,6 +64,14 @@ impl Part {
         match self {
             Self::Hub => &[names::HUB_NAMESPACE],
             Self::Cluster => &[names::MEMBER_NAMESPACE, names::GATEWAY_NAMESPACE],
+        }
+    }
+
+    /// The Job of that hook.
+    const fn hook(self) -> &'static str {
+        match self {
+            Self::Hub => "weft-hub-teardown",
+            Self::Cluster => "weft-teardown",
         }
     }
 
@@ -350,6 +359,36 @@ fn holding(namespace: &Namespace) -> String {
         true => String::new(),
         false => format!(" ({})", said.join("; ")),
     }
+}
+
+/// Ends what cleans up while a release is removed: it goes on where helm itself was killed, and would take down again what is
+/// made anew.
+pub(super) async fn stop_hook(client: &Client, part: Part, patience: Duration) -> anyhow::Result<()> {
+    let name = part.hook();
+    for namespace in part.namespaces() {
+        let jobs = Api::<Job>::namespaced(client.clone(), namespace);
+        let there = jobs.get_metadata_opt(name).await;
+        let Some(job) = there.with_context(|| format!("look for Job {namespace}/{name}"))? else {
+            continue;
+        };
+        // With its pods.
+        match jobs.delete(name, &DeleteParams::foreground()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error).with_context(|| format!("delete Job {namespace}/{name}")),
+        }
+        let uid = job.uid().unwrap_or_default();
+        tokio::time::timeout(patience, await_condition(jobs.clone(), name, is_deleted(&uid)))
+            .await
+            .map_err(|_| {
+                anyhow!(
+                    "Job {namespace}/{name} is still there: see `kubectl -n {namespace} get job {name} -o yaml`, then run this \
+                     again"
+                )
+            })?
+            .with_context(|| format!("watch Job {namespace}/{name}"))?;
+    }
+    Ok(())
 }
 
 /// Gives namespaces that somebody has made by hand to the release: helm refuses to install into them.
