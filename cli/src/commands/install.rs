@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams},
+    api::ListParams,
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 use serde::de::DeserializeOwned;
@@ -128,7 +128,10 @@ pub(crate) async fn uninstall(target: &Target, uninstall: Uninstall) -> anyhow::
              name. Where nodes still have something of it, `slicectl install {argument}` and then this takes it off them"
         ),
         Removal::Whole => remove_release(target, part, &chart, true).await?,
-        Removal::Objects => remove_release(target, part, &chart, false).await?,
+        Removal::Objects => {
+            remove_release(target, part, &chart, false).await?;
+            release::remove_hook_roles(&client, part).await?;
+        }
         Removal::Restored(revision) => {
             eprintln!(
                 "{name} has lost {}; bringing that back to clean up with …",
@@ -263,11 +266,7 @@ where
     let api = Api::<K>::all(client.clone());
     let kind = K::kind(&());
     for (name, _) in objects {
-        match api.delete(name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(error).with_context(|| format!("delete {kind} {name}")),
-        }
+        release::delete::<K>(client, name).await?;
     }
     for (name, uid) in objects {
         let gone = await_condition(api.clone(), name, is_deleted(uid));

@@ -11,7 +11,7 @@ use k8s_openapi::{
         apps::v1::DaemonSet,
         batch::v1::Job,
         core::v1::{Namespace, Secret},
-        rbac::v1::ClusterRole,
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
@@ -67,7 +67,7 @@ impl Part {
         }
     }
 
-    /// The Job of that hook.
+    /// The Job of that hook, and its cluster-wide role.
     const fn hook(self) -> &'static str {
         match self {
             Self::Hub => "weft-hub-teardown",
@@ -389,6 +389,27 @@ pub(super) async fn stop_hook(client: &Client, part: Part, patience: Duration) -
             .with_context(|| format!("watch Job {namespace}/{name}"))?;
     }
     Ok(())
+}
+
+/// Takes away what the hook was allowed beyond its namespaces: helm does when it has run the hook to its end.
+pub(super) async fn remove_hook_roles(client: &Client, part: Part) -> anyhow::Result<()> {
+    delete::<ClusterRoleBinding>(client, part.hook()).await?;
+    delete::<ClusterRole>(client, part.hook()).await
+}
+
+/// Deletes an object of the cluster; one that is gone already is fine.
+pub(super) async fn delete<K>(client: &Client, name: &str) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let deleted = Api::<K>::all(client.clone())
+        .delete(name, &DeleteParams::default())
+        .await;
+    match deleted {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
+    }
 }
 
 /// Gives namespaces that somebody has made by hand to the release: helm refuses to install into them.
