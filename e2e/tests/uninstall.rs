@@ -331,6 +331,14 @@ async fn what_a_deleted_namespace_took_away_comes_back_by_joining() -> Result<()
 
     stage.outside_goes_on("meanwhile").await?;
     stage.waits("waiting").await?;
+    let status = stage
+        .environment
+        .try_slicectl(&stage.cluster()?.name, &["status"])?;
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    ensure!(
+        !status.status.success() && shown.contains("namespace weft-system was deleted"),
+        "{shown}"
+    );
     let own = stage.own()?;
     let (first, last) = (own[0].clone(), own[own.len() - 1].clone());
     ensure!(
