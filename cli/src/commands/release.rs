@@ -78,7 +78,7 @@ impl Part {
     /// A kind that goes with the release, after all workloads.
     const fn kind(self) -> &'static str {
         match self {
-            Self::Hub => "sliceallocations.weft.dev",
+            Self::Hub => "memberslices.weft.dev",
             Self::Cluster => "slicenodes.weft.dev",
         }
     }
