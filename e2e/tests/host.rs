@@ -10,9 +10,6 @@ use slice_e2e::{
     progress::say,
 };
 
-#[path = "../../slice-gateway/tests/netns/lab/programs.rs"]
-mod programs;
-
 const SLICE: &str = "hosted";
 const NAMESPACE: &str = "weft-hosted";
 const NAME: &str = "db1";
@@ -30,7 +27,7 @@ async fn a_host_without_an_agent_is_in_the_slice_and_stays_when_keys_change() ->
     let members = environment.members(SLICE, NAMESPACE).await?;
     let hub = environment.hub()?.name.clone();
 
-    let wireguard = programs::wireguard_go();
+    let wireguard = slice_go::wireguard_go()?;
     let folder = wireguard.parent().context("the folder of wireguard-go")?;
     let key_file = tempfile::NamedTempFile::new().context("a file for the host's key")?;
     let mut host = Host::plug_in(NAME, ADDRESS, folder.to_owned(), key_file.path().to_owned())?;

@@ -168,26 +168,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        cni::{contest, host::HostRoot},
+        cni::{contest, testing},
         directories::{INTERVAL, QUIET},
     };
 
     const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"cilium-cni"}]}"#;
 
     fn installer(folder: &Path) -> Installer {
-        for dir in ["net.d", "bin"] {
-            fs::create_dir_all(folder.join(dir)).unwrap();
-        }
-        fs::write(folder.join("bin/cilium-cni"), "").unwrap();
-        fs::write(folder.join("plugin"), "#!plugin").unwrap();
-        Installer {
-            host: HostRoot(folder.to_owned()),
-            conf_dir: "/net.d".into(),
-            bin_dirs: vec!["/bin".into()],
-            binary: folder.join("plugin"),
-            socket: "/run/weft/cni.sock".into(),
-            members: "/var/lib/weft/members.json".into(),
-        }
+        testing::installer(folder, "cilium-cni")
     }
 
     /// A world in which Weft is to be on the node.

@@ -25,7 +25,7 @@ use crate::{
     shared::{Figures, Shared},
 };
 
-/// Between two reports without news.
+/// Between two reports where nothing has changed.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Before a call after one that failed, doubled up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -131,7 +131,7 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
         let patience = next_report.saturating_duration_since(Instant::now());
         let Ready {
             stream: readable,
-            news,
+            report_due,
         } = wait(shared, Some(&stream), patience);
         if readable {
             has_tap |= receive(&stream, shared, waiting)?;
@@ -143,7 +143,7 @@ fn talk(caller: &Caller, shared: &Shared, waiting: &mut Waiting) -> Result<(), E
             // Only a new call can say so.
             return Err(Error::TapLost);
         }
-        if news || next_report <= Instant::now() {
+        if report_due || next_report <= Instant::now() {
             handover::send(&stream, &FromGateway::Report(report(shared)), &[])?;
             next_report = Instant::now() + REPORT_EVERY;
         }
@@ -243,16 +243,16 @@ fn report(shared: &Shared) -> Report {
 
 struct Ready {
     stream: bool,
-    news: bool,
+    report_due: bool,
 }
 
-/// Waits for the agent or for news of the data path.
+/// Waits for the agent, or until a report is due.
 fn wait(shared: &Shared, stream: Option<&UnixStream>, patience: Duration) -> Ready {
     let timeout = PollTimeout::try_from(patience + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
     let mut fds = [
-        PollFd::new(shared.news().as_fd(), PollFlags::POLLIN),
+        PollFd::new(shared.report_due().as_fd(), PollFlags::POLLIN),
         PollFd::new(
-            stream.map_or_else(|| shared.news().as_fd(), AsFd::as_fd),
+            stream.map_or_else(|| shared.report_due().as_fd(), AsFd::as_fd),
             PollFlags::POLLIN,
         ),
     ];
@@ -265,11 +265,11 @@ fn wait(shared: &Shared, stream: Option<&UnixStream>, patience: Duration) -> Rea
     let _ = poll(fds, timeout);
     let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
     let ready = Ready {
-        news: ready(0),
+        report_due: ready(0),
         stream: ready(1),
     };
-    if ready.news {
-        shared.clear_news();
+    if ready.report_due {
+        shared.clear_report_due();
     }
     ready
 }

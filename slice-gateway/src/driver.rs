@@ -21,7 +21,7 @@ use crate::{
         vnet,
     },
     proto::{Change, Endpoint, Event, Gateway, HEADROOM, Key, Socket, config::encode_key, lane::Lane},
-    shared::{Figures, KeyLetter, Shared},
+    shared::{Figures, KeyUpdate, Shared},
 };
 
 /// Frames that are read from the TAP in a turn, before the network gets its turn.
@@ -30,7 +30,7 @@ const FRAMES_PER_TURN: usize = 64;
 const BYTES_PER_TURN: usize = 256 << 10;
 /// Frames are written to the TAP when there are this many bytes, while they are still in the cache.
 const FLUSH_BYTES: usize = 192 << 10;
-/// Parcels of other lanes that are taken in a turn.
+/// Messages of other lanes that are read in a turn.
 const PARCELS_PER_TURN: usize = 64;
 /// Calls that read what waits after this process stood still: more than a full socket holds. In any other turn it is one,
 /// so that neither side waits for the other.
@@ -108,8 +108,8 @@ impl Driver {
         loop {
             let ready = self.wait()?;
             self.figures.turns += 1;
-            if ready.letters {
-                self.take_letters();
+            if ready.updates {
+                self.take_updates();
             }
             if self.shared.stopping().is_cancelled() {
                 return Ok(());
@@ -157,7 +157,7 @@ impl Driver {
         let had_former = self.gateway.has_former();
         self.gateway.handle_timeout(now, &mut self.batches);
         if had_former && !self.gateway.has_former() {
-            self.shared.tell_others(|| KeyLetter::Retire);
+            self.shared.update_others(|| KeyUpdate::Retire);
         }
         if self.next_key.is_none()
             && let Some(change) = self.gateway.wants_key(now)
@@ -176,7 +176,7 @@ impl Driver {
         match entropy::bytes() {
             Ok(secret) => {
                 let key = Key::from_random(secret);
-                self.shared.tell_others(|| KeyLetter::Take(key.clone(), change));
+                self.shared.update_others(|| KeyUpdate::Take(key.clone(), change));
                 self.keys += 1;
                 self.next_key = Some((key, change));
             }
@@ -231,17 +231,17 @@ impl Driver {
         }
         let ready = |place: usize| fds.get(place).and_then(PollFd::any).unwrap_or(false);
         Ok(Ready {
-            letters: ready(0),
+            updates: ready(0),
             listening: ready(1),
             dialing: ready(2),
             tap: ready(3),
         })
     }
 
-    fn take_letters(&mut self) {
-        let letters = self.shared.take_letters(self.lane);
+    fn take_updates(&mut self) {
+        let updates = self.shared.take_updates(self.lane);
         let now = Instant::now();
-        if let Some(config) = letters.config {
+        if let Some(config) = updates.config {
             self.figures.slice.clone_from(&config.slice);
             self.figures.configured = true;
             self.figures.largest_mtu = u16::try_from(config.segment.largest).unwrap_or(u16::MAX);
@@ -251,35 +251,35 @@ impl Driver {
             self.batches.sockets_mut().retry_segmentation();
             self.gateway.reconfigure(now, config);
         }
-        for letter in letters.keys {
-            match letter {
-                KeyLetter::Take(key, change) => {
+        for update in updates.keys {
+            match update {
+                KeyUpdate::Take(key, change) => {
                     self.gateway.renew(now, key, change);
                     let need = self.gateway.need_of_former(now);
                     self.shared.key_taken(self.lane, need);
                 }
-                KeyLetter::Retire => self.gateway.retire(now),
+                KeyUpdate::Retire => self.gateway.retire(now),
             }
         }
-        if let Some(tap) = letters.tap {
+        if let Some(tap) = updates.tap {
             self.tap = tap;
             if self.tap.is_none() {
                 self.shared.tap_closed(self.lane);
             }
         }
-        self.take_parcels(now);
+        self.receive_messages(now);
     }
 
     /// Takes what other lanes have left.
-    fn take_parcels(&mut self, now: Instant) {
+    fn receive_messages(&mut self, now: Instant) {
         let exchange = self.shared.exchange().clone();
         for _ in 0..PARCELS_PER_TURN {
-            let Some(mut parcel) = exchange.take(self.lane) else {
+            let Some(mut message) = exchange.receive(self.lane) else {
                 return;
             };
             self.gateway
-                .handle_note(now, parcel.note, &mut parcel.buffer, &mut self.batches);
-            exchange.give_back(parcel.buffer);
+                .handle_note(now, message.note, &mut message.buffer, &mut self.batches);
+            exchange.give_back(message.buffer);
         }
         // The rest is for the next turn.
         exchange.call(self.lane);
@@ -357,9 +357,9 @@ impl Driver {
     }
 
     fn publish(&mut self) {
-        let mut news = false;
+        let mut changed = false;
         while let Some(event) = self.gateway.poll_event() {
-            news = true;
+            changed = true;
             match event {
                 Event::Up { peer } => tracing::info!(peer, "tunnel is up"),
                 Event::Down { peer } => tracing::info!(peer, "tunnel is down"),
@@ -373,7 +373,7 @@ impl Driver {
             }
         }
         let now = Instant::now();
-        if !news && now < self.next_publish {
+        if !changed && now < self.next_publish {
             return;
         }
         self.next_publish = now + PUBLISH_EVERY;
@@ -388,8 +388,8 @@ impl Driver {
         self.figures.segmentation = self.batches.sockets().segmentation();
         self.figures.coalescing = self.batches.sockets().coalescing();
         self.shared.publish(self.lane, &self.figures);
-        if news {
-            self.shared.tell();
+        if changed {
+            self.shared.request_report();
         }
     }
 }
@@ -406,7 +406,7 @@ fn look(fds: &mut [PollFd<'_>], begun: Instant, window: Duration) -> bool {
 }
 
 struct Ready {
-    letters: bool,
+    updates: bool,
     listening: bool,
     dialing: bool,
     tap: bool,

@@ -1,4 +1,4 @@
-//! What the threads of a gateway share: letters to the lanes, and what those have counted. Locks are taken a few times a
+//! What the threads of a gateway share: updates to the lanes, and what those have counted. Locks are taken a few times a
 //! second, never per packet.
 
 use std::{
@@ -26,17 +26,17 @@ use crate::{
 /// What the lanes of a gateway, and the threads beside them, know of each other.
 pub struct Shared {
     exchange: Arc<Exchange>,
-    lanes: Vec<Desk>,
+    lanes: Vec<LaneState>,
     /// Wakes the control thread: a tunnel went up or down, or the TAP was lost.
-    news: EventFd,
+    report_due: EventFd,
     draining: AtomicBool,
     stopping: CancellationToken,
 }
 
-/// What there is for and of one lane.
+/// What a lane is to do next, and what it has published.
 #[derive(Default)]
-struct Desk {
-    letters: Mutex<Letters>,
+struct LaneState {
+    updates: Mutex<Updates>,
     figures: Mutex<Figures>,
     has_tap: AtomicBool,
     /// Nothing has come for a while.
@@ -47,17 +47,17 @@ struct Desk {
     need: AtomicU8,
 }
 
-/// What a lane is told. The newest of each replaces the one before, but for keys.
+/// What a lane is given. The newest of each replaces the one before, but for keys.
 #[derive(Default)]
-pub(crate) struct Letters {
+pub(crate) struct Updates {
     pub(crate) config: Option<Config>,
     /// A queue of the TAP device, or that it is lost.
     pub(crate) tap: Option<Option<Tap>>,
-    pub(crate) keys: Vec<KeyLetter>,
+    pub(crate) keys: Vec<KeyUpdate>,
 }
 
-/// What the first lane tells the others.
-pub(crate) enum KeyLetter {
+/// What the first lane has the others do.
+pub(crate) enum KeyUpdate {
     Take(Key, Change),
     /// Nobody needs the former one.
     Retire,
@@ -123,8 +123,8 @@ impl Shared {
         assert!(lanes > 0, "a gateway has a thread");
         Ok(Arc::new(Self {
             exchange: Arc::new(Exchange::new(lanes)?),
-            lanes: std::iter::repeat_with(Desk::default).take(lanes).collect(),
-            news: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            lanes: std::iter::repeat_with(LaneState::default).take(lanes).collect(),
+            report_due: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
         }))
@@ -141,7 +141,7 @@ impl Shared {
     /// The first lane gets it last, so that a key that it then makes finds the others informed.
     pub fn set_config(&self, config: &Config) {
         for lane in (0..self.lanes.len()).rev() {
-            self.write(lane, |letters| letters.config = Some(config.clone()));
+            self.write(lane, |updates| updates.config = Some(config.clone()));
         }
     }
 
@@ -157,7 +157,7 @@ impl Shared {
         let writers: Vec<Tap> = writers.collect::<io::Result<_>>()?;
         for (lane, tap) in taps.into_iter().chain(writers).take(self.lanes.len()).enumerate() {
             self.lanes[lane].has_tap.store(true, Ordering::Release);
-            self.write(lane, |letters| letters.tap = Some(Some(tap)));
+            self.write(lane, |updates| updates.tap = Some(Some(tap)));
         }
         Ok(())
     }
@@ -165,24 +165,29 @@ impl Shared {
     /// The TAP device is gone: all lanes close it, so that the agent can hand it over anew.
     pub(crate) fn lose_taps(&self) {
         for lane in 0..self.lanes.len() {
-            self.write(lane, |letters| letters.tap = Some(None));
+            self.write(lane, |updates| updates.tap = Some(None));
         }
     }
 
     /// A lane has closed its queue.
     pub(crate) fn tap_closed(&self, lane: usize) {
         self.lanes[lane].has_tap.store(false, Ordering::Release);
-        self.tell();
+        self.request_report();
     }
 
     /// Whether every lane holds a queue of the TAP device.
     pub fn has_tap(&self) -> bool {
-        self.lanes.iter().all(|desk| desk.has_tap.load(Ordering::Acquire))
+        self.lanes
+            .iter()
+            .all(|state| state.has_tap.load(Ordering::Acquire))
     }
 
     /// Whether no lane holds a queue of the TAP device.
     pub fn has_no_tap(&self) -> bool {
-        !self.lanes.iter().any(|desk| desk.has_tap.load(Ordering::Acquire))
+        !self
+            .lanes
+            .iter()
+            .any(|state| state.has_tap.load(Ordering::Acquire))
     }
 
     /// Asks everybody to send frames another way, and stops once they do.
@@ -199,7 +204,7 @@ impl Shared {
     /// Says whether a lane has nothing left to carry; whether none has.
     pub(crate) fn set_quiet(&self, lane: usize, quiet: bool) -> bool {
         self.lanes[lane].quiet.store(quiet, Ordering::Release);
-        self.lanes.iter().all(|desk| desk.quiet.load(Ordering::Acquire))
+        self.lanes.iter().all(|state| state.quiet.load(Ordering::Acquire))
     }
 
     /// Ends all threads at once.
@@ -213,10 +218,10 @@ impl Shared {
         &self.stopping
     }
 
-    /// Gives the other lanes a key, or tells them to wipe the former one.
-    pub(crate) fn tell_others(&self, letter: impl Fn() -> KeyLetter) {
+    /// Gives the other lanes a key, or has them wipe the former one.
+    pub(crate) fn update_others(&self, update: impl Fn() -> KeyUpdate) {
         for lane in 1..self.lanes.len() {
-            self.write(lane, |letters| letters.keys.push(letter()));
+            self.write(lane, |updates| updates.keys.push(update()));
         }
     }
 
@@ -230,7 +235,7 @@ impl Shared {
     /// Whether the other lanes have taken so many keys.
     pub(crate) fn others_have_keys(&self, count: u64) -> bool {
         let mut others = self.lanes[1..].iter();
-        others.all(|desk| desk.keys.load(Ordering::Acquire) >= count)
+        others.all(|state| state.keys.load(Ordering::Acquire) >= count)
     }
 
     /// Says how much a lane needs the former key.
@@ -242,7 +247,7 @@ impl Shared {
     pub(crate) fn need_of_others(&self) -> Need {
         let needs = self.lanes[1..]
             .iter()
-            .map(|desk| desk.need.load(Ordering::Acquire));
+            .map(|state| state.need.load(Ordering::Acquire));
         match needs.max() {
             None | Some(0) => Need::Nobody,
             Some(1) => Need::Absent,
@@ -250,16 +255,16 @@ impl Shared {
         }
     }
 
-    pub(crate) fn take_letters(&self, lane: usize) -> Letters {
+    pub(crate) fn take_updates(&self, lane: usize) -> Updates {
         // An error says that there are none.
         let _ = self.exchange.wake(lane).read();
-        let letters = self.lanes[lane].letters.lock();
-        std::mem::take(&mut letters.unwrap_or_else(PoisonError::into_inner))
+        let updates = self.lanes[lane].updates.lock();
+        std::mem::take(&mut updates.unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn write(&self, lane: usize, write: impl FnOnce(&mut Letters)) {
-        let letters = self.lanes[lane].letters.lock();
-        write(&mut letters.unwrap_or_else(PoisonError::into_inner));
+    fn write(&self, lane: usize, write: impl FnOnce(&mut Updates)) {
+        let updates = self.lanes[lane].updates.lock();
+        write(&mut updates.unwrap_or_else(PoisonError::into_inner));
         self.exchange.call(lane);
     }
 
@@ -270,8 +275,8 @@ impl Shared {
 
     /// What all lanes have counted, as of a moment ago.
     pub fn figures(&self) -> Figures {
-        let mut lanes = self.lanes.iter().map(|desk| {
-            let figures = desk.figures.lock();
+        let mut lanes = self.lanes.iter().map(|state| {
+            let figures = state.figures.lock();
             figures.unwrap_or_else(PoisonError::into_inner)
         });
         let mut all = lanes.next().map(|first| first.clone()).unwrap_or_default();
@@ -279,26 +284,26 @@ impl Shared {
         all
     }
 
-    /// Becomes readable when something has happened that should be told at once; see [`Self::clear_news`].
-    pub fn news(&self) -> &EventFd {
-        &self.news
+    /// Becomes readable when something has happened that is to be reported at once; see [`Self::clear_report_due`].
+    pub fn report_due(&self) -> &EventFd {
+        &self.report_due
     }
 
-    /// Something has happened that should be told at once.
-    pub(crate) fn tell(&self) {
-        // It cannot fail but by being told already.
-        let _ = self.news.write(1);
+    /// Has a report sent at once.
+    pub(crate) fn request_report(&self) {
+        // It fails only where one is due already.
+        let _ = self.report_due.write(1);
     }
 
-    pub fn clear_news(&self) {
+    pub fn clear_report_due(&self) {
         // An error says that there was none.
-        let _ = self.news.read();
+        let _ = self.report_due.read();
     }
 
     fn call_all(&self) {
         for lane in 0..self.lanes.len() {
             self.exchange.call(lane);
         }
-        self.tell();
+        self.request_report();
     }
 }

@@ -1,23 +1,22 @@
 //! Installing and removing, with the charts that this program carries and the user's helm.
 
-use std::{collections::BTreeMap, fmt, path::Path, process::Stdio, time::Duration};
+use std::{fmt, path::Path, process::Stdio, time::Duration};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use include_dir::{Dir, include_dir};
-use jiff::Timestamp;
 use k8s_openapi::{
-    ClusterResourceScope,
-    api::core::v1::{Namespace, Secret},
+    ClusterResourceScope, api::core::v1::Namespace,
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PartialObjectMeta},
+    api::ListParams,
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
+use super::release::{self, Found, RELEASE_NAMESPACE, Removal};
 use crate::{
     Outcome,
     args::{Chart, Install, Part, Target, Uninstall},
@@ -27,19 +26,7 @@ use crate::{
 static HUB: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../charts/weft-hub");
 static MEMBER: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../charts/weft-member");
 
-/// How long helm goes on where nobody says anything (its own `--timeout`).
-const LONGEST: Duration = Duration::from_secs(300);
-/// Namespace of the helm releases. The charts own their namespaces, so that uninstalling removes these.
-const RELEASE_NAMESPACE: &str = "kube-system";
-
 impl Part {
-    const fn release(self) -> &'static str {
-        match self {
-            Self::Hub => "weft-hub",
-            Self::Cluster => "weft-member",
-        }
-    }
-
     const fn chart(self) -> &'static Dir<'static> {
         match self {
             Self::Hub => &HUB,
@@ -49,13 +36,11 @@ impl Part {
 }
 
 pub(crate) async fn install(target: &Target, install: Install) -> anyhow::Result<Outcome> {
-    let verb: &[&str] = if install.print {
-        &["template"]
+    if install.print {
+        let (command, _folder) = with_chart(target, install.part, &install.chart, &["template"])?;
+        run(command, &install.chart.helm).await?;
     } else {
-        &["upgrade", "--install"]
-    };
-    apply(target, install.part, &install.chart, verb).await?;
-    if !install.print {
+        ensure(target, install.part, &install.chart).await?;
         match install.part {
             Part::Hub => {
                 println!("The hub runs. Next: `slicectl token issue CLUSTER` for each member cluster.")
@@ -68,10 +53,27 @@ pub(crate) async fn install(target: &Target, install: Install) -> anyhow::Result
 
 /// Installs or brings up to date one part, and waits until it runs.
 pub(super) async fn ensure(target: &Target, part: Part, chart: &Chart) -> anyhow::Result<()> {
-    apply(target, part, chart, &["upgrade", "--install"]).await
+    resume(target, part, chart).await?;
+    upgrade(target, part, chart, &["--wait"]).await
 }
 
-async fn apply(target: &Target, part: Part, chart: &Chart, verb: &[&str]) -> anyhow::Result<()> {
+async fn upgrade(target: &Target, part: Part, chart: &Chart, more: &[&str]) -> anyhow::Result<()> {
+    let (mut command, _folder) = with_chart(target, part, chart, &["upgrade", "--install"])?;
+    command
+        .args(more)
+        .args(["--timeout", &seconds(chart.timeout)])
+        .stdout(Stdio::null());
+    eprintln!("installing {} …", part.release());
+    run(command, &chart.helm).await
+}
+
+/// A helm command with the part's chart and values; the chart is there as long as its folder.
+fn with_chart(
+    target: &Target,
+    part: Part,
+    chart: &Chart,
+    verb: &[&str],
+) -> anyhow::Result<(Command, tempfile::TempDir)> {
     let folder = tempfile::tempdir().context("make a folder for the chart")?;
     part.chart().extract(folder.path()).context("unpack the chart")?;
     let mut command = helm(target, chart);
@@ -82,107 +84,117 @@ async fn apply(target: &Target, part: Part, chart: &Chart, verb: &[&str]) -> any
     for value in &chart.set {
         command.args(["--set", value]);
     }
-    if verb[0] == "upgrade" {
-        resume(&connect::client(target).await?, part.release(), chart.timeout).await?;
-        let timeout = format!("{}s", chart.timeout.as_secs());
-        command
-            .args(["--wait", "--timeout", &timeout])
-            .stdout(Stdio::null());
-        eprintln!("installing {} …", part.release());
+    Ok((command, folder))
+}
+
+/// Clears the way for an installation: what was broken off before, or is being deleted.
+async fn resume(target: &Target, part: Part, chart: &Chart) -> anyhow::Result<()> {
+    let client = connect::client(target).await?;
+    release::settle(&client, part, chart.timeout).await?;
+    match release::record(&client, part).await? {
+        None => release::adopt(&client, part).await,
+        Some(record) if record.is_pending() => release::forget(&client, part, &record, chart.timeout).await,
+        // helm upgrades nothing that it has begun to remove.
+        Some(record) if record.is_uninstalling() => {
+            eprintln!("{} was not removed to the end; undoing that …", part.release());
+            release::stop_hook(&client, part, chart.timeout).await?;
+            roll_back(target, part, chart, record.revision).await
+        }
+        Some(_) => Ok(()),
     }
+}
+
+/// Makes everything again that a revision has, and waits for none of it.
+async fn roll_back(target: &Target, part: Part, chart: &Chart, revision: u64) -> anyhow::Result<()> {
+    let mut command = helm(target, chart);
+    command
+        .args(["rollback", part.release(), &revision.to_string()])
+        .args(["--timeout", &seconds(chart.timeout)])
+        .stdout(Stdio::null());
     run(command, &chart.helm).await
 }
 
 pub(crate) async fn uninstall(target: &Target, uninstall: Uninstall) -> anyhow::Result<Outcome> {
-    let mut command = helm(target, &uninstall.chart);
-    let timeout = format!("{}s", uninstall.chart.timeout.as_secs());
-    command.args([
-        "uninstall",
-        uninstall.part.release(),
-        "--wait",
-        "--timeout",
-        &timeout,
-    ]);
-    let release = uninstall.part.release();
-    eprintln!("removing {release} …");
+    let Uninstall { part, purge, chart } = uninstall;
+    let (name, argument) = (part.release(), part.argument());
     let client = connect::client(target).await?;
-    if let Err(error) = run(command, &uninstall.chart.helm).await {
+    release::settle(&client, part, chart.timeout).await?;
+    let found = Found::look(&client, part).await?;
+    match found.removal() {
         // What was uninstalled before may be purged yet.
-        if !uninstall.purge || is_installed(&client, release).await? {
-            return Err(error);
+        Removal::Nothing if purge => eprintln!("{name} is not installed; going on with what it left"),
+        Removal::Nothing => bail!(
+            "{name} is not installed here: helm has no record of it in namespace {RELEASE_NAMESPACE}, and nothing bears its \
+             name. Where nodes still have something of it, `slicectl install {argument}` and then this takes it off them"
+        ),
+        Removal::Whole => remove_release(target, part, &chart, true).await?,
+        Removal::Objects => {
+            remove_release(target, part, &chart, false).await?;
+            release::remove_hook_roles(&client, part).await?;
         }
-        eprintln!("{release} is not installed; going on with what it left");
+        Removal::Restored(revision) => {
+            eprintln!(
+                "{name} has lost {}; bringing that back to clean up with …",
+                found.lacks()
+            );
+            roll_back(target, part, &chart, revision).await?;
+            await_agents(&client, part, &chart).await?;
+            remove_release(target, part, &chart, true).await?;
+        }
+        Removal::Installed => {
+            eprintln!(
+                "helm has no record of {name}, and some of it is there; installing it again to clean up with, and with the \
+                 values that are given by --values and --set …"
+            );
+            release::adopt(&client, part).await?;
+            upgrade(target, part, &chart, &[]).await?;
+            await_agents(&client, part, &chart).await?;
+            remove_release(target, part, &chart, true).await?;
+        }
     }
-    let kept = Kept::of(&client, release).await?;
+    let kept = Kept::of(&client, name).await?;
     if kept.is_empty() {
         return Ok(Outcome::Good);
     }
-    if !uninstall.purge {
-        let part = match uninstall.part {
-            Part::Hub => "hub",
-            Part::Cluster => "cluster",
-        };
+    if !purge {
         println!(
-            "Kept, with what people wrote there: {kept}. `slicectl uninstall {part} --purge` removes it."
+            "Kept, with what people wrote there: {kept}. `slicectl uninstall {argument} --purge` removes it."
         );
         return Ok(Outcome::Good);
     }
     eprintln!("removing {kept} …");
-    kept.remove(&client, uninstall.chart.timeout).await?;
+    kept.remove(&client, chart.timeout).await?;
     Ok(Outcome::Good)
 }
 
-/// What helm has recorded of a release, as it does by default: a Secret for each revision.
-async fn records(client: &Client, release: &str) -> anyhow::Result<Vec<PartialObjectMeta<Secret>>> {
-    let records = Api::<Secret>::namespaced(client.clone(), RELEASE_NAMESPACE);
-    let own = ListParams::default().labels(&format!("owner=helm,name={release}"));
-    let found = records
-        .list_metadata(&own)
-        .await
-        .context("look for helm's records")?;
-    Ok(found.items)
-}
-
-async fn is_installed(client: &Client, release: &str) -> anyhow::Result<bool> {
-    Ok(!records(client, release).await?.is_empty())
-}
-
-/// Clears the way for an installation where one before was broken off in a way that helm could not record, such as a
-/// machine that lost its power: helm takes that for one that goes on, for good.
-async fn resume(client: &Client, release: &str, patience: Duration) -> anyhow::Result<()> {
-    let found = records(client, release).await?;
-    let Some(pending) = pending(&found) else {
-        return Ok(());
-    };
-    let name = pending.name_any();
-    let since = pending
-        .creation_timestamp()
-        .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
-    let limit = patience.max(LONGEST) + Duration::from_secs(60);
-    if age < limit {
-        bail!(
-            "an installation of {release} goes on since {since}, or was broken off: wait for it; in {} s this command takes \
-             it for broken off. Where you know that it was: `kubectl -n {RELEASE_NAMESPACE} delete secret {name}`, and again",
-            (limit - age).as_secs()
-        );
+async fn await_agents(client: &Client, part: Part, chart: &Chart) -> anyhow::Result<()> {
+    match part {
+        Part::Hub => Ok(()),
+        Part::Cluster => release::await_agents(client, chart.timeout).await,
     }
-    eprintln!("an installation of {release} was broken off at {since}; going on from there …");
-    let records = Api::<Secret>::namespaced(client.clone(), RELEASE_NAMESPACE);
-    records
-        .delete(&name, &DeleteParams::default())
-        .await
-        .with_context(|| format!("delete Secret {RELEASE_NAMESPACE}/{name}"))?;
-    Ok(())
 }
 
-/// The newest revision, where helm has it as one that goes on.
-fn pending(records: &[PartialObjectMeta<Secret>]) -> Option<&PartialObjectMeta<Secret>> {
-    let revision =
-        |record: &PartialObjectMeta<Secret>| -> Option<u64> { record.labels().get("version")?.parse().ok() };
-    let newest = records.iter().max_by_key(|record| revision(record))?;
-    let status = newest.labels().get("status")?;
-    status.starts_with("pending-").then_some(newest)
+async fn remove_release(target: &Target, part: Part, chart: &Chart, hooks: bool) -> anyhow::Result<()> {
+    let mut command = helm(target, chart);
+    command
+        .args(["uninstall", part.release()])
+        .args(["--wait", "--timeout", &seconds(chart.timeout)]);
+    if !hooks {
+        command.arg("--no-hooks");
+    }
+    eprintln!("removing {} …", part.release());
+    run(command, &chart.helm).await.with_context(|| {
+        format!(
+            "{} is not removed to the end: `slicectl uninstall {argument}` goes on from there, `slicectl install {argument}` \
+             undoes it",
+            part.release(),
+            argument = part.argument()
+        )
+    })
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{}s", time.as_secs())
 }
 
 /// What helm leaves of a release because people's objects are in it.
@@ -234,16 +246,11 @@ where
     Ok(all
         .items
         .iter()
-        .filter(|object| is_kept(object.annotations(), release))
+        .filter(|object| {
+            release::is_kept(object.annotations()) && release::is_of(object.annotations(), release)
+        })
         .map(|object| (object.name_any(), object.uid().unwrap_or_default()))
         .collect())
-}
-
-fn is_kept(annotations: &BTreeMap<String, String>, release: &str) -> bool {
-    let has = |key: &str, value: &str| annotations.get(key).is_some_and(|found| found == value);
-    has("helm.sh/resource-policy", "keep")
-        && has("meta.helm.sh/release-name", release)
-        && has("meta.helm.sh/release-namespace", RELEASE_NAMESPACE)
 }
 
 /// Deletes objects and waits until they are gone.
@@ -259,23 +266,14 @@ where
     let api = Api::<K>::all(client.clone());
     let kind = K::kind(&());
     for (name, _) in objects {
-        match api.delete(name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(error).with_context(|| format!("delete {kind} {name}")),
-        }
+        release::delete::<K>(client, name).await?;
     }
     for (name, uid) in objects {
         let gone = await_condition(api.clone(), name, is_deleted(uid));
-        tokio::time::timeout(patience, gone)
-            .await
-            .map_err(|_| {
-                anyhow!(
-                    "{kind} {name} is still there: see `kubectl get {} {name} -o yaml`",
-                    K::plural(&())
-                )
-            })?
-            .with_context(|| format!("watch {kind} {name}"))?;
+        match tokio::time::timeout(patience, gone).await {
+            Ok(gone) => gone.with_context(|| format!("watch {kind} {name}"))?,
+            Err(_) => return Err(release::still_there(client, &kind, name).await),
+        };
     }
     Ok(())
 }
@@ -306,54 +304,6 @@ async fn run(mut command: Command, helm: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record(version: u32, status: &str) -> PartialObjectMeta<Secret> {
-        let name = format!("sh.helm.release.v1.weft-member.v{version}");
-        let labels = serde_json::json!({"owner": "helm", "version": version.to_string(), "status": status});
-        serde_json::from_value(serde_json::json!({"metadata": {"name": name, "labels": labels}})).unwrap()
-    }
-
-    #[test]
-    fn the_newest_revision_says_whether_an_installation_was_broken_off() {
-        let check = |records: &[(u32, &str)], broken_off: Option<&str>| {
-            let records: Vec<_> = records
-                .iter()
-                .map(|(version, status)| record(*version, status))
-                .collect();
-            let found = pending(&records).map(|record| record.labels()["version"].clone());
-            assert_eq!(found.as_deref(), broken_off);
-        };
-        check(&[], None);
-        check(&[(1, "deployed")], None);
-        check(&[(1, "pending-install")], Some("1"));
-        check(&[(9, "superseded"), (10, "pending-upgrade")], Some("10"));
-        check(&[(10, "deployed"), (9, "pending-upgrade")], None);
-        check(&[(1, "superseded"), (2, "failed")], None);
-        check(&[(1, "uninstalling")], None);
-    }
-
-    #[test]
-    fn only_what_helm_was_told_to_keep_of_this_release_is_purged() {
-        let annotations = |policy: &str, release: &str, namespace: &str| {
-            BTreeMap::from([
-                ("helm.sh/resource-policy".to_owned(), policy.to_owned()),
-                ("meta.helm.sh/release-name".to_owned(), release.to_owned()),
-                ("meta.helm.sh/release-namespace".to_owned(), namespace.to_owned()),
-            ])
-        };
-        for (policy, release, namespace, expected) in [
-            ("keep", "weft-member", "kube-system", true),
-            ("", "weft-member", "kube-system", false),
-            ("keep", "submariner", "kube-system", false),
-            ("keep", "weft-member", "elsewhere", false),
-        ] {
-            assert_eq!(
-                is_kept(&annotations(policy, release, namespace), "weft-member"),
-                expected
-            );
-        }
-        assert!(!is_kept(&BTreeMap::new(), "weft-member"));
-    }
 
     #[test]
     fn the_charts_are_carried_whole() {

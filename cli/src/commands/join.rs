@@ -18,7 +18,7 @@ use slice_crds::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::install;
+use super::{install, release};
 use crate::{
     Outcome,
     args::{Join, Part, Target},
@@ -33,6 +33,8 @@ const SECRET: &str = names::HUB_CREDENTIAL;
 pub(crate) async fn run(target: &Target, join: Join) -> anyhow::Result<Outcome> {
     let invitation = Invitation::decode(&text(&join.token)?)?;
     let client = connect::client(target).await?;
+    // A credential in a namespace that is being deleted is none.
+    release::settle(&client, Part::Cluster, join.chart.timeout).await?;
     let secrets: Api<Secret> = Api::namespaced(client, names::MEMBER_NAMESPACE);
     // Before anything is installed, and again before it is written.
     let there = read(&secrets).await?;

@@ -10,6 +10,7 @@ pub(crate) mod keys;
 pub(crate) mod leave;
 pub(crate) mod node;
 pub(crate) mod peer;
+mod release;
 pub(crate) mod slice;
 pub(crate) mod status;
 pub(crate) mod token;

@@ -158,12 +158,18 @@ impl Environment {
             .arg(&self.kubeconfig)
             .args(["--context", context])
             .args(arguments);
-        // The lab's helm, where the user has not named one.
-        if std::env::var_os("WEFT_HELM").is_none()
-            && let Ok(cache) = Cache::open()
-        {
-            command.env("WEFT_HELM", cache.bin().join("helm"));
-        }
+        command.env("WEFT_HELM", own_helm());
+        command
+    }
+
+    /// The same helm in a context, not yet started: what a person without slicectl runs.
+    pub fn helm_command(&self, context: &str, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(own_helm());
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["--kube-context", context, "--namespace", "kube-system"])
+            .args(arguments);
         command
     }
 
@@ -376,6 +382,12 @@ pub fn own_slicectl() -> PathBuf {
         |_| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab/slicectl")),
         PathBuf::from,
     )
+}
+
+/// The helm that `WEFT_HELM` names, the lab's, or the one that is installed.
+fn own_helm() -> PathBuf {
+    let built = || Cache::open().map_or_else(|_| PathBuf::from("helm"), |cache| cache.bin().join("helm"));
+    std::env::var_os("WEFT_HELM").map_or_else(built, PathBuf::from)
 }
 
 impl Cluster {

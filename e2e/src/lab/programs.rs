@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::preflight;
+use slice_go::Module;
+
 use super::process::run;
 use crate::image::hex;
 use crate::progress::{say, short};
@@ -50,29 +51,23 @@ const TICK: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
-    module: PathBuf,
     version: String,
 }
 
 impl Cache {
     /// The cache entry for the module as it is in the tree.
     pub fn open() -> Result<Self> {
-        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
+        let module = module()?;
         let mut all = Vec::new();
         for name in SOURCES {
-            let path = module.join(name);
+            let path = module.directory().join(name);
             all.extend(fs::read(&path).with_context(|| format!("read {}", path.display()))?);
         }
-        let manifest = fs::read_to_string(module.join("go.mod")).context("read go.mod")?;
-        let version =
-            kubernetes_version(&manifest).context("go.mod names no version of k8s.io/kubernetes")?;
+        let version = module.version("k8s.io/kubernetes")?;
         let key = hex(&all);
-        let root = cache_home()?
-            .join("weft")
-            .join(format!("{version}-{}", &key[..12]));
+        let root = slice_go::cache()?.join(format!("{version}-{}", &key[..12]));
         Ok(Self {
             root,
-            module,
             version: version.to_owned(),
         })
     }
@@ -98,11 +93,8 @@ impl Cache {
 
     /// Where the Go module proxy's copy of Kubernetes is unpacked.
     pub fn kubernetes_source(&self) -> Result<PathBuf> {
-        let mut go = go()?;
-        let listed =
-            run(go
-                .current_dir(&self.module)
-                .args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]))?;
+        let mut go = module()?.go()?;
+        let listed = run(go.args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]))?;
         Ok(PathBuf::from(listed.trim()))
     }
 
@@ -135,21 +127,16 @@ impl Cache {
              -X k8s.io/component-base/version.gitMinor={minor}",
             self.version
         );
-        let mut build = go()?;
-        build
-            .current_dir(&self.module)
-            .args(["build", "-v", "-trimpath", "-ldflags", &flags, "-o"]);
+        let mut build = module()?.go()?;
+        build.args(["build", "-v", "-trimpath", "-ldflags", &flags, "-o"]);
         build.arg(format!("{}/", target.display())).args(packages);
         watch(build, total)
     }
 
     fn count(&self, packages: &[&str]) -> Result<usize> {
         say("fetching the sources (checksums in go.sum)");
-        let mut list = go()?;
-        let listed = run(list
-            .current_dir(&self.module)
-            .args(["list", "-deps"])
-            .args(packages))?;
+        let mut list = module()?.go()?;
+        let listed = run(list.args(["list", "-deps"]).args(packages))?;
         Ok(listed.lines().count())
     }
 }
@@ -203,52 +190,13 @@ fn read_names(errors: impl Read, compiled: &AtomicUsize) -> Vec<String> {
     words
 }
 
-fn go() -> Result<Command> {
-    let usual = PathBuf::from("/usr/local/go/bin/go");
-    let found = preflight::find("go").or_else(|| usual.is_file().then_some(usual));
-    let Some(go) = found else {
-        bail!(
-            "no Go compiler: install Go 1.26 or newer from https://go.dev/dl into /usr/local/go \
-             (Debian's own package is too old for Kubernetes 1.37)"
-        );
-    };
-    let mut command = Command::new(go);
-    // Static programs run in images without a C library.
-    command.env("CGO_ENABLED", "0");
-    Ok(command)
-}
-
-fn kubernetes_version(manifest: &str) -> Option<&str> {
-    manifest
-        .lines()
-        .find_map(|line| {
-            line.trim()
-                .strip_prefix("k8s.io/kubernetes v")
-                .map(|_| line.trim())
-        })?
-        .split(' ')
-        .nth(1)
-}
-
-fn cache_home() -> Result<PathBuf> {
-    if let Some(home) = std::env::var_os("XDG_CACHE_HOME").filter(|home| !home.is_empty()) {
-        return Ok(home.into());
-    }
-    let home =
-        std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?;
-    Ok(Path::new(&home).join(".cache"))
+fn module() -> Result<Module> {
+    Module::open("kube")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_version_comes_from_the_manifest() {
-        let manifest = "require (\n\tk8s.io/kubectl v0.37.1\n\tk8s.io/kubernetes v1.37.1\n)\n";
-        assert_eq!(kubernetes_version(manifest), Some("v1.37.1"));
-        assert_eq!(kubernetes_version("module x\n"), None);
-    }
 
     #[test]
     fn messages_of_go_are_told_from_package_names() {

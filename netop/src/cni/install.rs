@@ -249,26 +249,12 @@ fn rewrite(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use serde_json::Value;
 
-    use super::*;
+    use super::{super::testing, *};
 
     const LIST: &str = r#"{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"bridge","bridge":"cni0"},{"type":"portmap"}]}"#;
 
-    /// A host whose runtime has its plugins, and an installer for it.
     fn installer(folder: &Path) -> Installer {
-        let installer = Installer {
-            host: HostRoot(folder.to_owned()),
-            conf_dir: "/net.d".into(),
-            bin_dirs: vec!["/bin".into()],
-            binary: folder.join("plugin"),
-            socket: "/run/weft/cni.sock".into(),
-            members: "/var/lib/weft/members.json".into(),
-        };
-        for dir in ["net.d", "bin"] {
-            fs::create_dir_all(folder.join(dir)).unwrap();
-        }
-        fs::write(folder.join("bin/bridge"), "").unwrap();
-        fs::write(&installer.binary, "#!plugin").unwrap();
-        installer
+        testing::installer(folder, "bridge")
     }
 
     fn ensure(installer: &Installer) -> anyhow::Result<Installed> {

@@ -16,4 +16,6 @@ pub mod members;
 pub mod plugin;
 pub mod server;
 mod targets;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod wire;

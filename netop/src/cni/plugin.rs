@@ -5,6 +5,7 @@ use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use slice_crds::names::MEMBER_NAMESPACE;
 
 use super::{
     members::Members,
@@ -210,7 +211,11 @@ fn alone(
             request.pod_name,
             config.socket.display()
         ),
-        "see `kubectl -n weft-system get pods -l weft.dev/component=netop -o wide`; the pod starts when the agent is back".into(),
+        format!(
+            "see `kubectl -n {MEMBER_NAMESPACE} get pods -l weft.dev/component=netop -o wide`; the pod starts when the agent is \
+             back. Where that namespace was deleted, `slicectl join` brings Weft back, and `slicectl uninstall cluster` takes it \
+             off this node"
+        ),
     ))
 }
 
@@ -366,6 +371,13 @@ mod tests {
             error.code == 11 && error.msg.contains("cart/web-0") && error.msg.contains("cni.sock"),
             "{error:?}"
         );
+        for way in [
+            "kubectl -n weft-system get pods",
+            "slicectl join",
+            "slicectl uninstall cluster",
+        ] {
+            assert!(error.details.contains(way), "{error:?}");
+        }
         assert_eq!(
             run(&environment("DEL"), &config(folder.path())),
             Ok(String::new())

@@ -15,7 +15,7 @@ use slice_netop::{
 
 use crate::support::{
     Node, attached_annotation, bare_annotations, best_effort, block, edit_pod, labelled, pod, shop, slice,
-    teardown,
+    teardown, undone,
 };
 
 fn port(slice: &str, pod: &str) -> Name {
@@ -358,6 +358,33 @@ async fn a_teardown_takes_everything_away_and_stays_so() {
     node.settle().await;
     assert_eq!(answer.await.unwrap(), Reply::Attached(vec![]));
     assert_eq!(node.kernel.inner().state, Default::default());
+}
+
+#[tokio::test]
+async fn a_teardown_that_is_undone_leaves_the_node_as_it_was() {
+    let mut node = Node::new();
+    node.objects(|world| {
+        shop(world);
+        labelled(world, "cart", "shop");
+        pod(world, "cart", "web", &[]);
+    });
+    node.chain.send_replace(Chain::Installed);
+    node.sandbox("web");
+    node.settle().await;
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    let before = std::fs::read_to_string(node.run.members()).unwrap();
+    node.objects(teardown);
+    node.chain.send_replace(Chain::Removed);
+    node.settle().await;
+    node.objects(bare_annotations);
+    node.settle().await;
+    assert_eq!(node.reports().node.unwrap().phase, SliceNodePhase::Removed);
+    node.objects(undone);
+    node.chain.send_replace(Chain::Installed);
+    node.settle().await;
+    assert_eq!(node.attached(), [port("shop", "web")]);
+    assert_eq!(node.reports().node.unwrap().phase, SliceNodePhase::Ready);
+    assert_eq!(std::fs::read_to_string(node.run.members()).unwrap(), before);
 }
 
 /// What is in the way of a pod of `shop`, whose subnet is 10.80.0.0/24.

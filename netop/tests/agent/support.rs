@@ -557,10 +557,19 @@ pub fn bare_annotations(world: &mut World) {
 }
 
 pub fn teardown(world: &mut World) {
+    set_teardown(world, true);
+}
+
+/// Weft stays, after all.
+pub fn undone(world: &mut World) {
+    set_teardown(world, false);
+}
+
+fn set_teardown(world: &mut World, teardown: bool) {
     world.node = Some(Arc::new(SliceNode::new(
         "n1",
         SliceNodeSpec {
-            teardown: true,
+            teardown,
             uplink: None,
         },
     )));

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::{Run, add_pod, world},
-    support::{Cluster, Space, cni},
+    support::{Cluster, Space},
 };
 
 /// A node with a runtime's directories, and the plugin chained behind the bridge's.
@@ -61,7 +61,7 @@ impl Host {
             fs::create_dir(this.at(part)).unwrap();
         }
         for plugin in ["bridge", "host-local"] {
-            symlink(cni().join(plugin), this.at("bin").join(plugin)).unwrap();
+            symlink(slice_go::cni().unwrap().join(plugin), this.at("bin").join(plugin)).unwrap();
         }
         let plugin = json!({
             "type": "bridge", "bridge": "cni0", "isGateway": true,
@@ -101,7 +101,7 @@ impl Host {
             Command::new("unshare")
                 .args(["--mount", "sh", "-c", script, "sh", command, "lab", &space])
                 .env("LIB", self.at("lib"))
-                .env("TOOL", cni().join("cnitool"))
+                .env("TOOL", slice_go::cni().unwrap().join("cnitool"))
                 .env("NETCONFPATH", self.at("net.d"))
                 .env("CNI_PATH", self.at("bin"))
                 .env("CNI_ARGS", &arguments)

@@ -62,9 +62,9 @@ impl Member {
                 self.local.remove(key);
                 continue;
             }
-            // Taking down is asked for by the uninstaller, not by us.
+            // Whoever uninstalls Weft removes its operator first, so what asks for it here was broken off and undone.
             let spec = SliceNodeSpec {
-                teardown: there.is_some_and(|there| there.spec.teardown),
+                teardown: false,
                 uplink: facts.uplink.clone(),
             };
             self.local.want(key, Content::of(&SliceNode::new(node, spec)));

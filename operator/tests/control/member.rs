@@ -672,3 +672,16 @@ fn a_broken_pair_of_nodes_is_the_slices_condition_and_the_hubs_problem_until_it_
     assert_eq!(after, before);
     assert!(!told(&problems(&world)));
 }
+
+#[test]
+fn an_operator_that_runs_takes_back_that_weft_is_to_leave_a_node() {
+    // An uninstallation stops the operator first: one that was broken off and undone has left this behind.
+    let mut world = world();
+    let server = &mut world.clusters[0].server;
+    let mut object = server.get("SliceNode", "", "a1").unwrap().clone();
+    object["spec"]["teardown"] = json!(true);
+    server.put("SliceNode", object);
+    world.calm(1);
+    let object = world.clusters[0].server.get("SliceNode", "", "a1").unwrap();
+    assert_eq!(object["spec"]["teardown"], false);
+}

@@ -1,5 +1,5 @@
 //! Where the other carriers come from: OpenVPN from Debian, boringtun-cli from the crate registry, and wireguard-go,
-//! as for the tests, from the Go module proxy ([`crate::lab::wireguard_go`]). What was built is kept in
+//! as for the tests, from the Go module proxy ([`slice_go::wireguard_go`]). What was built is kept in
 //! `~/.cache/weft`.
 
 use std::{
@@ -75,7 +75,9 @@ pub(crate) fn openvpn() -> PathBuf {
 }
 
 pub(crate) fn boringtun() -> PathBuf {
-    let root = cache().join(format!("boringtun-cli-{BORINGTUN}"));
+    let root = slice_go::cache()
+        .unwrap()
+        .join(format!("boringtun-cli-{BORINGTUN}"));
     let program = root.join("bin/boringtun-cli");
     if !program.exists() {
         println!("building boringtun-cli {BORINGTUN}");
@@ -96,15 +98,6 @@ pub(crate) fn boringtun() -> PathBuf {
         assert!(status.success(), "cargo install boringtun-cli failed");
     }
     program
-}
-
-fn cache() -> PathBuf {
-    let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME")?;
-        Some(Path::new(&home).join(".cache"))
-    });
-    let home = home.expect("neither XDG_CACHE_HOME nor HOME is set: no place for the cache");
-    home.join("weft")
 }
 
 /// Looks a program up as a shell would.

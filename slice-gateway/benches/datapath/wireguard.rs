@@ -16,7 +16,7 @@ use std::{
 use slice_gateway::proto::Key;
 
 use crate::{
-    lab::{Lab, eventually, wireguard_go, within},
+    lab::{Lab, eventually, within},
     obtain,
     systems::{self, Carries, System},
     wire::Device,
@@ -49,7 +49,8 @@ struct Pair {
 
 impl Program {
     pub(crate) fn wireguard_go() -> Self {
-        Self::new(wireguard_go(), &["-f"], "wireguard-go-vxlan", "wg", 100)
+        let program = slice_go::wireguard_go().unwrap();
+        Self::new(program, &["-f"], "wireguard-go-vxlan", "wg", 100)
     }
 
     /// With one thread: with more it reorders, and is slower.

@@ -272,7 +272,7 @@ impl Output for Batches {
     }
 
     fn leave(&mut self, lane: u8, note: Note, bytes: &[u8]) -> bool {
-        self.exchange.leave(lane, note, bytes)
+        self.exchange.send(lane, note, bytes)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where lanes leave each other what is not theirs ([`crate::proto::lane`]): handshakes and frames for hosts outside the
+//! Where lanes send each other what is not theirs ([`crate::proto::lane`]): handshakes and frames for hosts outside the
 //! clusters, both rare. Nothing else passes between threads per packet.
 
 use std::{
@@ -14,22 +14,22 @@ use crate::proto::{HEADROOM, lane::Note};
 /// What may wait for one lane; each is up to 64 KiB.
 const WAITING: usize = 64;
 
-/// What was left: a note and, after [`HEADROOM`] bytes, those that come with it.
-pub struct Parcel {
+/// What is sent: a note and, after [`HEADROOM`] bytes, those that come with it.
+pub struct Message {
     pub note: Note,
     pub buffer: Vec<u8>,
 }
 
-/// The lanes' letterboxes.
+/// The lanes' mailboxes.
 pub struct Exchange {
-    boxes: Vec<Letterbox>,
+    mailboxes: Vec<Mailbox>,
     /// Buffers that nobody uses; as many as were ever in use at once.
     free: ArrayQueue<Vec<u8>>,
     made: AtomicUsize,
 }
 
-struct Letterbox {
-    parcels: ArrayQueue<Parcel>,
+struct Mailbox {
+    messages: ArrayQueue<Message>,
     wake: EventFd,
 }
 
@@ -37,14 +37,14 @@ impl Exchange {
     /// # Errors
     /// Where the kernel has no descriptors left.
     pub fn new(lanes: usize) -> io::Result<Self> {
-        let letterbox = |_| {
-            Ok(Letterbox {
-                parcels: ArrayQueue::new(WAITING),
+        let mailbox = |_| {
+            Ok(Mailbox {
+                messages: ArrayQueue::new(WAITING),
                 wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             })
         };
         Ok(Self {
-            boxes: (0..lanes).map(letterbox).collect::<io::Result<_>>()?,
+            mailboxes: (0..lanes).map(mailbox).collect::<io::Result<_>>()?,
             free: ArrayQueue::new(WAITING * lanes),
             made: AtomicUsize::new(0),
         })
@@ -52,17 +52,17 @@ impl Exchange {
 
     /// Becomes readable when the lane is wanted.
     pub fn wake(&self, lane: usize) -> &EventFd {
-        &self.boxes[lane].wake
+        &self.mailboxes[lane].wake
     }
 
     /// Wakes a lane.
     pub fn call(&self, lane: usize) {
         // It cannot fail but by being awake already.
-        let _ = self.boxes[lane].wake.write(1);
+        let _ = self.mailboxes[lane].wake.write(1);
     }
 
-    /// Leaves a parcel for a lane; `false` where there is no room.
-    pub fn leave(&self, lane: u8, note: Note, bytes: &[u8]) -> bool {
+    /// Puts a message into the mailbox of a lane; `false` where there is no room.
+    pub fn send(&self, lane: u8, note: Note, bytes: &[u8]) -> bool {
         let lane = usize::from(lane);
         let Some(mut buffer) = self.buffer() else {
             return false;
@@ -70,21 +70,21 @@ impl Exchange {
         buffer.clear();
         buffer.resize(HEADROOM, 0);
         buffer.extend_from_slice(bytes);
-        match self.boxes[lane].parcels.push(Parcel { note, buffer }) {
+        match self.mailboxes[lane].messages.push(Message { note, buffer }) {
             Ok(()) => {
                 self.call(lane);
                 true
             }
-            Err(parcel) => {
-                self.give_back(parcel.buffer);
+            Err(message) => {
+                self.give_back(message.buffer);
                 false
             }
         }
     }
 
-    /// The next parcel for a lane. Its buffer is to be given back.
-    pub fn take(&self, lane: usize) -> Option<Parcel> {
-        self.boxes[lane].parcels.pop()
+    /// The next message for a lane. Its buffer is to be given back.
+    pub fn receive(&self, lane: usize) -> Option<Message> {
+        self.mailboxes[lane].messages.pop()
     }
 
     pub fn give_back(&self, buffer: Vec<u8>) {
@@ -115,25 +115,25 @@ mod tests {
     #[test]
     fn what_is_left_is_found_by_its_lane() {
         let exchange = Exchange::new(2).unwrap();
-        assert!(exchange.leave(1, NOTE, b"one") && exchange.leave(1, NOTE, b"two"));
+        assert!(exchange.send(1, NOTE, b"one") && exchange.send(1, NOTE, b"two"));
         assert!(exchange.wake(0).read().is_err() && exchange.wake(1).read().is_ok());
-        assert!(exchange.take(0).is_none());
+        assert!(exchange.receive(0).is_none());
         for expected in [b"one", b"two"] {
-            let parcel = exchange.take(1).unwrap();
-            assert_eq!(&parcel.buffer[HEADROOM..], expected);
-            exchange.give_back(parcel.buffer);
+            let message = exchange.receive(1).unwrap();
+            assert_eq!(&message.buffer[HEADROOM..], expected);
+            exchange.give_back(message.buffer);
         }
-        assert!(exchange.take(1).is_none());
+        assert!(exchange.receive(1).is_none());
     }
 
     #[test]
     fn what_waits_is_bounded_and_buffers_are_used_again() {
         let exchange = Exchange::new(2).unwrap();
         for _ in 0..3 {
-            assert!((0..WAITING).all(|_| exchange.leave(0, NOTE, b"frame")));
-            assert!(!exchange.leave(0, NOTE, b"one too many"));
-            while let Some(parcel) = exchange.take(0) {
-                exchange.give_back(parcel.buffer);
+            assert!((0..WAITING).all(|_| exchange.send(0, NOTE, b"frame")));
+            assert!(!exchange.send(0, NOTE, b"one too many"));
+            while let Some(message) = exchange.receive(0) {
+                exchange.give_back(message.buffer);
             }
         }
         assert!(exchange.made.load(Ordering::Relaxed) <= WAITING + 1);

@@ -21,7 +21,7 @@ use socket2::SockRef;
 
 use crate::{
     addresses, eventually,
-    lab::{Lab, MTU, Underlay, show, v4, v6, wireguard_go, within},
+    lab::{Lab, MTU, Underlay, show, v4, v6, within},
     traffic::Pinger,
     transfer,
 };
@@ -100,7 +100,7 @@ impl<'a> Stock<'a> {
 
     /// Gives a text to `sh`, where the kernel has no WireGuard with wireguard-go in its path.
     fn run(&self, script: &str) {
-        let wireguard = wireguard_go();
+        let wireguard = slice_go::wireguard_go().unwrap();
         let path = format!(
             "{}:{}",
             wireguard.parent().unwrap().display(),

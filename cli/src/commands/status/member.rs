@@ -118,6 +118,13 @@ impl Facts {
         self.slices.as_deref().unwrap_or_default()
     }
 
+    /// Whether somebody has deleted the namespace under what is left of Weft.
+    fn lost_namespace(&self) -> bool {
+        let labelled = self.labelled.as_ref();
+        matches!(self.operator, Ok(None))
+            && labelled.is_ok_and(|labelled| !labelled.namespaces.contains_key(names::MEMBER_NAMESPACE))
+    }
+
     fn heartbeat(&self, lease: &str, now: Timestamp) -> Option<Heartbeat> {
         let mut all = self.leases.iter().flatten();
         let found = all.find(|one| one.name() == lease)?;
@@ -133,8 +140,16 @@ pub(super) fn render(facts: &Facts, only: Option<&str>, report: &mut Report) {
         .find_map(|slice| Some(slice.readable()?.spec.cluster.as_str()));
     let title = name.map_or_else(|| "member".to_owned(), |name| format!("member {name}"));
     let remedy = format!("see `kubectl -n {} get pods`", names::MEMBER_NAMESPACE);
-    report.operator(&title, &facts.operator, &remedy);
-    render_credential(&facts.credential, report);
+    if facts.lost_namespace() {
+        report.bad(format_args!(
+            "{title}  NOT running: namespace {} was deleted; `slicectl join` with a token of the hub brings Weft back, `slicectl \
+             uninstall cluster` takes it off the nodes; what is below is as it was then",
+            names::MEMBER_NAMESPACE
+        ));
+    } else {
+        report.operator(&title, &facts.operator, &remedy);
+        render_credential(&facts.credential, report);
+    }
     report.good &= facts.slices.is_ok();
     report.unreadable("slice", &facts.slices);
     report.unreadable("slicegateway", &facts.gateways);
@@ -204,8 +219,10 @@ fn render_nodes(facts: &Facts, report: &mut Report) {
             .as_ref()
             .map_or_else(|| "no heartbeat yet".to_owned(), |beat| beat.show(report.now));
         let ready = conditions::find(&conditions, conditions::READY);
+        if facts.lost_namespace() {
+            bad.push(format!("node {name}  NO agent{observed}"));
         // An agent of an older version sends none.
-        if heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.overdue) {
+        } else if heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.overdue) {
             bad.push(format!(
                 "node {name}  SILENT  {shown}{observed}: see `kubectl -n {} get pods -o wide`",
                 names::MEMBER_NAMESPACE
@@ -545,6 +562,32 @@ mod tests {
             "the hub refuses".to_owned(),
         )])));
         check(&facts, &["  NOT joined: the hub refuses"], false);
+    }
+
+    #[test]
+    fn a_namespace_that_was_deleted_is_named_with_both_ways_out() {
+        let mut facts = facts();
+        facts.operator = Ok(None);
+        facts.credential = Ok(None);
+        facts.leases = Ok(vec![]);
+        check(
+            &facts,
+            &[
+                "member b  NOT running: namespace weft-system was deleted; `slicectl join` with a token of the hub brings Weft \
+                 back, `slicectl uninstall cluster` takes it off the nodes; what is below is as it was then",
+                "nodes  0 agents in order",
+                "node b1  NO agent, observed 2 h ago",
+            ],
+            false,
+        );
+        // It is there, and nothing runs in it.
+        let there = BTreeMap::from([(names::MEMBER_NAMESPACE.to_owned(), Labels::new())]);
+        facts.labelled.as_mut().unwrap().namespaces = there;
+        check(
+            &facts,
+            &["member b  NOT running: no operator has ever led; see `kubectl -n weft-system get pods`"],
+            false,
+        );
     }
 
     #[test]

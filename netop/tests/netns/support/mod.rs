@@ -3,13 +3,11 @@
 mod background;
 pub mod bed;
 mod cluster;
-mod programs;
 mod space;
 mod wire;
 
 pub use background::{Background, paced};
 pub use cluster::{Cluster, Pod, everywhere, move_link, slice};
-pub use programs::cni;
 pub use space::Space;
 pub use wire::{
     MARK, Pings, Tap, Wire, arp_request, ethernet, icmp6, marked, ping, tagged, udp4, udp4_between,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Service},
@@ -12,13 +12,11 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
-    runtime::wait::await_condition,
 };
 use serde_json::json;
-use slice_crds::v1alpha1::{SliceNode, SliceNodePhase};
 use slice_runtime::client;
 
-use super::{Controller, delete_owned};
+use super::{Controller, delete_owned, nodes};
 use crate::{
     args::TeardownArgs,
     member::{MANAGER, cluster_dns},
@@ -27,7 +25,7 @@ use crate::{
 /// Stops the operator, then takes off gateways, nodes and the stub, and waits until it is so.
 ///
 /// # Errors
-/// Where a node does not report in time; the message names it. Running it again goes on from there.
+/// Where nodes do not report in time; the message names them. Running it again goes on from there.
 pub async fn run(args: TeardownArgs) -> anyhow::Result<()> {
     let client = client::local().await?;
     let operator = Controller {
@@ -38,37 +36,7 @@ pub async fn run(args: TeardownArgs) -> anyhow::Result<()> {
     operator.stop(&client, args.timeout).await?;
     delete_workloads(&client).await?;
     remove_stub(&client, &args).await?;
-    let nodes: Api<SliceNode> = Api::all(client);
-    let list = nodes
-        .list(&ListParams::default())
-        .await
-        .context("list the nodes")?;
-    for node in &list {
-        let patch = Patch::Merge(json!({"spec": {"teardown": true}}));
-        nodes
-            .patch(&node.name_any(), &PatchParams::default(), &patch)
-            .await
-            .context("ask a node to clean up")?;
-    }
-    for node in list {
-        let name = node.name_any();
-        let removed = |node: Option<&SliceNode>| {
-            let phase = node.map(|node| node.status.as_ref().map(|status| status.phase));
-            // A node that is gone has nothing left; one that never had an agent neither.
-            matches!(phase, None | Some(None | Some(SliceNodePhase::Removed)))
-        };
-        match tokio::time::timeout(args.timeout, await_condition(nodes.clone(), &name, removed)).await {
-            Ok(result) => _ = result.with_context(|| format!("wait for node {name}"))?,
-            Err(_) => bail!(
-                "node {name} has not cleaned up within {} s: see `kubectl -n {} get pods -o wide` for its agent; \
-                 where the node is gone for good, delete it with `kubectl delete node {name}`, then uninstall again",
-                args.timeout.as_secs(),
-                args.namespace
-            ),
-        }
-        tracing::info!(node = name, "clean");
-    }
-    Ok(())
+    nodes::clean(&client, &args).await
 }
 
 async fn delete_workloads(client: &Client) -> anyhow::Result<()> {

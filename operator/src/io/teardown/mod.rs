@@ -2,6 +2,7 @@
 
 pub mod hub;
 pub mod member;
+mod nodes;
 
 use std::time::Duration;
 
@@ -9,11 +10,10 @@ use anyhow::{Context, bail};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
     runtime::{conditions, wait::await_condition},
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use slice_crds::labels;
 use slice_runtime::apply;
 
@@ -26,23 +26,35 @@ struct Controller<'a> {
 }
 
 impl Controller<'_> {
-    /// Stops it, so that it puts nothing back, and waits until its pods are gone.
+    /// Deletes it, so that it puts nothing back, and waits until its pods are gone. An installation that undoes this makes it
+    /// anew; one that was scaled would stay so, since a server-side apply leaves what another has changed.
     async fn stop(&self, client: &Client, patience: Duration) -> anyhow::Result<()> {
         let api: Api<Deployment> = Api::namespaced(client.clone(), self.namespace);
-        let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
-        match api.patch(self.name, &PatchParams::default(), &patch).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("stop deployment {}", self.name)),
+        let there = api.get_opt(self.name).await;
+        if let Some(deployment) = there.with_context(|| format!("read deployment {}", self.name))? {
+            match api.delete(self.name, &DeleteParams::foreground()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error).with_context(|| format!("delete deployment {}", self.name)),
+            }
+            gone(&api, &deployment, patience).await?;
         }
-        // The Deployment's status does not count pods that are still stopping.
-        let pods: Api<Pod> = Api::namespaced(client.clone(), self.namespace);
-        let selector = ListParams::default().labels(&format!("{}={}", labels::COMPONENT, self.component));
-        for pod in pods.list(&selector).await.context("list the controller's pods")? {
-            gone(&pods, &pod, patience).await?;
+        // Those of one that somebody has deleted without waiting.
+        for pod in pods_of(client, self.namespace, self.component).await? {
+            gone(&Api::namespaced(client.clone(), self.namespace), &pod, patience).await?;
         }
         Ok(())
     }
+}
+
+/// The pods of a component of Weft.
+async fn pods_of(client: &Client, namespace: &str, component: &str) -> anyhow::Result<Vec<Pod>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let selector = ListParams::default().labels(&format!("{}={component}", labels::COMPONENT));
+    let pods = pods.list(&selector).await;
+    Ok(pods
+        .with_context(|| format!("list the pods of {component}"))?
+        .items)
 }
 
 /// Waits until an object is gone.

@@ -10,7 +10,6 @@
 mod agent;
 mod capture;
 mod config;
-mod programs;
 pub(crate) mod wire;
 
 use std::{
@@ -37,7 +36,6 @@ use capture::Capture;
 pub(crate) use capture::packet_socket;
 use config::number;
 pub(crate) use config::{index, v4, v6};
-pub(crate) use programs::wireguard_go;
 
 pub(crate) const MTU: u16 = 1370;
 /// Who the gateways run as, as in their image.
