@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     ResourceExt,
-    api::{Api, ListParams, Patch, PatchParams},
+    api::{Api, DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use slice_crds::{conditions, v1alpha1::Cluster as Registered};
+use slice_crds::{annotations::DNS_STUB, conditions, v1alpha1::Cluster as Registered};
 use slice_e2e::harness::{
     Cluster, Environment, is_ready, poll,
     weft::{Member, PROJECT},
@@ -24,6 +24,11 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Of every cluster.
 const API: &str = "kubernetes.default.svc.cluster.local.";
 const BLOCK: &str = "\nslice.local:";
+/// From the moment at which nobody is answered: half a minute of it, and what the operator needs.
+const TAKEN_OUT: Duration = Duration::from_secs(90);
+/// A block of a person, in a file that CoreDNS imports and Weft knows nothing of. With the stub it is there twice, and CoreDNS
+/// does not start: a running one keeps what it had, so that it is not seen before a pod of it is made anew.
+const OWN: &str = "slice.local:53 {\n    errors\n    forward . 192.0.2.1\n}\n";
 
 fn configs(cluster: &Cluster) -> Api<ConfigMap> {
     Api::namespaced(cluster.client.clone(), "kube-system")
@@ -198,4 +203,77 @@ async fn change(
     let written = write(cluster, &format!("{rest}{}\n", stub.join("\n"))).await?;
     await_condition(environment, cluster, "that Weft has not made").await?;
     ensure_untouched(cluster, &written).await
+}
+
+#[tokio::test]
+async fn a_stub_with_which_coredns_does_not_start_is_taken_out() -> Result<()> {
+    let environment = Environment::open().await?;
+    environment.lab()?;
+    let cluster = environment.cluster(1)?;
+    let before = await_corefile(cluster, "the stub", |text| text.contains(BLOCK)).await?;
+    let result = break_and_mend(&environment, cluster, &before).await;
+    write_keys(cluster, json!({"Corefile": before, "own.server": null})).await?;
+    await_condition(&environment, cluster, "").await?;
+    result
+}
+
+async fn write_keys(cluster: &Cluster, data: Value) -> Result<()> {
+    let patch = Patch::Merge(json!({"data": data}));
+    configs(cluster)
+        .patch("coredns", &PatchParams::default(), &patch)
+        .await
+        .context("write the configuration of CoreDNS")?;
+    Ok(())
+}
+
+/// Waits until the operator has noted this on the ConfigMap; returns the Corefile with it.
+async fn await_mark(cluster: &Cluster, words: [&str; 2], deadline: Duration) -> Result<String> {
+    let is_so = |config: &ConfigMap| {
+        let mark = config.annotations().get(DNS_STUB);
+        mark.is_some_and(|mark| words.iter().all(|word| mark.contains(word)))
+    };
+    let what = format!("{DNS_STUB} with {words:?}");
+    let config = cluster
+        .await_object(&configs(cluster), "coredns", &what, deadline, is_so)
+        .await?;
+    Ok(corefile(&config).to_owned())
+}
+
+async fn break_and_mend(environment: &Environment, cluster: &Cluster, before: &str) -> Result<()> {
+    let (bare, _) = before
+        .split_once("# weft begin")
+        .context("the stub between its marks")?;
+    let own = format!("{bare}import own.server\n");
+    // What was noted before says nothing about this configuration.
+    let forget = Patch::Merge(json!({"metadata": {"annotations": {DNS_STUB: null}}}));
+    configs(cluster)
+        .patch("coredns", &PatchParams::default(), &forget)
+        .await?;
+    write_keys(cluster, json!({"Corefile": own, "own.server": OWN})).await?;
+    let twice = await_mark(cluster, ["written ", " checked"], SOON).await?;
+    ensure!(twice.starts_with(&own) && twice.contains(BLOCK), "{twice}");
+
+    let pods = cluster.pods("kube-system");
+    let of_dns = ListParams::default().labels("k8s-app=kube-dns");
+    for pod in pods.list(&of_dns).await? {
+        pods.delete(&pod.name_any(), &DeleteParams::default()).await?;
+    }
+    let after = await_mark(cluster, ["taken-out ", " "], TAKEN_OUT).await?;
+    ensure!(after == own, "not as it was: {after}");
+    await_condition(environment, cluster, "so it was taken out at").await?;
+
+    // It answers again, and gets no stub as long as nothing changes.
+    poll(TAKEN, "CoreDNS is ready again", async || {
+        let pods = pods.list(&of_dns).await?;
+        Ok(pods.items.iter().any(is_ready).then_some(()))
+    })
+    .await?;
+    let there = configs(cluster).get("coredns").await?;
+    ensure_untouched(cluster, &there).await?;
+
+    // The person lets Weft have the zone. That names resolve is seen before it is written: it is noted so.
+    write_keys(cluster, json!({"Corefile": bare, "own.server": null})).await?;
+    let again = await_mark(cluster, ["written ", " checked"], TAKEN).await?;
+    ensure!(again.starts_with(bare) && again.contains(BLOCK), "{again}");
+    await_condition(environment, cluster, "").await
 }

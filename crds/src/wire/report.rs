@@ -53,6 +53,9 @@ pub struct MemberReportSpec {
     /// What users wrote in the member that cannot be followed, nodes that cannot take part, and a cluster DNS that does not
     /// forward names of slices.
     pub warnings: Vec<ReportWarning>,
+    /// Why nobody knows whether the cluster's DNS goes on answering with Weft's block in its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_unchecked: Option<String>,
     /// Every slice that the member has, so that a hub knows whose reports it must wait for before it gives anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<Held>,

@@ -291,13 +291,14 @@ impl Hub {
         let (nodes, labels): (Vec<_>, Vec<_>) = others
             .into_iter()
             .partition(|warning| warning.object.starts_with("Node "));
+        let forwarded = facts.and_then(|facts| facts.zone_unchecked.as_ref()).map_or_else(
+            || "the cluster's DNS forwards names of slices, or is left to its owner".to_owned(),
+            |why| format!("the configuration of the cluster's DNS forwards names of slices; {why}"),
+        );
         let dns = warned(
             &dns,
             (conditions::ZONE_FORWARDED, reason::ZONE_NOT_FORWARDED),
-            (
-                reason::ZONE_FORWARDED,
-                "the cluster's DNS forwards names of slices, or is left to its owner",
-            ),
+            (reason::ZONE_FORWARDED, &forwarded),
         );
         let labels = warned(
             &labels,
@@ -465,7 +466,7 @@ fn trusted(cluster: &str, state: &ClusterState) -> Verdict {
 fn warned(
     warnings: &[&ReportWarning],
     (type_, bad): (&'static str, &'static str),
-    (good, text): (&'static str, &'static str),
+    (good, text): (&'static str, &str),
 ) -> Verdict {
     match warnings {
         [] => Verdict::yes(type_, good, text),

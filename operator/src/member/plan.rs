@@ -13,6 +13,7 @@ use k8s_openapi::{
 };
 use serde_json::json;
 use slice_crds::{
+    annotations::DNS_STUB,
     conditions::{self, Verdict, reason},
     labels::{self, Attachment},
     membership::{self, Labels, Rules},
@@ -551,7 +552,7 @@ impl Member {
     }
 
     /// What the cluster's DNS should hold, and an event where that is for a person to write.
-    pub(super) fn plan_cluster_dns(&mut self) {
+    pub(super) fn plan_cluster_dns(&mut self, now: Now) {
         if !self.listed.contains(&Source::ConfigMap) {
             return;
         }
@@ -562,26 +563,44 @@ impl Member {
         let service = self.exports.get(&dns).and_then(|state| state.service.as_ref());
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
         let Some(dns) = address else { return };
-        let cluster_dns::Plan { mut data, warnings } = cluster_dns::plan(&cluster_dns::Request {
+        let request = cluster_dns::Request {
             config: &self.settings.cluster_dns,
             there: &self.dns_configs,
             is_openshift: self.namespaces.contains_key(cluster_dns::OPENSHIFT),
             dns,
-        });
+        };
+        let cluster_dns::Plan {
+            mut data,
+            warnings,
+            marks,
+            unchecked,
+        } = cluster_dns::plan(&request).tried(
+            &request,
+            &cluster_dns::Trial {
+                marks: &self.dns_marks,
+                answers: &self.dns_answers,
+                now,
+            },
+        );
+        if self.dns_answers == cluster_dns::Answers::Unknown && now.clock < cluster_dns::PATIENCE {
+            self.wake_after(cluster_dns::PATIENCE - now.clock, now);
+        }
         for (id, meta) in &self.dns_metas {
             let key = Key::new(Kind::ConfigMap, &id.0, &id.1);
             match data.remove(id) {
                 Some(data) => {
-                    let data = json!({"metadata": {}, "data": data});
+                    // In one write with the text, so that whoever leads next knows whose it is.
+                    let note = marks.get(id).map(|mark| (DNS_STUB, mark.to_string()));
+                    let annotations: BTreeMap<&str, String> = note.into_iter().collect();
+                    let data = json!({"metadata": {"annotations": annotations}, "data": data});
                     // Somebody may be editing it: nothing is written over a text that this was not made from.
                     self.local.want_from(key, Content::of(&data), Some(&meta.version));
                 }
                 None => self.local.release(&key),
             }
         }
-        if self.dns_warnings == warnings {
-            return;
-        }
+        self.dirty.report |= self.dns_warnings != warnings || self.dns_unchecked != unchecked;
+        self.dns_unchecked = unchecked;
         for warning in warnings
             .iter()
             .filter(|warning| !self.dns_warnings.contains(warning))
@@ -604,7 +623,6 @@ impl Member {
             });
         }
         self.dns_warnings = warnings;
-        self.dirty.report = true;
     }
 
     pub(super) fn plan_report(&mut self) {
@@ -622,6 +640,7 @@ impl Member {
             node_facts: &self.node_facts,
             slice_nodes: &self.slice_nodes,
             dns_warnings: &self.dns_warnings,
+            dns_unchecked: self.dns_unchecked.as_deref(),
             warnings: &self.warnings,
             slices: &self.slices,
         });

@@ -40,6 +40,7 @@ pub(super) struct Cluster<'a> {
     pub(super) node_facts: &'a BTreeMap<String, NodeFacts>,
     pub(super) slice_nodes: &'a BTreeMap<String, std::sync::Arc<SliceNode>>,
     pub(super) dns_warnings: &'a [cluster_dns::Warning],
+    pub(super) dns_unchecked: Option<&'a str>,
     /// By object.
     pub(super) warnings: &'a BTreeMap<String, String>,
     pub(super) slices: &'a BTreeMap<String, SliceState>,
@@ -94,6 +95,7 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
         pod_cidrs: aggregate(named.chain(seen).collect()),
         service_cidrs: from.facts.service_cidrs.clone(),
         node_cidrs: aggregate(addresses.collect()),
+        zone_unchecked: from.dns_unchecked.map(ToOwned::to_owned),
         warnings: dns.chain(left_out).chain(labels).take(MOST_WARNINGS).collect(),
         holds: from
             .slices

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use slice_crds::{conditions, names};
+use slice_crds::{annotations::DNS_STUB, conditions, names};
 
 use crate::simulation::{Agent, World, node};
 
@@ -357,13 +357,6 @@ fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_repo
         let config = server.get("ConfigMap", "kube-system", "coredns").unwrap();
         config["data"]["Corefile"].as_str().unwrap().to_owned()
     };
-    let forwarded = |world: &World| {
-        let mut clusters = world.hub.list("Cluster");
-        let cluster = clusters
-            .find(|cluster| cluster["metadata"]["name"] == "a")
-            .unwrap();
-        condition(cluster, conditions::ZONE_FORWARDED)
-    };
     let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
     world.clusters[0].server.put("Service", service);
     world.calm(2);
@@ -406,6 +399,141 @@ fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_repo
     world.calm(2);
     assert_eq!(corefile(&world), stubbed);
     assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+    world.check().unwrap();
+}
+
+/// The ConfigMap of the cluster's DNS in the first cluster.
+fn dns_config(world: &World) -> &Value {
+    let server = &world.clusters[0].server;
+    server.get("ConfigMap", "kube-system", "coredns").unwrap()
+}
+
+fn forwarded(world: &World) -> String {
+    let mut clusters = world.hub.list("Cluster");
+    let cluster = clusters
+        .find(|cluster| cluster["metadata"]["name"] == "a")
+        .unwrap();
+    condition(cluster, conditions::ZONE_FORWARDED)
+}
+
+#[test]
+fn a_stub_with_which_the_clusters_dns_fails_is_taken_out_once_by_whoever_leads() {
+    const BEFORE: &str = ".:53 {\n    kubernetes cluster.local\n}\n";
+    let mut world = world();
+    let config = |text: &str| json!({"metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"Corefile": text}});
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.clusters[0].dns_breaks_by = Some("slice.local");
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(1);
+    let mark = |world: &World| {
+        let mark = &dns_config(world)["metadata"]["annotations"][DNS_STUB];
+        mark.as_str().unwrap_or_default().to_owned()
+    };
+    let corefile = |world: &World| dns_config(world)["data"]["Corefile"].as_str().unwrap().to_owned();
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    assert!(
+        mark(&world).starts_with("written ") && mark(&world).ends_with(" checked"),
+        "{}",
+        mark(&world)
+    );
+
+    // Whoever leads next knows that it is on trial, and has to see for himself that names do not resolve.
+    world.calm(2);
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    world.calm(2);
+    assert!(corefile(&world).contains("slice.local"), "after 20 s");
+    world.calm(2);
+    assert_eq!(corefile(&world), BEFORE);
+    assert!(mark(&world).starts_with("taken-out "), "{}", mark(&world));
+    let said = forwarded(&world);
+    for part in [
+        "False: ",
+        "kube-system/coredns",
+        "10.96.0.10: it does not answer",
+        "weft.dev/dns-stub-`",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+
+    // It stays out while the configuration is the same, whoever leads.
+    let writes = world.writes();
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    world.calm(40);
+    assert_eq!((corefile(&world).as_str(), world.writes()), (BEFORE, writes));
+    assert_eq!(forwarded(&world), said);
+
+    // A person has found what was wrong with it, and changes nothing else.
+    world.clusters[0].dns_breaks_by = None;
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(2);
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+
+    // What fails later is not its doing.
+    world.calm(40);
+    world.clusters[0].dns_breaks_by = Some("slice.local");
+    let writes = world.writes();
+    world.calm(10);
+    assert!(corefile(&world).contains("slice.local"));
+    assert_eq!(world.writes(), writes);
+    world.check().unwrap();
+}
+
+#[test]
+fn a_dns_that_answers_nobody_is_waited_for_and_then_blames_nothing() {
+    const BEFORE: &str = ".:53 {\n    kubernetes cluster.local\n}\n";
+    let mut world = world();
+    let corefile = |world: &World| dns_config(world)["data"]["Corefile"].as_str().unwrap().to_owned();
+    world.clusters[0].dns_breaks_by = Some("kubernetes");
+    let config =
+        json!({"metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"Corefile": BEFORE}});
+    world.clusters[0].server.put("ConfigMap", config);
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.calm(11);
+    assert_eq!(corefile(&world), BEFORE);
+    assert!(
+        forwarded(&world).contains("waits for it"),
+        "{}",
+        forwarded(&world)
+    );
+    world.calm(3);
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    world.calm(30);
+    assert!(corefile(&world).contains("slice.local"));
+    let said = forwarded(&world);
+    assert!(
+        said.starts_with("True: ") && said.contains("nobody knows"),
+        "{said}"
+    );
+    world.clusters[0].dns_breaks_by = None;
+    world.calm(2);
+    assert!(
+        !forwarded(&world).contains("nobody knows"),
+        "{}",
+        forwarded(&world)
+    );
     world.check().unwrap();
 }
 

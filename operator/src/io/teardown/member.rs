@@ -15,7 +15,10 @@ use kube::{
     runtime::wait::await_condition,
 };
 use serde_json::json;
-use slice_crds::v1alpha1::{SliceNode, SliceNodePhase};
+use slice_crds::{
+    annotations::DNS_STUB,
+    v1alpha1::{SliceNode, SliceNodePhase},
+};
 use slice_runtime::client;
 
 use super::{Controller, delete_owned};
@@ -90,12 +93,13 @@ async fn remove_stub(client: &Client, args: &TeardownArgs) -> anyhow::Result<()>
             continue;
         };
         let left = cluster_dns::left(&id, config.data.as_ref().unwrap_or(&BTreeMap::new()), dns);
-        if left.is_empty() {
+        let is_marked = config.annotations().contains_key(DNS_STUB);
+        if left.is_empty() && !is_marked {
             continue;
         }
         // Refused where somebody else has written it meanwhile; uninstalling again reads it anew.
         let patch = json!({
-            "metadata": {"resourceVersion": config.resource_version()},
+            "metadata": {"resourceVersion": config.resource_version(), "annotations": {DNS_STUB: null}},
             "data": left,
         });
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
