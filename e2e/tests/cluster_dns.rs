@@ -3,13 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{
     ResourceExt,
     api::{Api, DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use slice_crds::{annotations::DNS_STUB, conditions, v1alpha1::Cluster as Registered};
+use slice_crds::{
+    annotations::DNS_STUB, conditions, names::MEMBER_NAMESPACE, v1alpha1::Cluster as Registered,
+};
 use slice_e2e::harness::{
     Cluster, Environment, is_ready, poll,
     weft::{Member, PROJECT},
@@ -26,6 +28,8 @@ const API: &str = "kubernetes.default.svc.cluster.local.";
 const BLOCK: &str = "\nslice.local:";
 /// From the moment at which nobody is answered: half a minute of it, and what the operator needs.
 const TAKEN_OUT: Duration = Duration::from_secs(90);
+/// Half a minute of failures, the rounds of questions around it, and the way to the hub; as long for a word that all is well.
+const FOUND: Duration = Duration::from_secs(120);
 /// A block of a person, in a file that CoreDNS imports and Weft knows nothing of. With the stub it is there twice, and CoreDNS
 /// does not start: a running one keeps what it had, so that it is not seen before a pod of it is made anew.
 const OWN: &str = "slice.local:53 {\n    errors\n    forward . 192.0.2.1\n}\n";
@@ -276,4 +280,61 @@ async fn break_and_mend(environment: &Environment, cluster: &Cluster, before: &s
     let again = await_mark(cluster, ["written ", " checked"], TAKEN).await?;
     ensure!(again.starts_with(bare) && again.contains(BLOCK), "{again}");
     await_condition(environment, cluster, "").await
+}
+
+/// Waits until the hub says of a cluster that names resolve, or that they do not, with these words.
+async fn await_names_resolve(environment: &Environment, cluster: &Cluster, words: &[&str]) -> Result<()> {
+    let hub = environment.hub()?;
+    let clusters: Api<Registered> = Api::namespaced(hub.client.clone(), PROJECT);
+    let shows = |object: &Registered| {
+        let conditions = conditions::of(object);
+        match words.is_empty() {
+            true => conditions::is_true(conditions, conditions::NAMES_RESOLVE),
+            false => conditions::find_false(conditions, conditions::NAMES_RESOLVE)
+                .is_some_and(|one| words.iter().all(|word| one.message.contains(word))),
+        }
+    };
+    let what = format!("NamesResolve with {words:?}");
+    hub.await_object(&clusters, &cluster.name, &what, FOUND, shows)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_that_pods_cannot_resolve_are_told_with_the_part_of_the_way_that_fails() -> Result<()> {
+    let environment = Environment::open().await?;
+    let (slice, namespace) = ("names", "weft-names");
+    environment
+        .slice(slice, json!({"subnets": ["10.79.0.0/16"]}))
+        .await?;
+    let members = environment.members(slice, namespace).await?;
+    let cluster = environment.cluster(1)?;
+    let client = Member::of(&members, cluster)?;
+    await_names_resolve(&environment, cluster, &[]).await?;
+
+    // Nobody of slice DNS is left, so nobody answers CoreDNS.
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), MEMBER_NAMESPACE);
+    let before = deployments.get("weft-dns").await?;
+    let replicas = before.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let scale = async |replicas: i32| -> Result<()> {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        deployments
+            .patch("weft-dns", &PatchParams::default(), &patch)
+            .await
+            .context("scale slice DNS")?;
+        Ok(())
+    };
+    scale(0).await?;
+    let pod = format!("answers neither pod {}/", client.namespace);
+    let told = await_names_resolve(
+        &environment,
+        cluster,
+        &["slice DNS, ", &pod, "UDP port 53", "nslookup"],
+    )
+    .await;
+    scale(replicas).await?;
+    told?;
+    await_names_resolve(&environment, cluster, &[]).await?;
+    environment.remove_namespaces(namespace).await?;
+    environment.remove_slice(slice).await
 }

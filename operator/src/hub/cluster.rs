@@ -323,7 +323,24 @@ impl Hub {
                 ..reachable.clone()
             },
         };
-        let verdicts = [ready, reachable, trusted, labels, nodes, dns];
+        // Absent where nobody asks: there is nothing to be well.
+        let names = facts
+            .and_then(|facts| facts.names.as_ref())
+            .map(|names| match names.resolve {
+                true => Verdict::yes(
+                    conditions::NAMES_RESOLVE,
+                    reason::NAMES_RESOLVE,
+                    names.message.clone(),
+                ),
+                false => Verdict::no(
+                    conditions::NAMES_RESOLVE,
+                    reason::NAMES_FAIL,
+                    names.message.clone(),
+                ),
+            });
+        let verdicts = [ready, reachable, trusted, labels, nodes, dns]
+            .into_iter()
+            .chain(names);
         ClusterStatus {
             namespace: Some(namespace.to_owned()),
             cluster_uid: self.recorded_identity(cluster).map(ToOwned::to_owned),

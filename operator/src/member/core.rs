@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -103,6 +104,8 @@ pub struct Member {
     pub(super) dns_marks: BTreeMap<cluster_dns::Id, cluster_dns::Mark>,
     pub(super) dns_answers: cluster_dns::Answers,
     pub(super) dns_warnings: Vec<cluster_dns::Warning>,
+    /// Where slice DNS answers, while the cluster's DNS forwards names to it; `None` while that is not known.
+    pub(super) dns_forwards: Option<Option<IpAddr>>,
     /// See [`cluster_dns::Plan::unchecked`].
     pub(super) dns_unchecked: Option<String>,
     pub(super) facts: Facts,
@@ -175,6 +178,7 @@ impl Member {
             dns_marks: BTreeMap::new(),
             dns_answers: cluster_dns::Answers::default(),
             dns_warnings: Vec::new(),
+            dns_forwards: None,
             dns_unchecked: None,
             facts: Facts::default(),
             link: Err("no credential was read yet".to_owned()),
@@ -452,6 +456,7 @@ impl Member {
             }
         }
         if fell_silent {
+            self.dirty.report = true;
             self.touch_slices();
         }
     }

@@ -165,6 +165,7 @@ impl Member {
                 }
                 self.agents.insert(node, agent);
                 if was_silent {
+                    self.dirty.report = true;
                     self.touch_slices();
                 }
             }

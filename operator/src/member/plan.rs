@@ -28,7 +28,7 @@ use super::{
     core::Member,
     gateways::{self, Workload},
     input::{PodFacts, Source},
-    mesh, mirror, nodes, report,
+    mesh, mirror, names as reported_names, nodes, report,
     state::SliceState,
 };
 use crate::control::{Content, Key, Kind, Notice, Now, Outputs};
@@ -67,6 +67,9 @@ impl Member {
             let spec = SliceNodeSpec {
                 teardown: there.is_some_and(|there| there.spec.teardown),
                 uplink: facts.uplink.clone(),
+                // Not known after a start: agents go on as they do.
+                slice_dns: (self.dns_forwards)
+                    .unwrap_or_else(|| there.and_then(|there| there.spec.slice_dns)),
             };
             self.local.want(key, Content::of(&SliceNode::new(node, spec)));
         }
@@ -562,7 +565,10 @@ impl Member {
         );
         let service = self.exports.get(&dns).and_then(|state| state.service.as_ref());
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
-        let Some(dns) = address else { return };
+        let Some(dns) = address else {
+            self.note_forwarding(None);
+            return;
+        };
         let request = cluster_dns::Request {
             config: &self.settings.cluster_dns,
             there: &self.dns_configs,
@@ -572,6 +578,7 @@ impl Member {
         let cluster_dns::Plan {
             mut data,
             warnings,
+            forwards,
             marks,
             unchecked,
         } = cluster_dns::plan(&request).tried(
@@ -599,6 +606,7 @@ impl Member {
                 None => self.local.release(&key),
             }
         }
+        self.note_forwarding(forwards.then_some(dns));
         self.dirty.report |= self.dns_warnings != warnings || self.dns_unchecked != unchecked;
         self.dns_unchecked = unchecked;
         for warning in warnings
@@ -625,6 +633,24 @@ impl Member {
         self.dns_warnings = warnings;
     }
 
+    /// Agents ask for names while there is somebody who forwards them.
+    fn note_forwarding(&mut self, slice_dns: Option<IpAddr>) {
+        self.nodes_dirty |= self.dns_forwards != Some(slice_dns);
+        self.dns_forwards = Some(slice_dns);
+    }
+
+    /// What the agents of living nodes say of names.
+    fn names_report(&self) -> Option<wire::NamesReport> {
+        let silent = self.silent();
+        let lives = |name: &&String| {
+            self.nodes.usable.contains_key(*name)
+                && !self.nodes.unready.contains(*name)
+                && !silent.contains(*name)
+        };
+        let nodes = self.slice_nodes.iter().filter(|(name, _)| lives(name));
+        reported_names::of_nodes(nodes.map(|(name, node)| (name.as_str(), &**node)))
+    }
+
     pub(super) fn plan_report(&mut self) {
         let Ok(link) = &self.link else { return };
         // Without its own facts a report would be of another cluster.
@@ -641,6 +667,7 @@ impl Member {
             slice_nodes: &self.slice_nodes,
             dns_warnings: &self.dns_warnings,
             dns_unchecked: self.dns_unchecked.as_deref(),
+            names: self.names_report(),
             warnings: &self.warnings,
             slices: &self.slices,
         });

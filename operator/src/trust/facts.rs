@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slice_crds::{
     Cidr,
-    wire::{Held, MemberReportSpec, ReportWarning, WIRE},
+    wire::{Held, MemberReportSpec, NamesReport, ReportWarning, WIRE},
 };
 
 use super::{Violation, at_most, shown};
@@ -45,6 +45,8 @@ pub struct Facts {
     pub warnings: Vec<ReportWarning>,
     /// See [`MemberReportSpec::zone_unchecked`].
     pub zone_unchecked: Option<String>,
+    /// See [`MemberReportSpec::names`].
+    pub names: Option<NamesReport>,
     /// Slices that it has, and from which hub.
     pub holds: BTreeMap<String, Held>,
 }
@@ -88,6 +90,10 @@ pub fn facts(
         pod_cidrs: networks("pod", &report.pod_cidrs, &mut violations),
         service_cidrs: networks("Service", &report.service_cidrs, &mut violations),
         node_cidrs: networks("node", &report.node_cidrs, &mut violations),
+        names: report.names.as_ref().map(|names| NamesReport {
+            resolve: names.resolve,
+            message: names.message.chars().take(LONGEST).collect(),
+        }),
         zone_unchecked: (report.zone_unchecked.as_ref()).map(|why| why.chars().take(LONGEST).collect()),
         warnings: report
             .warnings

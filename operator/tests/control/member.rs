@@ -497,6 +497,72 @@ fn a_stub_with_which_the_clusters_dns_fails_is_taken_out_once_by_whoever_leads()
 }
 
 #[test]
+fn agents_ask_for_names_while_the_zone_is_forwarded_and_what_they_find_is_the_clusters_condition() {
+    let mut world = world();
+    let asked = |world: &World| {
+        let server = &world.clusters[0].server;
+        let node = server.get("SliceNode", "", "a1").unwrap();
+        node["spec"]["sliceDns"].as_str().map(str::to_owned)
+    };
+    let resolve = |world: &World| {
+        let mut clusters = world.hub.list("Cluster");
+        let cluster = clusters
+            .find(|cluster| cluster["metadata"]["name"] == "a")
+            .unwrap();
+        condition(cluster, conditions::NAMES_RESOLVE)
+    };
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.calm(2);
+    assert_eq!((asked(&world), resolve(&world)), (None, String::new()));
+    let config = json!({
+        "metadata": {"name": "coredns", "namespace": "kube-system"},
+        "data": {"Corefile": ".:53 {\n    kubernetes cluster.local\n}\n"},
+    });
+    world.clusters[0].server.put("ConfigMap", config);
+    world.calm(2);
+    assert_eq!(asked(&world).as_deref(), Some("10.96.7.7"));
+
+    let say = |world: &mut World, status: &str, reason: &str| {
+        let server = &mut world.clusters[0].server;
+        let mut object = server.get("SliceNode", "", "a1").unwrap().clone();
+        object["status"] = json!({"phase": "Ready", "conditions": [{
+            "type": conditions::NAMES_RESOLVE, "status": status, "reason": reason, "message": "what the agent says",
+            "lastTransitionTime": "2026-11-29T12:00:00Z",
+        }]});
+        server.put("SliceNode", object);
+    };
+    say(&mut world, "False", "ZoneUnknown");
+    world.calm(2);
+    assert_eq!(
+        resolve(&world),
+        "False: names of slices do not resolve on node a1 of 1 since 2026-11-29T12:00:00Z: what the agent says"
+    );
+    say(&mut world, "True", "NamesResolve");
+    world.calm(2);
+    assert!(resolve(&world).starts_with("True: "), "{}", resolve(&world));
+
+    // A new operator knows nothing yet, and lets them go on.
+    let writes = world.writes();
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    while world.quiet_round() {}
+    assert_eq!(
+        (asked(&world).as_deref(), world.writes()),
+        (Some("10.96.7.7"), writes)
+    );
+
+    world.clusters[0]
+        .server
+        .delete("ConfigMap", "kube-system", "coredns");
+    world.calm(2);
+    assert_eq!(asked(&world), None);
+}
+
+#[test]
 fn a_dns_that_answers_nobody_is_waited_for_and_then_blames_nothing() {
     const BEFORE: &str = ".:53 {\n    kubernetes cluster.local\n}\n";
     let mut world = world();

@@ -110,6 +110,8 @@ pub struct Plan {
     /// Keys of ConfigMaps, with what they should hold; `None` for those that should not be there. What is not named stays.
     pub data: BTreeMap<Id, BTreeMap<String, Option<String>>>,
     pub warnings: Vec<Warning>,
+    /// Whether the zone is forwarded, as far as the configuration says.
+    pub forwards: bool,
     /// What is noted on a ConfigMap with its new text.
     pub marks: BTreeMap<Id, Mark>,
     /// Why nobody knows whether the cluster's DNS goes on answering with the stub in it.
@@ -133,6 +135,8 @@ pub fn plan(request: &Request<'_>) -> Plan {
     let corefiles = request.config.corefiles(request.there);
     if corefiles.is_empty() || request.config.is_openshift() {
         plan.warnings.extend(unknown(request));
+        // What there is to be done somebody has done.
+        plan.forwards = plan.warnings.is_empty();
         return plan;
     }
     for (id, data) in corefiles {

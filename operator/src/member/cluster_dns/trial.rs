@@ -135,6 +135,7 @@ impl Plan {
     pub fn tried(mut self, request: &Request<'_>, trial: &Trial<'_>) -> Self {
         let configuration = digest(request);
         let minute = minute_of(trial.now.wall);
+        self.forwards |= request.there.iter().any(|(id, data)| has_stub(request, id, data));
         let planned = std::mem::take(&mut self.data);
         for (id, data) in planned {
             let there = &request.there[&id];
