@@ -199,6 +199,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::{RData, Record, rdata};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -298,6 +299,29 @@ mod tests {
             ask(closed, &"a.".repeat(200), Kind::A, SHORT).await,
             Err(Error::Name(_))
         ));
+    }
+
+    proptest! {
+        /// What somebody on the way makes of an answer, and what is none.
+        #[test]
+        fn no_datagram_is_too_odd(
+            noise in proptest::collection::vec(any::<u8>(), 0..LARGEST_ANSWER),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut question = Message::query();
+            question.add_query(Query::query(Name::from_ascii(format!("{NAME}.")).unwrap(), RecordType::A));
+            read(&noise, &question);
+            let mut answer = answer_to(&question, ResponseCode::NoError, true).to_vec().unwrap();
+            prop_assert_eq!(read(&answer, &question), Some(Answer::Records));
+            for (at, byte) in changes {
+                let at = at.index(answer.len());
+                answer[at] = byte;
+            }
+            read(&answer, &question);
+            let length = cut.index(answer.len());
+            read(&answer[..length], &question);
+        }
     }
 
     #[test]

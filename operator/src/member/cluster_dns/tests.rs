@@ -706,6 +706,52 @@ fn what_was_taken_out_is_written_to_another_configuration_only() {
 }
 
 #[test]
+fn what_is_said_has_its_next_step_within_what_the_hub_takes() {
+    let mut answers = Answers::default();
+    let now = Now {
+        clock: Duration::from_secs(20),
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    answers.note(Err("x".repeat(400)), now);
+    let id = ("kube-system".to_owned(), "rke2-coredns-rke2-coredns".to_owned());
+    let check = |text: &str, mark: Option<&str>, ends: &str| {
+        let maps = ConfigMaps::from([(id.clone(), Data::from([("Corefile".to_owned(), text.to_owned())]))]);
+        let marks = mark.map(|mark| (id.clone(), mark.parse::<Mark>().unwrap()));
+        let request = Request {
+            config: &Config::Known,
+            there: &maps,
+            is_openshift: false,
+            dns: dns(),
+        };
+        let trial = Trial {
+            marks: &marks.into_iter().collect(),
+            answers: &answers,
+            now: Now {
+                clock: Duration::from_secs(60),
+                wall: "1970-01-01T00:00:40Z".parse().unwrap(),
+            },
+        };
+        let plan = plan(&request).tried(&request, &trial);
+        let [warning] = plan.warnings.as_slice() else {
+            panic!("{plan:?}")
+        };
+        assert!(
+            warning.message.chars().count() <= 500,
+            "{}",
+            warning.message.chars().count()
+        );
+        assert!(warning.message.ends_with(ends), "{}", warning.message);
+    };
+    let stubbed = with(RKE2, dns()).unwrap();
+    check(RKE2, None, "from it");
+    check(
+        &stubbed,
+        Some("written 1970-01-01T00:00:00Z checked"),
+        "weft.dev/dns-stub-`",
+    );
+}
+
+#[test]
 fn a_mark_that_somebody_has_changed_is_none() {
     for text in [
         "",

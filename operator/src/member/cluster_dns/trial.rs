@@ -31,7 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// What k3s writes into CoreDNS's ConfigMap whenever a node comes or goes.
 const NODE_HOSTS: &str = "NodeHosts";
 /// Characters of a cause that are written down.
-const CAUSE: usize = 120;
+const CAUSE: usize = 90;
 
 /// What the cluster's DNS answers to this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
