@@ -27,6 +27,10 @@ pub const LEAVE: &str = "weft.dev/leave";
 /// On a SliceService of another cluster: identity of the hub that it came from.
 pub const FROM_HUB: &str = "weft.dev/from-hub";
 
+/// On a ConfigMap of the cluster's DNS: what the member's operator did to it last, and when. Taking it off a ConfigMap that it has
+/// taken its stub out of has the stub written again.
+pub const DNS_STUB: &str = "weft.dev/dns-stub";
+
 /// On a Node: what it has to other clusters, a [`crate::rate`].
 pub const UPLINK: &str = "weft.dev/uplink";
 /// On a Node: where other clusters reach the gateways on it; see [`crate::gateway_address`].

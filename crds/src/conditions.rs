@@ -26,6 +26,8 @@ pub const TRUSTED: &str = "Trusted";
 pub const NODES_USABLE: &str = "NodesUsable";
 /// The cluster's own DNS forwards names of slices; `False` says what to add to its configuration.
 pub const ZONE_FORWARDED: &str = "ZoneForwarded";
+/// Names of slices resolve by the cluster's DNS, as pods are told to ask it.
+pub const NAMES_RESOLVE: &str = "NamesResolve";
 /// No gateway's key is older than the slice wants, or a renewal of it is under way.
 pub const KEYS_CURRENT: &str = "KeysCurrent";
 /// What the cluster's nodes send each other for the slice arrives, at the slice's size.
@@ -87,6 +89,13 @@ pub mod reason {
     pub const ALL_NODES: &str = "AllNodes";
     pub const ZONE_FORWARDED: &str = "ZoneForwarded";
     pub const ZONE_NOT_FORWARDED: &str = "ZoneNotForwarded";
+    pub const NAMES_RESOLVE: &str = "NamesResolve";
+    pub const NAMES_FAIL: &str = "NamesFail";
+    pub const CLUSTER_DNS_FAILS: &str = "ClusterDnsFails";
+    pub const ZONE_UNKNOWN: &str = "ZoneUnknown";
+    pub const SLICE_DNS_FAILS: &str = "SliceDnsFails";
+    pub const FORWARDING_FAILS: &str = "ForwardingFails";
+    pub const PODS_CUT_OFF: &str = "PodsCutOff";
     pub const LEFT: &str = "Left";
     pub const LEAVING: &str = "Leaving";
     pub const REGISTERED: &str = "Registered";

@@ -142,6 +142,17 @@ mod tests {
         );
     }
 
+    /// Agents ask for it, to know whether names resolve: it depends on no service.
+    #[test]
+    fn the_zone_itself_is_always_there() {
+        let answer = answer(&tables([], &[]).all, &zone::apex(), RecordType::SOA, 7);
+        let kinds: Vec<_> = answer.records.iter().map(Record::record_type).collect();
+        assert_eq!(
+            (answer.code, kinds),
+            (ResponseCode::NoError, vec![RecordType::SOA])
+        );
+    }
+
     #[test]
     fn names_that_do_not_exist_are_said_not_to() {
         check(

@@ -208,6 +208,7 @@ impl Node {
             shown: watch::channel(Arc::default()).0,
             liveness: watch::channel(liveness::Local::default()).0,
             mesh: watch::channel(slice_netop::mesh::Local::default()).0,
+            names: watch::channel(slice_netop::names::Local::default()).0,
         };
         Self {
             agent: Agent::new(Linux::open(Some(&space.path())).unwrap(), setup),

@@ -262,6 +262,7 @@ mod tests {
         let spec = SliceNodeSpec {
             teardown: true,
             uplink: None,
+            slice_dns: None,
         };
         worlds.send_replace(Some(Arc::new(World {
             node: Some(Arc::new(SliceNode::new("n1", spec))),

@@ -31,6 +31,7 @@ use crate::{
     kernel::Linux,
     liveness, mesh,
     metrics::Metrics,
+    names,
     pods::NetnsDirectory,
     report, sandboxes, show,
     status::Reports,
@@ -55,6 +56,9 @@ const STALLED: Duration = Duration::from_secs(60);
 const BACKLOG: usize = 256;
 /// How long the API server may take to answer about one pod.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The kubelet writes into it what it writes into every pod's (`dnsPolicy: ClusterFirstWithHostNet`).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Runs the agent until `stop`.
 ///
@@ -155,6 +159,18 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
         tasks.spawn(work.map(|()| ("the prober of nodes", Ok(()))));
     }
 
+    let (names, local) = watch::channel(names::Local::default());
+    let (names_view, mut resolved) = watch::channel(names::View::default());
+    let asking = names::task::run(
+        RESOLV_CONF.into(),
+        names::Pace::default(),
+        metrics.clone(),
+        local,
+        names_view,
+        stop.clone(),
+    );
+    tasks.spawn(asking.map(|()| ("the questions for names", Ok(()))));
+
     let mut chain_changes = chain_seen.clone();
     let features = kernel.features().await;
     let mut agent = Agent::new(
@@ -174,6 +190,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             shown,
             liveness,
             mesh,
+            names,
         },
     );
     // Which pods were there is to be known before the first decision.
@@ -212,6 +229,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> anyhow:
             Some(event) = gateways.recv() => Event::Gateway(event),
             Ok(()) = observed.changed() => Event::Liveness(observed.borrow_and_update().clone()),
             Ok(()) = probed.changed() => Event::Mesh(probed.borrow_and_update().clone()),
+            Ok(()) = resolved.changed() => Event::Names(resolved.borrow_and_update().clone()),
             Some(answer) = fetched.recv() => Event::Fetched(answer),
             Some(found) = kept.recv() => Event::Sandboxes(found),
             Ok(()) = chain_changes.changed() => Event::Chain,

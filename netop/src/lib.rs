@@ -17,6 +17,7 @@
 //! `intent`, `classes`, `shares`, `pod_network` and `status` name no netlink, client, socket, file or clock.
 
 pub mod model;
+pub mod names;
 
 pub mod blocks;
 pub mod classes;

@@ -24,6 +24,7 @@ pub struct Metrics {
     pub features: IntGaugeVec,
     pub mesh_pairs: IntGaugeVec,
     pub mesh_probes: IntCounterVec,
+    pub names_asked: IntCounterVec,
     pub cni: IntCounterVec,
     pub cni_undone: IntCounter,
     pub status_errors: IntCounter,
@@ -115,6 +116,12 @@ impl Metrics {
                 "Probes of other nodes: answered, lost within a second, unknown; after a loss probes of several sizes are sent",
                 &["result"],
             ),
+            names_asked: counters(
+                "weft_netop_names_asked_total",
+                "Rounds of questions whether names of slices resolve by the cluster's DNS, as pods are told to ask it: resolved, failed; \
+                 NamesResolve of the SliceNode says what fails",
+                &["result"],
+            ),
             cni: counters(
                 "weft_netop_cni_requests_total",
                 "Questions of the CNI plugin",
@@ -134,7 +141,7 @@ impl Metrics {
                 "Events that the API server did not take, or that found no place among those waiting",
             ),
         };
-        let all: [Box<dyn Collector>; 21] = [
+        let all: [Box<dyn Collector>; 22] = [
             Box::new(this.attach_seconds.clone()),
             Box::new(this.reconcile_seconds.clone()),
             Box::new(this.reconcile_errors.clone()),
@@ -152,6 +159,7 @@ impl Metrics {
             Box::new(this.features.clone()),
             Box::new(this.mesh_pairs.clone()),
             Box::new(this.mesh_probes.clone()),
+            Box::new(this.names_asked.clone()),
             Box::new(this.cni.clone()),
             Box::new(this.cni_undone.clone()),
             Box::new(this.status_errors.clone()),

@@ -63,6 +63,8 @@ pub struct NodeReport {
     /// Whether the node has what slices are guaranteed; `None` where none is.
     pub guarantees: Option<Verdict>,
     pub mesh: MeshStatus,
+    /// Whether names of slices resolve; `None` where nobody asks or nothing is known.
+    pub names: Option<Verdict>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -133,7 +135,10 @@ impl NodeReport {
             features: self.features.clone(),
             mesh: self.mesh.clone(),
             conditions: {
-                let verdicts = [self.ready.clone()].into_iter().chain(self.guarantees.clone());
+                let verdicts = [self.ready.clone()]
+                    .into_iter()
+                    .chain(self.guarantees.clone())
+                    .chain(self.names.clone());
                 conditions::conditions(before, verdicts, None, now)
             },
             observed_at: Some(Time(now)),
@@ -566,6 +571,7 @@ mod tests {
             ready: Verdict::yes(READY, reason::READY, "2 slices on this node"),
             guarantees: None,
             mesh: MeshStatus::default(),
+            names: None,
         };
         let written = report.status(None, Timestamp::UNIX_EPOCH);
         let text = serde_json::to_string(&written).unwrap();

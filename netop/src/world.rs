@@ -363,6 +363,7 @@ mod tests {
         let spec = |teardown| SliceNodeSpec {
             teardown,
             uplink: None,
+            slice_dns: None,
         };
         let node = node.map(|teardown| Arc::new(SliceNode::new("n1", spec(teardown))));
         let labels = |value: &str| Labels::from([(labels::SLICE.to_owned(), value.to_owned())]);

@@ -7,6 +7,7 @@
 //!  handover ── the conversation between the node agent and a gateway, with the TAP's file descriptors in it
 //!  tap, steering ── TAP devices, and which queue of one a flow takes
 //!  fragmentation ── whether what a socket sends may be cut
+//!  resolve ─── one question to a name server, as a pod asks it (feature `resolve`)
 //!  lease, apply, client, store, undecodable ── the Kubernetes half (feature `kube`)
 //! ```
 //!
@@ -21,6 +22,8 @@ pub mod fragmentation;
 pub mod handover;
 #[cfg(feature = "kube")]
 pub mod lease;
+#[cfg(feature = "resolve")]
+pub mod resolve;
 pub mod shutdown;
 pub mod steering;
 #[cfg(feature = "kube")]

@@ -477,7 +477,7 @@ async fn try_dns(from: &Site<'_>, to: &Member, ips: &[IpAddr]) -> Vec<Check> {
     };
     let by_resolver = try_name(from, &name, &[], to, ips).await.with_context(|| {
         format!(
-            "the pod's own resolver does not hand {} on to slice DNS: see ZoneForwarded of the Cluster on the hub, and `kubectl --context {} -n kube-system get cm coredns -o yaml`",
+            "the pod's own resolver does not hand {} on to slice DNS: see ZoneForwarded and NamesResolve of the Cluster on the hub, and `kubectl --context {} -n kube-system get cm coredns -o yaml`",
             names::SLICE_ZONE,
             from.member.context
         )

@@ -362,6 +362,10 @@ pub struct SliceNodeSpec {
     /// Where absent, the speed of the interface with its address counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<String>,
+    /// Where slice DNS answers, while the cluster's DNS forwards names of slices to it: the agent asks whether they resolve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = pattern::IP))]
+    pub slice_dns: Option<IpAddr>,
 }
 
 /// Where a node agent stands.

@@ -43,7 +43,7 @@ pub use identity::{
 };
 pub use report::{
     Gateway, Held, MemberIdentity, MemberReport, MemberReportSpec, MemberSliceReport, MemberSliceReportSpec,
-    NarrowPath, ReportWarning, Tunnel,
+    NamesReport, NarrowPath, ReportWarning, Tunnel,
 };
 pub use service::{Endpoint, MemberService, MemberServiceSpec, Port, Service};
 pub use slice::{

@@ -53,12 +53,28 @@ pub struct MemberReportSpec {
     /// What users wrote in the member that cannot be followed, nodes that cannot take part, and a cluster DNS that does not
     /// forward names of slices.
     pub warnings: Vec<ReportWarning>,
+    /// Why nobody knows whether the cluster's DNS goes on answering with Weft's block in its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_unchecked: Option<String>,
+    /// What its nodes find when they ask the cluster's DNS for names of slices; absent where none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub names: Option<NamesReport>,
     /// Every slice that the member has, so that a hub knows whose reports it must wait for before it gives anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<Held>,
     /// Reports of a member that speaks no [`super::WIRE`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<MemberSliceReportSpec>,
+}
+
+/// Whether names of slices resolve by a member's own DNS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NamesReport {
+    /// On every node that asks.
+    pub resolve: bool,
+    /// A sentence for a person: which nodes, since when, and what to try.
+    pub message: String,
 }
 
 /// Which cluster this is.

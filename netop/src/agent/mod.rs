@@ -28,7 +28,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use slice_crds::{membership::Labels, v1alpha1::MeshStatus};
+use slice_crds::{membership::Labels, names::MEMBER_NAMESPACE, v1alpha1::MeshStatus};
 use tokio::sync::{mpsc, watch};
 
 pub use announce::Announcement;
@@ -46,6 +46,7 @@ use crate::{
     liveness, mesh,
     metrics::Metrics,
     model::{Key, Name, Netns, PodLink, State},
+    names,
     plan::{self, PodEnd},
     pod_network::PodNetworks,
     pods::{NetnsDirectory, Records, Sandbox},
@@ -75,6 +76,8 @@ pub enum Event {
     Liveness(liveness::View),
     /// What the probes of other nodes say is other than it was.
     Mesh(mesh::View),
+    /// Whether names of slices resolve is other than it was.
+    Names(names::View),
     /// Something on the node changed, perhaps by somebody else's hand.
     KernelChanged,
     /// Time to look at everything.
@@ -122,6 +125,8 @@ pub struct Setup {
     pub liveness: watch::Sender<liveness::Local>,
     /// Which other nodes are probed.
     pub mesh: watch::Sender<mesh::Local>,
+    /// Whether it is asked for names of slices, and from which pods.
+    pub names: watch::Sender<names::Local>,
 }
 
 /// How the agent's own part of the node's CNI chain is.
@@ -152,6 +157,7 @@ pub struct Agent<K> {
     shown: watch::Sender<Arc<show::Seen>>,
     liveness: watch::Sender<liveness::Local>,
     mesh: watch::Sender<mesh::Local>,
+    names: watch::Sender<names::Local>,
 
     /// The newest snapshot, and what it is with the fetched pods in it.
     snapshot: Option<Arc<World>>,
@@ -172,6 +178,9 @@ pub struct Agent<K> {
     mesh_view: Option<mesh::View>,
     /// What an earlier agent reported of them.
     mesh_before: MeshStatus,
+    /// Whether names of slices resolve, and what an earlier agent reported of that.
+    names_view: names::View,
+    names_before: names::View,
     pod_networks: PodNetworks,
     /// They go on from what an earlier agent reported.
     resumed: bool,
@@ -256,6 +265,7 @@ impl<K: Kernel> Agent<K> {
             shown: setup.shown,
             liveness: setup.liveness,
             mesh: setup.mesh,
+            names: setup.names,
             snapshot: None,
             world: Arc::default(),
             fetched: BTreeMap::new(),
@@ -269,6 +279,8 @@ impl<K: Kernel> Agent<K> {
             view: liveness::View::default(),
             mesh_view: None,
             mesh_before: MeshStatus::default(),
+            names_view: None,
+            names_before: None,
             pod_networks: PodNetworks::default(),
             resumed: false,
             calls: vec![],
@@ -308,6 +320,10 @@ impl<K: Kernel> Agent<K> {
             }
             Event::Mesh(view) => {
                 self.mesh_view = Some(view);
+                return;
+            }
+            Event::Names(view) => {
+                (self.names_view, self.names_before) = (view, None);
                 return;
             }
             Event::Liveness(view) => self.view = view,
@@ -390,6 +406,7 @@ impl<K: Kernel> Agent<K> {
             }
         }
         self.update_mesh();
+        self.update_names();
         Ok(())
     }
 
@@ -466,6 +483,52 @@ impl<K: Kernel> Agent<K> {
         });
     }
 
+    /// Says whether it is asked for names of slices, and from where.
+    fn update_names(&self) {
+        let slice_dns = self.slice_dns();
+        let pods = match slice_dns {
+            Some(_) => self.askers(),
+            None => vec![],
+        };
+        let local = names::Local {
+            slice_dns,
+            pods,
+            before: self.names_before.clone(),
+        };
+        self.names.send_if_modified(|before| {
+            let changed = *before != local;
+            *before = local;
+            changed
+        });
+    }
+
+    /// Where slice DNS answers, where the operator wants to know whether its names resolve.
+    fn slice_dns(&self) -> Option<IpAddr> {
+        let spec = &self.world.node.as_ref()?.spec;
+        spec.slice_dns.filter(|_| !spec.teardown)
+    }
+
+    /// Attached pods that can be asked from. Those of slice DNS would ask themselves.
+    fn askers(&self) -> Vec<names::Pod> {
+        let sandboxes = self.newest_sandboxes();
+        let attached = self.decision.pods.iter().filter(|(_, decision)| {
+            let mut slices = decision.slices.values();
+            slices.any(|wanted| wanted.outcome.is_ok())
+        });
+        let pods = attached.filter_map(|(uid, _)| {
+            let pod = self.world.pods.get(uid)?;
+            let runs = pod.running && !pod.finished && !pod.terminating;
+            let asks = runs && pod.facts.namespace != MEMBER_NAMESPACE;
+            let sandbox = sandboxes.get(pod.sandbox_uid.as_str()).filter(|_| asks)?;
+            Some(names::Pod {
+                namespace: pod.facts.namespace.clone(),
+                name: pod.name.clone(),
+                netns: self.netns.reach(&sandbox.netns).path().to_owned(),
+            })
+        });
+        pods.take(names::MOST_ASKERS).collect()
+    }
+
     /// Whether probes of other nodes, and answers to this node's, reach the programs.
     fn answers_probes(&self) -> bool {
         self.state().is_some_and(|state| {
@@ -479,6 +542,7 @@ impl<K: Kernel> Agent<K> {
         if let Some(recorded) = recorded.filter(|_| !std::mem::replace(&mut self.resumed, true)) {
             self.pod_networks.resume(&recorded.pod_networks, now);
             self.mesh_before = recorded.mesh.clone();
+            self.names_before = names::recorded(&recorded.conditions);
         }
         let pods = self.world.pods.values();
         let pods = pods.filter(|pod| !pod.facts.host_network && !pod.finished);

@@ -16,6 +16,7 @@ use crate::{
     kernel::{EBPF, Kernel},
     ledger::Usage,
     model::{Holder, Kind, Name, State},
+    names,
     status::{self, BlockReport, GatewayReport, NodeReport, Reports, Standing},
 };
 
@@ -226,6 +227,7 @@ impl<K: Kernel> Agent<K> {
             ready,
             guarantees: self.guarantees(),
             mesh: self.mesh_status(),
+            names: self.names_verdict(),
         }
     }
 
@@ -239,6 +241,12 @@ impl<K: Kernel> Agent<K> {
             broken: u32::try_from(broken).unwrap_or(u32::MAX),
             pairs: seen.broken.clone(),
         }
+    }
+
+    /// Whether names of slices resolve; what was reported before, until that is known.
+    fn names_verdict(&self) -> names::View {
+        self.slice_dns()?;
+        self.names_view.clone().or_else(|| self.names_before.clone())
     }
 
     fn block_report(&self, slice: &str, now: Timestamp) -> BlockReport {

@@ -107,7 +107,7 @@ impl<K: Kernel> Agent<K> {
         reported.collect()
     }
 
-    fn newest_sandboxes(&self) -> BTreeMap<&str, &Sandbox> {
+    pub(super) fn newest_sandboxes(&self) -> BTreeMap<&str, &Sandbox> {
         let mut newest: BTreeMap<&str, &Sandbox> = BTreeMap::new();
         for sandbox in self.cached.iter().chain(self.recorded.values()) {
             let known = newest.entry(&sandbox.uid).or_insert(sandbox);

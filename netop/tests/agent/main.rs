@@ -8,5 +8,6 @@ mod support;
 mod blocks;
 mod gateways;
 mod mesh;
+mod names;
 mod pods;
 mod shaping;

@@ -32,6 +32,7 @@ fn uplink(world: &mut World, text: Option<&str>) {
     let spec = SliceNodeSpec {
         teardown: false,
         uplink: text.map(str::to_owned),
+        slice_dns: None,
     };
     world.node = Some(Arc::new(SliceNode::new("n1", spec)));
 }

@@ -38,6 +38,7 @@ pub struct Node {
     pub chain: watch::Sender<Chain>,
     pub liveness: watch::Receiver<liveness::Local>,
     pub mesh: watch::Receiver<mesh::Local>,
+    pub names: watch::Receiver<slice_netop::names::Local>,
     world: World,
     sandboxes: Vec<Sandbox>,
     now: Timestamp,
@@ -54,6 +55,7 @@ struct Ends {
     chain: watch::Sender<Chain>,
     liveness: watch::Receiver<liveness::Local>,
     mesh: watch::Receiver<mesh::Local>,
+    names: watch::Receiver<slice_netop::names::Local>,
     reports: watch::Receiver<Reports>,
     announcements: mpsc::Receiver<Announcement>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
@@ -68,6 +70,7 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
     let (gateway_event, gateway_events) = mpsc::channel(16);
     let (local, liveness) = watch::channel(liveness::Local::default());
     let (mesh_local, mesh) = watch::channel(mesh::Local::default());
+    let (names_local, names) = watch::channel(slice_netop::names::Local::default());
     let setup = Setup {
         node: "n1".into(),
         // As the node was called when the agent was started; its blocks know better.
@@ -86,6 +89,7 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
         shown: watch::channel(Arc::default()).0,
         liveness: local,
         mesh: mesh_local,
+        names: names_local,
     };
     let ends = Ends {
         registry,
@@ -93,6 +97,7 @@ fn start(kernel: &Fake, run: &Directories, uid: u32) -> (Agent<Fake>, Ends) {
         chain,
         liveness,
         mesh,
+        names,
         reports,
         announcements,
         gateway_events,
@@ -117,6 +122,7 @@ impl Node {
             chain: ends.chain,
             liveness: ends.liveness,
             mesh: ends.mesh,
+            names: ends.names,
             world: World {
                 node: Some(Arc::new(SliceNode::new("n1", SliceNodeSpec::default()))),
                 ..World::default()
@@ -169,6 +175,7 @@ impl Node {
         (self.registry, self.fetches, self.chain) = (ends.registry, ends.fetches, ends.chain);
         self.liveness = ends.liveness;
         self.mesh = ends.mesh;
+        self.names = ends.names;
         (self.reports, self.announcements, self.gateway_events) =
             (ends.reports, ends.announcements, ends.gateway_events);
         if uid != nix::unistd::getuid().as_raw() {
@@ -571,6 +578,7 @@ fn set_teardown(world: &mut World, teardown: bool) {
         SliceNodeSpec {
             teardown,
             uplink: None,
+            slice_dns: None,
         },
     )));
 }

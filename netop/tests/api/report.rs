@@ -86,6 +86,7 @@ fn all() -> Reports {
         ready: ready.clone(),
         guarantees: None,
         mesh: MeshStatus::default(),
+        names: None,
     };
     let block = BlockReport {
         attachments: 2,

@@ -83,6 +83,7 @@ fn start(node: &str, space: &std::path::Path, run: &std::path::Path) -> Started 
         shown: watch::channel(Arc::default()).0,
         liveness: watch::channel(slice_netop::liveness::Local::default()).0,
         mesh: watch::channel(slice_netop::mesh::Local::default()).0,
+        names: watch::channel(slice_netop::names::Local::default()).0,
     };
     Started {
         agent: Agent::new(Linux::open(Some(space)).unwrap(), setup),
@@ -375,6 +376,7 @@ async fn agents_attach_serve_a_gateway_restart_and_leave() {
             SliceNodeSpec {
                 teardown: true,
                 uplink: None,
+                slice_dns: None,
             },
         )));
         run.chain.send_replace(Chain::Removed);

@@ -21,6 +21,7 @@ mod cnitool;
 mod frames;
 mod guard;
 mod mesh;
+mod names;
 mod programs;
 mod qos;
 mod repair;

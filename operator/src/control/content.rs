@@ -22,13 +22,13 @@ const OBSERVED_AT: &str = "observedAt";
 pub struct Digest(u128);
 
 impl Digest {
-    fn of(values: &[&Value]) -> Self {
+    pub fn of(values: &[&Value]) -> Self {
         let mut hasher = SipHasher13::new();
         values.iter().for_each(|value| feed(&mut hasher, value));
         Self(hasher.finish128().as_u128())
     }
 
-    fn text(self) -> String {
+    pub fn text(self) -> String {
         format!("{:032x}", self.0)
     }
 }

@@ -294,13 +294,14 @@ impl Hub {
         let (nodes, labels): (Vec<_>, Vec<_>) = others
             .into_iter()
             .partition(|warning| warning.object.starts_with("Node "));
+        let forwarded = facts.and_then(|facts| facts.zone_unchecked.as_ref()).map_or_else(
+            || "the cluster's DNS forwards names of slices, or is left to its owner".to_owned(),
+            |why| format!("the configuration of the cluster's DNS forwards names of slices; {why}"),
+        );
         let dns = warned(
             &dns,
             (conditions::ZONE_FORWARDED, reason::ZONE_NOT_FORWARDED),
-            (
-                reason::ZONE_FORWARDED,
-                "the cluster's DNS forwards names of slices, or is left to its owner",
-            ),
+            (reason::ZONE_FORWARDED, &forwarded),
         );
         let gateways = warned(
             &gateways,
@@ -330,7 +331,24 @@ impl Hub {
                 ..reachable.clone()
             },
         };
-        let verdicts = [ready, reachable, trusted, labels, nodes, gateways, dns];
+        // Absent where nobody asks: there is nothing to be well.
+        let names = facts
+            .and_then(|facts| facts.names.as_ref())
+            .map(|names| match names.resolve {
+                true => Verdict::yes(
+                    conditions::NAMES_RESOLVE,
+                    reason::NAMES_RESOLVE,
+                    names.message.clone(),
+                ),
+                false => Verdict::no(
+                    conditions::NAMES_RESOLVE,
+                    reason::NAMES_FAIL,
+                    names.message.clone(),
+                ),
+            });
+        let verdicts = [ready, reachable, trusted, labels, nodes, gateways, dns]
+            .into_iter()
+            .chain(names);
         ClusterStatus {
             namespace: Some(namespace.to_owned()),
             cluster_uid: self.recorded_identity(cluster).map(ToOwned::to_owned),
@@ -473,7 +491,7 @@ fn trusted(cluster: &str, state: &ClusterState) -> Verdict {
 fn warned(
     warnings: &[&ReportWarning],
     (type_, bad): (&'static str, &'static str),
-    (good, text): (&'static str, &'static str),
+    (good, text): (&'static str, &str),
 ) -> Verdict {
     match warnings {
         [] => Verdict::yes(type_, good, text),

@@ -18,7 +18,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use slice_crds::{labels, names};
 use slice_runtime::{
     admin::{self, Readiness},
-    apply, client, lease, version,
+    apply, client, lease, resolve, version,
 };
 use tokio::{
     sync::{mpsc, watch as state},
@@ -27,9 +27,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BATCH, STALLED, TICK,
+    BATCH, STALLED, TICK, hostnames,
     link::{Keeper, News, State},
-    record, resolve,
+    record,
     watch::{self, CHANNEL, Scope, Signal},
     write::{self, AT_ONCE, Done},
 };
@@ -43,6 +43,10 @@ use crate::{
 /// Facts of the cluster that nobody watches are asked for this often, and after a failure.
 const FACTS: Duration = Duration::from_secs(300);
 const FACTS_AGAIN: Duration = Duration::from_secs(5);
+/// How often the cluster's DNS is asked, and how long for an answer of one server is waited.
+const ASK_DNS: Duration = Duration::from_secs(5);
+const DNS_PATIENCE: Duration = Duration::from_secs(2);
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Runs until `stop`.
 ///
@@ -61,13 +65,16 @@ pub async fn run(args: ClusterArgs, stop: CancellationToken) -> anyhow::Result<(
     let (to, mut events) = mpsc::channel(CHANNEL);
     watch_local(&client, &args, &to, &watching);
     tokio::spawn(ask_facts(client.clone(), to.clone(), watching.clone()));
+    if !args.coredns_config.ids().is_empty() {
+        tokio::spawn(ask_dns(to.clone(), watching.clone()));
+    }
     let identity = args.common.pod_name.clone();
     let notices = record::start(client.clone(), MANAGER, identity.clone(), metrics.clone());
     let mut claim = lease::claim(client.clone(), &args.common.namespace, MANAGER, identity);
     let (shared, link_state) = state::channel(State::default());
     let (news_to, mut news) = mpsc::channel(16);
     let (balancers, names) = state::channel(BTreeSet::new());
-    tokio::spawn(resolve::run(names, to.clone(), watching.clone()));
+    tokio::spawn(hostnames::run(names, to.clone(), watching.clone()));
     let keeper = Keeper {
         local: client.clone(),
         namespace: args.common.namespace.clone(),
@@ -412,6 +419,45 @@ async fn leave(client: &Client, args: &ClusterArgs) {
             error = format!("{error:#}"),
             "the credential for the hub could not be deleted"
         ),
+    }
+}
+
+/// Asks the cluster's DNS for a name that every cluster has, as any pod does, again and again.
+async fn ask_dns(to: mpsc::Sender<Event>, stop: CancellationToken) {
+    loop {
+        if to.send(Event::DnsAsked(resolve_api().await)).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ASK_DNS) => {}
+        }
+    }
+}
+
+/// Whether the API server's name resolves; else why it does not, as each of the pod's servers has it.
+async fn resolve_api() -> Result<(), String> {
+    let text = tokio::fs::read_to_string(RESOLV_CONF).await;
+    let config = resolve::Config::read(&text.map_err(|error| format!("{RESOLV_CONF}: {error}"))?);
+    let Some(domain) = &config.domain else {
+        return Err(format!(
+            "{RESOLV_CONF} of the operator's pod names no domain of a cluster"
+        ));
+    };
+    let name = format!("kubernetes.default.svc.{domain}");
+    let mut failures = Vec::new();
+    for server in &config.servers {
+        let answer = resolve::ask((*server, 53).into(), &name, resolve::Kind::A, DNS_PATIENCE).await;
+        failures.push(match answer {
+            // A cluster with IPv6 only has other addresses for it.
+            Ok(resolve::Answer::Records | resolve::Answer::NoData) => return Ok(()),
+            Ok(resolve::Answer::Code(code)) => format!("{server} answers {code} for {name}"),
+            Err(error) => format!("{server}: {error}"),
+        });
+    }
+    match failures.is_empty() {
+        true => Err(format!("{RESOLV_CONF} of the operator's pod names no server")),
+        false => Err(failures.join(", ")),
     }
 }
 

@@ -56,6 +56,8 @@ pub enum Event {
     Listed(Source, BTreeSet<Id>),
     /// One ConfigMap of [`cluster_dns::Config::ids`] was looked for; these are there.
     DnsListed(cluster_dns::Id, BTreeSet<Id>),
+    /// A name of the cluster was asked of its DNS: why it did not resolve.
+    DnsAsked(Result<(), String>),
     /// Everything was seen that is shared in a namespace of [`Member::take_followed`].
     Shared(Box<str>, BTreeSet<Id>),
     Written(Side, Key, Outcome),
@@ -100,7 +102,14 @@ pub struct Member {
     pub(super) dns_metas: BTreeMap<cluster_dns::Id, Meta>,
     /// Those of them that were looked for, there or not.
     pub(super) dns_listed: BTreeSet<cluster_dns::Id>,
+    /// What was done to them.
+    pub(super) dns_marks: BTreeMap<cluster_dns::Id, cluster_dns::Mark>,
+    pub(super) dns_answers: cluster_dns::Answers,
     pub(super) dns_warnings: Vec<cluster_dns::Warning>,
+    /// Where slice DNS answers, while the cluster's DNS forwards names to it; `None` while that is not known.
+    pub(super) dns_forwards: Option<Option<IpAddr>>,
+    /// See [`cluster_dns::Plan::unchecked`].
+    pub(super) dns_unchecked: Option<String>,
     pub(super) facts: Facts,
     pub(super) link: Result<Link, String>,
     pub(super) hub: HubState,
@@ -172,7 +181,11 @@ impl Member {
             dns_configs: BTreeMap::new(),
             dns_metas: BTreeMap::new(),
             dns_listed: BTreeSet::new(),
+            dns_marks: BTreeMap::new(),
+            dns_answers: cluster_dns::Answers::default(),
             dns_warnings: Vec::new(),
+            dns_forwards: None,
+            dns_unchecked: None,
             facts: Facts::default(),
             link: Err("no credential was read yet".to_owned()),
             hub: HubState::default(),
@@ -210,6 +223,13 @@ impl Member {
             Event::Gone(source, meta) => self.lose(source, &meta, Some(&meta.version), now),
             Event::Listed(source, there) => self.list(source, &there, now),
             Event::DnsListed(id, there) => self.list_dns(id, &there, now),
+            Event::DnsAsked(result) => {
+                let before = self.dns_answers.clone();
+                self.dns_answers.note(result, now);
+                // How long they have failed counts too.
+                self.dirty.cluster_dns |=
+                    self.dns_answers != before || self.dns_answers != cluster_dns::Answers::Resolving;
+            }
             Event::Shared(namespace, there) => self.list_shared(&namespace, &there, now),
             Event::Written(side, key, outcome) => _ = self.outputs(side).written(&key, outcome, now),
             Event::Leading(leading) => {
@@ -467,6 +487,7 @@ impl Member {
             self.timers.remove(&at);
             self.nodes_dirty = true;
             self.dirty.imports = true;
+            self.dirty.cluster_dns = true;
             self.touch_slices();
         }
         if self.reachable
@@ -484,6 +505,7 @@ impl Member {
             }
         }
         if fell_silent {
+            self.dirty.report = true;
             self.touch_slices();
         }
     }
@@ -508,7 +530,7 @@ impl Member {
             } else if std::mem::take(&mut self.dirty.labels) {
                 self.plan_labels();
             } else if std::mem::take(&mut self.dirty.cluster_dns) {
-                self.plan_cluster_dns();
+                self.plan_cluster_dns(now);
             } else if let Some(node) = self.dirty.taints.pop_first() {
                 self.plan_taint(&node);
             } else if std::mem::take(&mut self.dirty.report) {

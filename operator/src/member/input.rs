@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 use kube::core::ApiResource;
 use serde_json::Value;
 use slice_crds::{
-    annotations::FROM_HUB,
+    annotations::{DNS_STUB, FROM_HUB},
     labels::{self, Attachment},
     mcs::ServiceExport,
     membership::Labels,
@@ -201,7 +201,7 @@ pub enum Object {
     /// Changes with every renewal.
     Lease(String),
     /// The configuration of the cluster's DNS.
-    ConfigMap(cluster_dns::Data),
+    ConfigMap(cluster_dns::Data, Option<cluster_dns::Mark>),
     Hub(Result<Arc<MemberHubSpec>, String>),
     MemberSlice(Result<Arc<MemberSliceSpec>, String>),
     Share(Result<Arc<SliceShareSpec>, String>),
@@ -256,7 +256,8 @@ impl Input {
             Source::ConfigMap => {
                 let data = value["data"].as_object().into_iter().flatten();
                 let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-                Object::ConfigMap(data.filter_map(text).collect())
+                let mark = annotation(value, DNS_STUB).and_then(|text| text.parse().ok());
+                Object::ConfigMap(data.filter_map(text).collect(), mark)
             }
             Source::MemberHub => Object::Hub(read::<MemberHub>(value).map(|object| Arc::new(object.spec))),
             Source::MemberSlice => {

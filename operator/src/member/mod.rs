@@ -6,6 +6,7 @@
 //!  Node ──► nodes: who takes part                    ServiceExport ──► services ──► SliceService, MemberService
 //!  ConfigMaps of the cluster's DNS ──► cluster_dns ──► the stub that forwards names of slices
 //!  probes of the nodes ──► mesh: what they send each other arrives, or not ──► report
+//!  what agents ask of the cluster's DNS ──► names: whether names of slices resolve ──► report
 //!  statuses of nodes, blocks and gateways ──► report ──► MemberReport, MemberSliceReport; status of the Slice
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod gateways;
 pub mod input;
 mod mesh;
 pub mod mirror;
+mod names;
 pub mod nodes;
 mod observe;
 mod plan;

@@ -165,11 +165,16 @@ impl Member {
                 }
                 self.agents.insert(node, agent);
                 if was_silent {
+                    self.dirty.report = true;
                     self.touch_slices();
                 }
             }
-            Object::ConfigMap(data) => {
+            Object::ConfigMap(data, mark) => {
                 let id = (namespace, name);
+                match mark {
+                    Some(mark) => _ = self.dns_marks.insert(id.clone(), mark),
+                    None => _ = self.dns_marks.remove(&id),
+                }
                 self.dns_metas.insert(id.clone(), meta);
                 self.dns_configs.insert(id, data);
                 self.dirty.cluster_dns = true;
@@ -385,6 +390,7 @@ impl Member {
             Source::ConfigMap => {
                 let id = (namespace, name);
                 self.dns_metas.remove(&id);
+                self.dns_marks.remove(&id);
                 self.dns_configs.remove(&id);
                 self.dirty.cluster_dns = true;
             }

@@ -13,6 +13,7 @@ use k8s_openapi::{
 };
 use serde_json::json;
 use slice_crds::{
+    annotations::DNS_STUB,
     conditions::{self, Verdict, reason},
     labels::{self, Attachment},
     membership::{self, Labels, Rules},
@@ -27,7 +28,7 @@ use super::{
     core::Member,
     gateways::{self, Workload},
     input::{PodFacts, Source},
-    mesh, mirror, nodes, report,
+    mesh, mirror, names as reported_names, nodes, report,
     state::SliceState,
 };
 use crate::control::{Content, Key, Kind, Notice, Now, Outputs};
@@ -66,6 +67,9 @@ impl Member {
             let spec = SliceNodeSpec {
                 teardown: false,
                 uplink: facts.uplink.clone(),
+                // Not known after a start: agents go on as they do.
+                slice_dns: (self.dns_forwards)
+                    .unwrap_or_else(|| there.and_then(|there| there.spec.slice_dns)),
             };
             self.local.want(key, Content::of(&SliceNode::new(node, spec)));
         }
@@ -575,7 +579,7 @@ impl Member {
     }
 
     /// What the cluster's DNS should hold, and an event where that is for a person to write.
-    pub(super) fn plan_cluster_dns(&mut self) {
+    pub(super) fn plan_cluster_dns(&mut self, now: Now) {
         if !self.listed.contains(&Source::ConfigMap) {
             return;
         }
@@ -585,27 +589,50 @@ impl Member {
         );
         let service = self.exports.get(&dns).and_then(|state| state.service.as_ref());
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
-        let Some(dns) = address else { return };
-        let cluster_dns::Plan { mut data, warnings } = cluster_dns::plan(&cluster_dns::Request {
+        let Some(dns) = address else {
+            self.note_forwarding(None);
+            return;
+        };
+        let request = cluster_dns::Request {
             config: &self.settings.cluster_dns,
             there: &self.dns_configs,
             is_openshift: self.namespaces.contains_key(cluster_dns::OPENSHIFT),
             dns,
-        });
+        };
+        let cluster_dns::Plan {
+            mut data,
+            warnings,
+            forwards,
+            marks,
+            unchecked,
+        } = cluster_dns::plan(&request).tried(
+            &request,
+            &cluster_dns::Trial {
+                marks: &self.dns_marks,
+                answers: &self.dns_answers,
+                now,
+            },
+        );
+        if self.dns_answers == cluster_dns::Answers::Unknown && now.clock < cluster_dns::PATIENCE {
+            self.wake_after(cluster_dns::PATIENCE - now.clock, now);
+        }
         for (id, meta) in &self.dns_metas {
             let key = Key::new(Kind::ConfigMap, &id.0, &id.1);
             match data.remove(id) {
                 Some(data) => {
-                    let data = json!({"metadata": {}, "data": data});
+                    // In one write with the text, so that whoever leads next knows whose it is.
+                    let note = marks.get(id).map(|mark| (DNS_STUB, mark.to_string()));
+                    let annotations: BTreeMap<&str, String> = note.into_iter().collect();
+                    let data = json!({"metadata": {"annotations": annotations}, "data": data});
                     // Somebody may be editing it: nothing is written over a text that this was not made from.
                     self.local.want_from(key, Content::of(&data), Some(&meta.version));
                 }
                 None => self.local.release(&key),
             }
         }
-        if self.dns_warnings == warnings {
-            return;
-        }
+        self.note_forwarding(forwards.then_some(dns));
+        self.dirty.report |= self.dns_warnings != warnings || self.dns_unchecked != unchecked;
+        self.dns_unchecked = unchecked;
         for warning in warnings
             .iter()
             .filter(|warning| !self.dns_warnings.contains(warning))
@@ -628,7 +655,24 @@ impl Member {
             });
         }
         self.dns_warnings = warnings;
-        self.dirty.report = true;
+    }
+
+    /// Agents ask for names while there is somebody who forwards them.
+    fn note_forwarding(&mut self, slice_dns: Option<IpAddr>) {
+        self.nodes_dirty |= self.dns_forwards != Some(slice_dns);
+        self.dns_forwards = Some(slice_dns);
+    }
+
+    /// What the agents of living nodes say of names.
+    fn names_report(&self) -> Option<wire::NamesReport> {
+        let silent = self.silent();
+        let lives = |name: &&String| {
+            self.nodes.usable.contains_key(*name)
+                && !self.nodes.unready.contains(*name)
+                && !silent.contains(*name)
+        };
+        let nodes = self.slice_nodes.iter().filter(|(name, _)| lives(name));
+        reported_names::of_nodes(nodes.map(|(name, node)| (name.as_str(), &**node)))
     }
 
     pub(super) fn plan_report(&mut self) {
@@ -646,6 +690,8 @@ impl Member {
             node_facts: &self.node_facts,
             slice_nodes: &self.slice_nodes,
             dns_warnings: &self.dns_warnings,
+            dns_unchecked: self.dns_unchecked.as_deref(),
+            names: self.names_report(),
             warnings: &self.warnings,
             slices: &self.slices,
         });

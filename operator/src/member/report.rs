@@ -13,8 +13,8 @@ use slice_crds::{
     index, names,
     v1alpha1::{Exposure, PeerGateway, Slice, SliceNode, SliceStatus, TunnelStatus},
     wire::{
-        Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, NarrowPath, Peer,
-        ReportWarning, WIRE,
+        Gateway, MemberIdentity, MemberReportSpec, MemberSliceReportSpec, MemberSliceSpec, NamesReport,
+        NarrowPath, Peer, ReportWarning, WIRE,
     },
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Cluster<'a> {
     pub(super) node_facts: &'a BTreeMap<String, NodeFacts>,
     pub(super) slice_nodes: &'a BTreeMap<String, std::sync::Arc<SliceNode>>,
     pub(super) dns_warnings: &'a [cluster_dns::Warning],
+    pub(super) dns_unchecked: Option<&'a str>,
+    pub(super) names: Option<NamesReport>,
     /// By object.
     pub(super) warnings: &'a BTreeMap<String, String>,
     pub(super) slices: &'a BTreeMap<String, SliceState>,
@@ -94,6 +96,8 @@ pub(super) fn cluster(from: &Cluster<'_>) -> MemberReportSpec {
         pod_cidrs: aggregate(named.chain(seen).collect()),
         service_cidrs: from.facts.service_cidrs.clone(),
         node_cidrs: aggregate(addresses.collect()),
+        names: from.names.clone(),
+        zone_unchecked: from.dns_unchecked.map(ToOwned::to_owned),
         warnings: dns
             .chain(left_out)
             .chain(unexposed(from))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slice_crds::{
     Cidr,
-    wire::{Held, MemberReportSpec, ReportWarning, WIRE},
+    wire::{Held, MemberReportSpec, NamesReport, ReportWarning, WIRE},
 };
 
 use super::{Violation, at_most, shown};
@@ -15,6 +15,8 @@ const MOST_NODES: u32 = 20_000;
 const MOST_NETWORKS: usize = 256;
 /// Warnings that are shown.
 const MOST_WARNINGS: usize = 20;
+/// Characters of one, and of any other sentence.
+const LONGEST: usize = 500;
 /// Slices that one member can have.
 const MOST_SLICES: usize = 10_000;
 /// Smallest packet that the underlay must carry: what IPv6 wants of every link (RFC 8200 §5).
@@ -41,6 +43,10 @@ pub struct Facts {
     pub service_cidrs: Vec<Cidr>,
     pub node_cidrs: Vec<Cidr>,
     pub warnings: Vec<ReportWarning>,
+    /// See [`MemberReportSpec::zone_unchecked`].
+    pub zone_unchecked: Option<String>,
+    /// See [`MemberReportSpec::names`].
+    pub names: Option<NamesReport>,
     /// Slices that it has, and from which hub.
     pub holds: BTreeMap<String, Held>,
 }
@@ -84,13 +90,18 @@ pub fn facts(
         pod_cidrs: networks("pod", &report.pod_cidrs, &mut violations),
         service_cidrs: networks("Service", &report.service_cidrs, &mut violations),
         node_cidrs: networks("node", &report.node_cidrs, &mut violations),
+        names: report.names.as_ref().map(|names| NamesReport {
+            resolve: names.resolve,
+            message: names.message.chars().take(LONGEST).collect(),
+        }),
+        zone_unchecked: (report.zone_unchecked.as_ref()).map(|why| why.chars().take(LONGEST).collect()),
         warnings: report
             .warnings
             .iter()
             .take(MOST_WARNINGS)
             .map(|warning| ReportWarning {
                 object: shown(&warning.object),
-                message: warning.message.chars().take(500).collect(),
+                message: warning.message.chars().take(LONGEST).collect(),
             })
             .collect(),
         holds: at_most(&report.holds, MOST_SLICES, "slices held", &mut violations)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use slice_crds::{annotations, conditions, names};
+use slice_crds::{annotations, annotations::DNS_STUB, conditions, names};
 use slice_operator::member::Event;
 
 use crate::{
@@ -545,13 +545,6 @@ fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_repo
         let config = server.get("ConfigMap", "kube-system", "coredns").unwrap();
         config["data"]["Corefile"].as_str().unwrap().to_owned()
     };
-    let forwarded = |world: &World| {
-        let mut clusters = world.hub.list("Cluster");
-        let cluster = clusters
-            .find(|cluster| cluster["metadata"]["name"] == "a")
-            .unwrap();
-        condition(cluster, conditions::ZONE_FORWARDED)
-    };
     let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
     world.clusters[0].server.put("Service", service);
     world.calm(2);
@@ -594,6 +587,207 @@ fn the_clusters_dns_gets_its_stub_once_and_what_is_for_a_person_to_write_is_repo
     world.calm(2);
     assert_eq!(corefile(&world), stubbed);
     assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+    world.check().unwrap();
+}
+
+/// The ConfigMap of the cluster's DNS in the first cluster.
+fn dns_config(world: &World) -> &Value {
+    let server = &world.clusters[0].server;
+    server.get("ConfigMap", "kube-system", "coredns").unwrap()
+}
+
+fn forwarded(world: &World) -> String {
+    let mut clusters = world.hub.list("Cluster");
+    let cluster = clusters
+        .find(|cluster| cluster["metadata"]["name"] == "a")
+        .unwrap();
+    condition(cluster, conditions::ZONE_FORWARDED)
+}
+
+#[test]
+fn a_stub_with_which_the_clusters_dns_fails_is_taken_out_once_by_whoever_leads() {
+    const BEFORE: &str = ".:53 {\n    kubernetes cluster.local\n}\n";
+    let mut world = world();
+    let config = |text: &str| json!({"metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"Corefile": text}});
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.clusters[0].dns_breaks_by = Some("slice.local");
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(1);
+    let mark = |world: &World| {
+        let mark = &dns_config(world)["metadata"]["annotations"][DNS_STUB];
+        mark.as_str().unwrap_or_default().to_owned()
+    };
+    let corefile = |world: &World| dns_config(world)["data"]["Corefile"].as_str().unwrap().to_owned();
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    assert!(
+        mark(&world).starts_with("written ") && mark(&world).ends_with(" checked"),
+        "{}",
+        mark(&world)
+    );
+
+    // Whoever leads next knows that it is on trial, and has to see for himself that names do not resolve.
+    world.calm(2);
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    world.calm(2);
+    assert!(corefile(&world).contains("slice.local"), "after 20 s");
+    world.calm(2);
+    assert_eq!(corefile(&world), BEFORE);
+    assert!(mark(&world).starts_with("taken-out "), "{}", mark(&world));
+    let said = forwarded(&world);
+    for part in [
+        "False: ",
+        "kube-system/coredns",
+        "10.96.0.10: it does not answer",
+        "weft.dev/dns-stub-`",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+
+    // It stays out while the configuration is the same, whoever leads.
+    let writes = world.writes();
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    world.calm(40);
+    assert_eq!((corefile(&world).as_str(), world.writes()), (BEFORE, writes));
+    assert_eq!(forwarded(&world), said);
+
+    // A person has found what was wrong with it, and changes nothing else.
+    world.clusters[0].dns_breaks_by = None;
+    world.clusters[0].server.put("ConfigMap", config(BEFORE));
+    world.calm(2);
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    assert!(forwarded(&world).starts_with("True"), "{}", forwarded(&world));
+
+    // What fails later is not its doing.
+    world.calm(40);
+    world.clusters[0].dns_breaks_by = Some("slice.local");
+    let writes = world.writes();
+    world.calm(10);
+    assert!(corefile(&world).contains("slice.local"));
+    assert_eq!(world.writes(), writes);
+    world.check().unwrap();
+}
+
+#[test]
+fn agents_ask_for_names_while_the_zone_is_forwarded_and_what_they_find_is_the_clusters_condition() {
+    let mut world = world();
+    let asked = |world: &World| {
+        let server = &world.clusters[0].server;
+        let node = server.get("SliceNode", "", "a1").unwrap();
+        node["spec"]["sliceDns"].as_str().map(str::to_owned)
+    };
+    let resolve = |world: &World| {
+        let mut clusters = world.hub.list("Cluster");
+        let cluster = clusters
+            .find(|cluster| cluster["metadata"]["name"] == "a")
+            .unwrap();
+        condition(cluster, conditions::NAMES_RESOLVE)
+    };
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.calm(2);
+    assert_eq!((asked(&world), resolve(&world)), (None, String::new()));
+    let config = json!({
+        "metadata": {"name": "coredns", "namespace": "kube-system"},
+        "data": {"Corefile": ".:53 {\n    kubernetes cluster.local\n}\n"},
+    });
+    world.clusters[0].server.put("ConfigMap", config);
+    world.calm(2);
+    assert_eq!(asked(&world).as_deref(), Some("10.96.7.7"));
+
+    let say = |world: &mut World, status: &str, reason: &str| {
+        let server = &mut world.clusters[0].server;
+        let mut object = server.get("SliceNode", "", "a1").unwrap().clone();
+        object["status"] = json!({"phase": "Ready", "conditions": [{
+            "type": conditions::NAMES_RESOLVE, "status": status, "reason": reason, "message": "what the agent says",
+            "lastTransitionTime": "2026-11-29T12:00:00Z",
+        }]});
+        server.put("SliceNode", object);
+    };
+    say(&mut world, "False", "ZoneUnknown");
+    world.calm(2);
+    assert_eq!(
+        resolve(&world),
+        "False: names of slices do not resolve on node a1 of 1 since 2026-11-29T12:00:00Z: what the agent says"
+    );
+    say(&mut world, "True", "NamesResolve");
+    world.calm(2);
+    assert!(resolve(&world).starts_with("True: "), "{}", resolve(&world));
+
+    // A new operator knows nothing yet, and lets them go on.
+    let writes = world.writes();
+    for which in 0..2 {
+        world.clusters[0].member.crash(which);
+    }
+    world.start_member(0);
+    world.heal();
+    while world.quiet_round() {}
+    assert_eq!(
+        (asked(&world).as_deref(), world.writes()),
+        (Some("10.96.7.7"), writes)
+    );
+
+    world.clusters[0]
+        .server
+        .delete("ConfigMap", "kube-system", "coredns");
+    world.calm(2);
+    assert_eq!(asked(&world), None);
+}
+
+#[test]
+fn a_dns_that_answers_nobody_is_waited_for_and_then_blames_nothing() {
+    const BEFORE: &str = ".:53 {\n    kubernetes cluster.local\n}\n";
+    let mut world = world();
+    let corefile = |world: &World| dns_config(world)["data"]["Corefile"].as_str().unwrap().to_owned();
+    world.clusters[0].dns_breaks_by = Some("kubernetes");
+    let config =
+        json!({"metadata": {"name": "coredns", "namespace": "kube-system"}, "data": {"Corefile": BEFORE}});
+    world.clusters[0].server.put("ConfigMap", config);
+    let service = json!({"metadata": {"name": "weft-dns", "namespace": names::MEMBER_NAMESPACE}, "spec": {"clusterIP": "10.96.7.7"}});
+    world.clusters[0].server.put("Service", service);
+    world.calm(11);
+    assert_eq!(corefile(&world), BEFORE);
+    assert!(
+        forwarded(&world).contains("waits for it"),
+        "{}",
+        forwarded(&world)
+    );
+    world.calm(3);
+    assert!(
+        corefile(&world).contains("\nslice.local:53 {\n"),
+        "{}",
+        corefile(&world)
+    );
+    world.calm(30);
+    assert!(corefile(&world).contains("slice.local"));
+    let said = forwarded(&world);
+    assert!(
+        said.starts_with("True: ") && said.contains("nobody knows"),
+        "{said}"
+    );
+    world.clusters[0].dns_breaks_by = None;
+    world.calm(2);
+    assert!(
+        !forwarded(&world).contains("nobody knows"),
+        "{}",
+        forwarded(&world)
+    );
     world.check().unwrap();
 }
 

@@ -205,6 +205,8 @@ fn render_nodes(facts: &Facts, report: &mut Report) {
     let mut good = 0;
     let mut oldest: Option<Timestamp> = None;
     let mut bad = Vec::new();
+    // By what is wrong: the first node, what it says, and how many more say so.
+    let mut unresolved: BTreeMap<String, (String, String, usize)> = BTreeMap::new();
     for node in facts.nodes.iter().flatten() {
         let name = node.name();
         let conditions = node.conditions();
@@ -234,12 +236,27 @@ fn render_nodes(facts: &Facts, report: &mut Report) {
             good += 1;
             let renewed = heartbeat.and_then(|heartbeat| heartbeat.renewed);
             oldest = [oldest, renewed].into_iter().flatten().min();
+            if let Some(found) = conditions::find_false(&conditions, conditions::NAMES_RESOLVE) {
+                unresolved
+                    .entry(found.reason.clone())
+                    .and_modify(|(_, _, more)| *more += 1)
+                    .or_insert_with(|| (name.to_owned(), found.message.clone(), 0));
+            }
         }
     }
     let oldest = oldest
         .map(|at| format!(", the oldest heartbeat {}", report.ago(at)))
         .unwrap_or_default();
     report.line(format_args!("nodes  {} in order{oldest}", count(good, "agent")));
+    for (node, message, more) in unresolved.into_values() {
+        let more = match more {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        bad.push(format!(
+            "names of slices do not resolve on node {node}{more}: {message}"
+        ));
+    }
     for line in bad {
         report.bad(format_args!("{line}"));
     }
@@ -546,6 +563,26 @@ mod tests {
             }),
         )]);
         check(&facts, &["  node b1: no VXLAN, observed 5 s ago"], false);
+    }
+
+    #[test]
+    fn names_that_do_not_resolve_are_told_once_for_all_nodes() {
+        let mut facts = facts();
+        let node = |name: &str| {
+            one(
+                name,
+                json!({"spec": {}, "status": {"conditions": [
+                    condition("Ready", "True", ""),
+                    condition("NamesResolve", "False", "slice DNS answers nobody"),
+                ], "observedAt": "2027-01-15T06:00:00Z"}}),
+            )
+        };
+        facts.nodes = Ok(vec![node("b1"), node("b2")]);
+        check(
+            &facts,
+            &["names of slices do not resolve on node b1 (and 1 more): slice DNS answers nobody"],
+            false,
+        );
     }
 
     #[test]

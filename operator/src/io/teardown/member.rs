@@ -14,6 +14,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
+use slice_crds::annotations::DNS_STUB;
 use slice_runtime::client;
 
 use super::{Controller, delete_owned, nodes};
@@ -58,12 +59,13 @@ async fn remove_stub(client: &Client, args: &TeardownArgs) -> anyhow::Result<()>
             continue;
         };
         let left = cluster_dns::left(&id, config.data.as_ref().unwrap_or(&BTreeMap::new()), dns);
-        if left.is_empty() {
+        let is_marked = config.annotations().contains_key(DNS_STUB);
+        if left.is_empty() && !is_marked {
             continue;
         }
         // Refused where somebody else has written it meanwhile; uninstalling again reads it anew.
         let patch = json!({
-            "metadata": {"resourceVersion": config.resource_version()},
+            "metadata": {"resourceVersion": config.resource_version(), "annotations": {DNS_STUB: null}},
             "data": left,
         });
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch))

@@ -52,7 +52,7 @@ pub(super) async fn clean(client: &Client, args: &TeardownArgs) -> anyhow::Resul
         }
         let spec = SliceNodeSpec {
             teardown: true,
-            uplink: None,
+            ..SliceNodeSpec::default()
         };
         apply::apply(&objects, MANAGER, &SliceNode::new(&name, spec)).await?;
     }
@@ -194,7 +194,7 @@ mod tests {
     fn object(name: &str, teardown: bool, phase: Option<SliceNodePhase>) -> (String, SliceNode) {
         let spec = SliceNodeSpec {
             teardown,
-            uplink: None,
+            ..SliceNodeSpec::default()
         };
         let mut object = SliceNode::new(name, spec);
         let ready = json!({

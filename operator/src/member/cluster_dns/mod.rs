@@ -4,6 +4,7 @@
 //! ```text
 //!  ConfigMaps by name ──► plan ──► what each should hold      a Corefile, or what it imports
 //!                          └─────► warnings                   what a person has to do, with the lines to add
+//!  what DNS answers ────► trial ──► written, marked, taken out again
 //! ```
 //!
 //! CoreDNS answers, caches and reloads as it did; the stub is one server block of its own ([`stub`]). Deliberately not here:
@@ -14,5 +15,7 @@ mod plan;
 pub mod stub;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 pub use self::plan::{Config, ConfigMaps, Data, Id, OPENSHIFT, Plan, Request, Warning, left, plan};
+pub use self::trial::{Answers, Mark, PATIENCE, Trial};

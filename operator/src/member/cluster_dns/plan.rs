@@ -8,6 +8,7 @@ use slice_crds::names::SLICE_ZONE;
 use super::{
     corefile,
     stub::{self, Stub, Trouble},
+    trial::Mark,
 };
 
 /// Where it exists, the cluster's DNS is written by an operator that takes everything else out.
@@ -109,6 +110,12 @@ pub struct Plan {
     /// Keys of ConfigMaps, with what they should hold; `None` for those that should not be there. What is not named stays.
     pub data: BTreeMap<Id, BTreeMap<String, Option<String>>>,
     pub warnings: Vec<Warning>,
+    /// Whether the zone is forwarded, as far as the configuration says.
+    pub forwards: bool,
+    /// What is noted on a ConfigMap with its new text.
+    pub marks: BTreeMap<Id, Mark>,
+    /// Why nobody knows whether the cluster's DNS goes on answering with the stub in it.
+    pub unchecked: Option<String>,
 }
 
 /// Why names of slices do not resolve by the cluster's DNS.
@@ -128,6 +135,8 @@ pub fn plan(request: &Request<'_>) -> Plan {
     let corefiles = request.config.corefiles(request.there);
     if corefiles.is_empty() || request.config.is_openshift() {
         plan.warnings.extend(unknown(request));
+        // What there is to be done somebody has done.
+        plan.forwards = plan.warnings.is_empty();
         return plan;
     }
     for (id, data) in corefiles {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use slice_crds::names;
 
 use super::{
-    Config, ConfigMaps, Data, OPENSHIFT, Plan, Request, corefile, left, plan,
+    Answers, Config, ConfigMaps, Data, Mark, OPENSHIFT, Plan, Request, Trial, corefile, left, plan,
     stub::{own, with, without},
 };
 use crate::{
@@ -499,6 +499,7 @@ fn slices_wait_for_no_configuration_of_dns_and_it_for_all_of_them() {
         member.handle(Event::Listed(source, BTreeSet::new()), now);
     }
     member.handle(Event::Leading(true), now);
+    member.handle(Event::DnsAsked(Ok(())), now);
     assert!(member.is_synced());
     let service = json!({
         "metadata": {"namespace": names::MEMBER_NAMESPACE, "name": "weft-dns", "resourceVersion": "1"},
@@ -524,6 +525,244 @@ fn slices_wait_for_no_configuration_of_dns_and_it_for_all_of_them() {
     assert_eq!(body["metadata"]["resourceVersion"], "6");
     assert_eq!(body["data"]["Corefile"], with(KUBEADM, dns()).unwrap());
     assert_eq!(member.poll_write(Side::Local, now), None);
+}
+
+/// A ConfigMap, with or without the stub, when its DNS has answered so, and what was noted on it before.
+struct OnTrial {
+    there: Vec<(&'static str, &'static str, String)>,
+    mark: Option<&'static str>,
+    answers: Answers,
+    /// Since the process started, on the wall clock 12:00:00.
+    clock: u64,
+}
+
+fn failing_since(clock: u64) -> Answers {
+    Answers::Failing {
+        since: Duration::from_secs(clock),
+        why: "it does not answer".to_owned(),
+    }
+}
+
+impl OnTrial {
+    fn new(text: &str, mark: Option<&'static str>, answers: Answers, clock: u64) -> Self {
+        Self {
+            there: vec![(KNOWN, "Corefile", text.to_owned())],
+            mark,
+            answers,
+            clock,
+        }
+    }
+
+    fn tried(&self) -> Plan {
+        let mut maps = ConfigMaps::new();
+        for (id, key, text) in &self.there {
+            let (namespace, name) = id.split_once('/').unwrap();
+            let data: &mut Data = maps.entry((namespace.to_owned(), name.to_owned())).or_default();
+            data.insert((*key).to_owned(), text.clone());
+        }
+        let id = ("kube-system".to_owned(), "coredns".to_owned());
+        let marks = self.mark.map(|mark| (id, mark.parse::<Mark>().unwrap()));
+        let start: Timestamp = "2026-11-29T12:00:00Z".parse().unwrap();
+        let request = Request {
+            config: &Config::Known,
+            there: &maps,
+            is_openshift: false,
+            dns: dns(),
+        };
+        plan(&request).tried(
+            &request,
+            &Trial {
+                marks: &marks.into_iter().collect(),
+                answers: &self.answers,
+                now: Now {
+                    clock: Duration::from_secs(self.clock),
+                    wall: start + Duration::from_secs(self.clock),
+                },
+            },
+        )
+    }
+
+    /// What happens to the Corefile, and what is noted and said.
+    #[track_caller]
+    fn check(&self, wanted: &str) -> Plan {
+        let plan = self.tried();
+        let id = ("kube-system".to_owned(), "coredns".to_owned());
+        let before = &self.there[0].2;
+        let text = plan.data.get(&id).and_then(|data| data.get("Corefile"));
+        let had = before.contains(BLOCK);
+        let happens = match text {
+            None => "waits",
+            Some(Some(text)) if text == before => "stays",
+            Some(Some(text)) if text.contains(BLOCK) => match had {
+                true => "corrected",
+                false => "written",
+            },
+            Some(_) => "taken out",
+        };
+        let mark = plan.marks.get(&id).map(|mark| match mark {
+            Mark::Written { checked: true, .. } => "checked",
+            Mark::Written { checked: false, .. } => "unchecked",
+            Mark::TakenOut { .. } => "marked",
+        });
+        let is_said = !plan.warnings.is_empty();
+        let words = [
+            Some(happens),
+            mark,
+            is_said.then_some("warned"),
+            plan.unchecked.is_some().then_some("unknown"),
+        ];
+        let words: Vec<_> = words.into_iter().flatten().collect();
+        assert_eq!(words.join(" "), wanted, "{plan:?}");
+        for warning in &plan.warnings {
+            assert!(
+                warning.message.chars().count() <= 500,
+                "{}",
+                warning.message.len()
+            );
+        }
+        plan
+    }
+}
+
+#[test]
+fn what_may_break_dns_is_written_when_it_answers_or_after_a_while() {
+    let check = |answers, clock, wanted| _ = OnTrial::new(KUBEADM, None, answers, clock).check(wanted);
+    check(Answers::Resolving, 3, "written checked");
+    check(Answers::Unknown, 3, "waits");
+    check(Answers::Unknown, 120, "written unchecked");
+    check(failing_since(100), 100, "waits warned");
+    check(failing_since(100), 219, "waits warned");
+    check(failing_since(100), 220, "written unchecked");
+}
+
+#[test]
+fn what_broke_dns_is_taken_out_and_nothing_else_is() {
+    let stubbed = with(KUBEADM, dns()).unwrap();
+    let check = |mark, answers, clock, wanted| _ = OnTrial::new(&stubbed, mark, answers, clock).check(wanted);
+    let checked = Some("written 2026-11-29T12:00:00Z checked");
+    check(checked, Answers::Resolving, 200, "stays");
+    check(checked, Answers::Unknown, 200, "stays");
+    check(checked, failing_since(20), 49, "stays");
+    check(checked, failing_since(20), 50, "taken out marked warned");
+    check(checked, failing_since(300), 330, "taken out marked warned");
+    check(checked, failing_since(301), 400, "stays");
+    check(None, failing_since(20), 400, "stays");
+    check(
+        Some("written 2026-11-29T12:00:00Z unchecked"),
+        failing_since(20),
+        400,
+        "stays unknown",
+    );
+    check(
+        Some("written 2026-11-29T12:00:00Z unchecked"),
+        Answers::Resolving,
+        400,
+        "stays",
+    );
+    // Somebody has broken the rest of it meanwhile.
+    let broken = format!("{stubbed}example.org {{\n");
+    OnTrial::new(&broken, checked, failing_since(20), 50).check("taken out marked warned");
+    // What is there and wrong does not wait to be corrected.
+    let moved = stubbed.replace(".:53 {", ".:53 .:1053 {");
+    let corrected = OnTrial::new(&moved, checked, failing_since(45), 50).tried();
+    assert!(
+        format!("{corrected:?}").contains("slice.local:53 slice.local:1053 {"),
+        "{corrected:?}"
+    );
+}
+
+#[test]
+fn what_was_taken_out_is_written_to_another_configuration_only() {
+    let stubbed = with(KUBEADM, dns()).unwrap();
+    let checked = Some("written 2026-11-29T12:00:00Z checked");
+    let mut trial = OnTrial::new(&stubbed, checked, failing_since(20), 50);
+    let plan = trial.check("taken out marked warned");
+    let id = ("kube-system".to_owned(), "coredns".to_owned());
+    assert_eq!(plan.data[&id]["Corefile"].as_deref(), Some(KUBEADM));
+    expect![[r"
+        names of slices do not resolve: with the stub in ConfigMap kube-system/coredns the cluster's DNS did not answer any more (it does not answer), so it was taken out at 2026-11-29T12:00:00Z. See what CoreDNS logs; it is written again when the configuration changes, or after `kubectl -n kube-system annotate configmap coredns weft.dev/dns-stub-`"]]
+    .assert_eq(&plan.warnings[0].message);
+    let mark = plan.marks[&id].to_string();
+    assert_eq!(mark.parse(), Ok(plan.marks[&id].clone()));
+    (trial.mark, trial.answers) = (Some(&*mark.leak()), Answers::Resolving);
+    trial.there[0].2 = KUBEADM.to_owned();
+    let said = trial.check("waits warned");
+    assert_eq!(said.warnings, plan.warnings);
+    // k3s does so whenever a node comes.
+    trial
+        .there
+        .push((KNOWN, "NodeHosts", "172.30.1.9 node".to_owned()));
+    trial.check("waits warned");
+    // What CoreDNS reads beside it is of the configuration.
+    trial
+        .there
+        .push((KNOWN, "more.server", "example.org {\n}\n".to_owned()));
+    trial.check("written checked");
+    // It has failed with the stub once: now it has to answer.
+    (trial.answers, trial.clock) = (failing_since(20), 4000);
+    trial.check("waits warned");
+    (trial.mark, trial.answers) = (None, Answers::Resolving);
+    trial.check("written checked");
+}
+
+#[test]
+fn what_is_said_has_its_next_step_within_what_the_hub_takes() {
+    let mut answers = Answers::default();
+    let now = Now {
+        clock: Duration::from_secs(20),
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    answers.note(Err("x".repeat(400)), now);
+    let id = ("kube-system".to_owned(), "rke2-coredns-rke2-coredns".to_owned());
+    let check = |text: &str, mark: Option<&str>, ends: &str| {
+        let maps = ConfigMaps::from([(id.clone(), Data::from([("Corefile".to_owned(), text.to_owned())]))]);
+        let marks = mark.map(|mark| (id.clone(), mark.parse::<Mark>().unwrap()));
+        let request = Request {
+            config: &Config::Known,
+            there: &maps,
+            is_openshift: false,
+            dns: dns(),
+        };
+        let trial = Trial {
+            marks: &marks.into_iter().collect(),
+            answers: &answers,
+            now: Now {
+                clock: Duration::from_secs(60),
+                wall: "1970-01-01T00:00:40Z".parse().unwrap(),
+            },
+        };
+        let plan = plan(&request).tried(&request, &trial);
+        let [warning] = plan.warnings.as_slice() else {
+            panic!("{plan:?}")
+        };
+        assert!(
+            warning.message.chars().count() <= 500,
+            "{}",
+            warning.message.chars().count()
+        );
+        assert!(warning.message.ends_with(ends), "{}", warning.message);
+    };
+    let stubbed = with(RKE2, dns()).unwrap();
+    check(RKE2, None, "from it");
+    check(
+        &stubbed,
+        Some("written 1970-01-01T00:00:00Z checked"),
+        "weft.dev/dns-stub-`",
+    );
+}
+
+#[test]
+fn a_mark_that_somebody_has_changed_is_none() {
+    for text in [
+        "",
+        "written",
+        "written yesterday checked",
+        "written 2026-11-29T12:00:00Z",
+        "written 2026-11-29T12:00:00Z maybe",
+    ] {
+        assert_eq!(text.parse::<Mark>(), Err(()), "{text}");
+    }
+    assert!("taken-out 2026-11-29T12:00:00Z x".parse::<Mark>().is_ok());
 }
 
 /// Blocks, snippets, imports and comments in any order, and a text that may not end with a line break.

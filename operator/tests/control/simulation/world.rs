@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     pub(crate) agents: Vec<Agent>,
     /// No packet passes between it and the hub.
     pub(crate) is_cut: bool,
+    /// Its own DNS, which answers nobody while this is in its Corefile.
+    pub(crate) dns_breaks_by: Option<&'static str>,
     /// Its credential is good.
     pub(super) is_joined: bool,
     joins: u32,
@@ -67,6 +69,22 @@ impl Cluster {
             hub: (self.is_joined && !self.is_cut).then_some(hub),
         };
         (&mut self.member, servers)
+    }
+
+    /// Each of its operators asks the cluster's DNS.
+    fn ask_dns(&mut self, now: Now) {
+        let config = self.server.get("ConfigMap", "kube-system", "coredns");
+        let corefile = config.and_then(|config| config["data"]["Corefile"].as_str());
+        let breaks = self
+            .dns_breaks_by
+            .zip(corefile)
+            .is_some_and(|(by, corefile)| corefile.contains(by));
+        let result = match breaks {
+            true => Err("10.96.0.10: it does not answer".to_owned()),
+            false => Ok(()),
+        };
+        self.member
+            .each(|member| member.handle(Event::DnsAsked(result.clone()), now));
     }
 }
 
@@ -170,6 +188,7 @@ impl World {
         for at in 0..self.clusters.len() {
             self.clusters[at].server.now = now.wall;
             self.heartbeat(at);
+            self.clusters[at].ask_dns(now);
             self.clusters[at].member.each(|member| member.tick(now));
         }
     }
@@ -295,6 +314,7 @@ impl World {
             member.handle(Event::Facts(facts.clone()), now);
             member.handle(Event::Linked(link.clone()), now);
         });
+        self.clusters[at].ask_dns(now);
     }
 
     pub(super) fn relist_hub(&mut self, which: usize) {
@@ -452,6 +472,7 @@ fn cluster(name: &str, nodes: usize) -> Cluster {
         member: Controller::new(name),
         agents,
         is_cut: false,
+        dns_breaks_by: None,
         is_joined: false,
         joins: 0,
         is_leaving: false,
