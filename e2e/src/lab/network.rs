@@ -159,7 +159,7 @@ pub fn move_machine(cluster: &Cluster, machine: &Machine, from: Ipv4Addr, to: Ip
             .collect()
     };
     let mut inside = format!(
-        "addr add {to}/16 dev eth0\naddr del {from}/16 dev eth0\nroute replace default via {SWITCH_ADDRESS}\n"
+        "addr del {from}/16 dev eth0\naddr add {to}/16 dev eth0\nroute replace default via {SWITCH_ADDRESS}\n"
     );
     for other in others() {
         inside += &routes(other, other.ip4);
