@@ -23,6 +23,28 @@ FIND_HELM = $${WEFT_HELM:-$$(ls -t $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft/v
 E2E_FILES := $(if $(filter $(T),$(E2E_TESTS)),$(T),$(E2E_TESTS))
 E2E_FILTER := $(if $(filter $(T),$(E2E_TESTS)),,$(T))
 
+# What a release is of, and for which machines. ARCH=arm64 or amd64: another than this machine's is cross-built.
+PROGRAMS := slice-operator slice-netop slice-cni slice-gateway slice-dns slicectl kubectl-slice weft-probe
+HERE := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+ARCH := $(HERE)
+CROSS = $(filter-out $(HERE),$(ARCH))
+# An unpacked system of another architecture, for the images: `make root` makes it of Debian's packages; ROOT=DIR names one that is there.
+ROOT = target/root-$(ARCH)
+# The names of an architecture: Rust's, in a target; Debian's, in folders and programs; with dashes, in packages.
+CPU_amd64 := x86_64
+CPU_arm64 := aarch64
+CPU = $(CPU_$(ARCH))
+TARGET = $(CPU)-unknown-linux-gnu
+CROSS_PACKAGES = gcc-$(subst _,-,$(CPU))-linux-gnu libc6-dev-$(ARCH)-cross
+# A program of another architecture, run here; nothing where the architecture is this machine's.
+QEMU = $(if $(CROSS),$(or $(shell command -v qemu-$(CPU)),$(shell command -v qemu-$(CPU)-static)) -L /usr/$(CPU)-linux-gnu)
+# $(call cargo,VERB): cargo for $(ARCH); $(BUILT) is where the release profile's programs are then.
+CARGO_TARGET_UPPER = CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)
+CROSS_CARGO = $(CARGO_TARGET_UPPER)_LINKER=$(CPU)-linux-gnu-gcc $(CARGO_TARGET_UPPER)_RUNNER='$(QEMU)' \
+	CC_$(subst -,_,$(TARGET))=$(CPU)-linux-gnu-gcc cargo $(1) --target $(TARGET)
+cargo = $(if $(CROSS),$(CROSS_CARGO),cargo $(1))
+BUILT = $(if $(CROSS),target/$(TARGET)/release,target/release)
+
 # $(call phase,NAME,COMMAND): says what runs and how long it took.
 define phase
 	@printf '\n==> %s\n' '$(1)'; start=$$SECONDS; result=0; $(2) || result=$$?; \
@@ -71,11 +93,51 @@ lab-down: weft-lab ## Remove the clusters and everything they made
 images: build ## Write image tars of our programs into target/images
 	$(call phase,images,$(LAB) images)
 
+# Nothing to do for this machine's own architecture.
+.PHONY: cross
+cross: tools
+	@case '$(ARCH)' in amd64 | arm64) ;; *) echo 'no architecture "$(ARCH)"; there are amd64 and arm64'; exit 1;; esac
+	@test -z '$(CROSS)' || test -e "$$(rustc --print target-libdir --target $(TARGET))" || rustup target add $(TARGET) \
+		|| { echo 'no Rust library for $(ARCH): add it with rustup target add $(TARGET)'; exit 1; }
+	@test -z '$(CROSS)' || { command -v $(CPU)-linux-gnu-gcc >/dev/null && test -e /usr/$(CPU)-linux-gnu/lib/libc.so.6; } \
+		|| $(call install,$(CROSS_PACKAGES),no compiler for $(ARCH))
+
+.PHONY: qemu
+qemu: cross
+	@test -z '$(CROSS)' || command -v qemu-$(CPU) >/dev/null || command -v qemu-$(CPU)-static >/dev/null \
+		|| $(call install,qemu-user,no emulator of $(ARCH))
+
+# $(call install,PACKAGES,WHAT IS MISSING)
+install = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -q update && \
+	apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $(1); } \
+	|| { echo '$(2): on Debian, as root, apt-get install $(1)'; exit 1; }
+
+# Packages of another architecture in a folder of their own: what this machine's dpkg has and knows stays as it is. Made
+# anew by each release, so that it gets Debian's corrections.
+APT = apt-get -qq -o APT::Architecture=$(ARCH) -o APT::Architectures=$(ARCH) \
+	-o Dir::State=$(abspath $(ROOT)).apt -o Dir::State::status=$(abspath $(ROOT)).apt/status -o Dir::Cache=$(abspath $(ROOT)).apt
+.PHONY: root
+root: cross
+ifeq ($(origin ROOT),file)
+	@test -z '$(CROSS)' || (rm -rf $(ROOT) $(ROOT).apt && mkdir -p $(ROOT) $(ROOT).apt/lists/partial $(ROOT).apt/archives/partial && \
+		touch $(ROOT).apt/status && \
+		$(APT) update && $(APT) install -y --no-install-recommends --download-only nftables libgcc-s1 && \
+		for package in $(ROOT).apt/archives/*.deb; do dpkg-deb -x "$$package" $(ROOT) || exit 1; done && \
+		for folder in bin sbin lib lib64; do [ -e $(ROOT)/$$folder ] || ln -s usr/$$folder $(ROOT)/$$folder || exit 1; done && \
+		rm -r $(ROOT).apt) || { echo 'no packages of Debian for $(ARCH) by this machine'"'"'s apt, see above: take an unpacked system of that' \
+			'architecture with nftables (debootstrap --foreign) and name its folder with ROOT=DIR'; exit 1; }
+endif
+
+# slice-cni runs on the node itself, whatever C library that has: it brings its own.
+.PHONY: programs
+programs: cross
+	$(call phase,programs for $(ARCH),$(call cargo,build) --locked --release $(PACKAGES) $(if $(CROSS),$(addprefix --bin ,$(PROGRAMS)),--bins) && \
+		$(call cargo,rustc) --locked --release -p slice-netop --bin slice-cni -- -C target-feature=+crt-static)
+
 .PHONY: release
-release: tools ## Write one tar of images, charts and slicectl for machines without a registry, with checksums, into target/dist
-	$(call phase,build of the release,cargo build --locked --release $(PACKAGES) --bins && \
-		cargo rustc --locked --release -p slice-netop --bin slice-cni -- -C target-feature=+crt-static)
-	$(call phase,release,target/release/weft-lab release)
+release: root programs ## Write one tar of images, charts and slicectl with checksums into target/dist (ARCH=arm64 or amd64)
+	$(call phase,release,$(if $(CROSS),cargo run --quiet --locked -p slice-e2e --bin weft-lab -- release --arch $(ARCH) --root $(ROOT) --from $(BUILT),\
+		$(BUILT)/weft-lab release))
 
 .PHONY: load
 load: images ## Load our images into every node of the lab
@@ -114,6 +176,19 @@ check-charts: ## Lint and render the charts, by default and with each file in ch
 test-unit: tools ## Tests that need nothing but the compiler
 	$(call phase,unit tests,cargo test --workspace --lib --bins)
 	$(call phase,documentation tests,cargo test --workspace --doc)
+
+# Not part of `test`. The CNI plugin has no flags: it is asked what every runtime asks first.
+VERSION = $(shell sed -n '/^\[workspace.package\]/,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+VERSIONS = (for program in $(filter-out slice-cni,$(PROGRAMS)); do $(QEMU) $(BUILT)/$$program --version | grep -F ' $(VERSION)' || \
+	{ echo "$$program --version does not say $(VERSION)"; exit 1; }; done; \
+	echo '{"cniVersion":"1.1.0"}' | CNI_COMMAND=VERSION $(QEMU) $(BUILT)/slice-cni | grep supportedVersions || \
+	{ echo 'slice-cni does not answer VERSION'; exit 1; })
+.PHONY: test-arm64
+test-arm64: override ARCH := arm64
+test-arm64: qemu programs ## On a machine that is none, under qemu-user: --version of every program, unit tests of crds, frame, proto
+	$(call phase,versions of $(ARCH),$(VERSIONS))
+	$(call phase,unit tests on $(ARCH),$(call cargo,test) -p slice-crds -p slice-frame --lib && \
+		$(call cargo,test) -p slice-gateway --lib proto::)
 
 .PHONY: test-netns
 test-netns: tools ## Tests of one crate against the real kernel and files (root)

@@ -5,8 +5,8 @@
 //! The same files make the same bytes: no time, owner or name of this machine
 //! gets in, so a digest changes only when content does.
 //!
-//! Deliberately not here: compression (images go from disk to disk), other
-//! platforms than this machine's, and registries.
+//! Deliberately not here: compression (images go from disk to disk), several
+//! platforms in one tar, and registries.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,11 +19,13 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::lab::process::run;
+use crate::platform::{Architecture, Platform};
 
 #[derive(Debug, Clone)]
 pub struct Image {
     /// Full reference: `localhost/weft/dns:dev`.
     pub name: String,
+    pub architecture: &'static Architecture,
     pub entrypoint: Vec<String>,
     /// `uid:gid` of the process; `None` is root.
     pub user: Option<String>,
@@ -99,15 +101,19 @@ impl Layer {
         self
     }
 
-    /// The libraries that programs of this machine load, at the paths where they look for them.
-    pub fn libraries_of<'a>(mut self, programs: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
+    /// The libraries that a platform's programs load, at the paths where they look for them.
+    pub fn libraries_of<'a>(
+        mut self,
+        platform: &Platform,
+        programs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Self> {
         let mut all = BTreeSet::new();
         for program in programs {
-            all.extend(libraries(program)?);
+            all.extend(platform.libraries(program)?);
         }
         for library in all {
             let path = library.display().to_string();
-            self = self.copy(library, &path);
+            self = self.copy(platform.file(&library), &path);
         }
         Ok(self)
     }
@@ -202,7 +208,7 @@ impl Image {
             config["User"] = json!(user);
         }
         let config = json!({
-            "architecture": architecture(), "os": "linux", "config": config,
+            "architecture": self.architecture.name, "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": digests},
             "history": digests.iter().map(|_| json!({"created_by": "weft-lab"})).collect::<Vec<_>>()
         });
@@ -216,7 +222,7 @@ impl Image {
         });
         let manifest = manifest.to_string().into_bytes();
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        entry["platform"] = json!({"architecture": architecture(), "os": "linux"});
+        entry["platform"] = json!({"architecture": self.architecture.name, "os": "linux"});
         let tag = self.name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
         entry["annotations"] =
             json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag});
@@ -266,7 +272,7 @@ pub fn digest_of(path: &Path) -> Result<String> {
     bail!("{} is no OCI image layout: it has no index.json", path.display());
 }
 
-/// Shared libraries and loader of a dynamic program, as ldd(1) resolves them; none for a static one.
+/// Shared libraries and loader of a dynamic program of this machine, as ldd(1) resolves them; none for a static one.
 pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = match run(Command::new("ldd").arg(program)) {
         Ok(listed) => listed,
@@ -342,14 +348,6 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
-pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,6 +358,7 @@ mod tests {
             .link("bin/sh", "/bin/busybox");
         Image {
             name: "localhost/t:1".into(),
+            architecture: Architecture::here().unwrap(),
             entrypoint: vec!["/t".into()],
             user: None,
             layers: vec![layer],

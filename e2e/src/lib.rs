@@ -27,5 +27,6 @@ pub mod image;
 pub mod lab;
 pub mod matrix;
 pub mod measure;
+pub mod platform;
 pub mod probe;
 pub mod progress;

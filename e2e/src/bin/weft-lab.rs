@@ -13,6 +13,7 @@ use slice_e2e::lab::unit::Request;
 use slice_e2e::lab::{images, init, ours, release, reload, remove, setup, up, wire};
 use slice_e2e::matrix;
 use slice_e2e::measure::{self, Part, failover, qos, scale};
+use slice_e2e::platform::{Architecture, Platform};
 use slice_e2e::progress::{Progress, say};
 
 /// Real Kubernetes clusters on this machine, without a container engine.
@@ -69,6 +70,12 @@ enum Verb {
         from: PathBuf,
         #[arg(long, default_value = "target/dist")]
         to: PathBuf,
+        /// amd64 or arm64; this machine's where absent.
+        #[arg(long)]
+        arch: Option<String>,
+        /// Folder with an unpacked system of that architecture: its libraries and nft go into the images.
+        #[arg(long, requires = "arch")]
+        root: Option<PathBuf>,
     },
     /// Load what changed and replace the pods that use it.
     Reload {
@@ -191,8 +198,15 @@ fn run(args: &Args) -> Result<()> {
         Verb::Status => status(&dir),
         Verb::Load { tars, cluster } => load(&dir, tars, cluster.as_deref()),
         Verb::Images { from, to, tag, names } => images_of_ours(from, to, tag, names),
-        Verb::Release { from, to } => {
-            say(format!("wrote {}", release::write(from, to)?.display()));
+        Verb::Release { from, to, arch, root } => {
+            let architecture = arch
+                .as_deref()
+                .map_or_else(Architecture::here, Architecture::named)?;
+            let platform = Platform::new(architecture, root.as_deref())?;
+            say(format!(
+                "wrote {}",
+                release::write(from, to, &platform)?.display()
+            ));
             Ok(())
         }
         Verb::Reload { images } => reload::reload(&Running::open(&dir)?, images),

@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::process::{Identity, run};
 use super::programs::Cache;
 use crate::image::{Image, Layer, base_layer, digest_of};
+use crate::platform::{Architecture, Platform};
 use crate::progress::Progress;
 
 /// The images by file name.
@@ -31,9 +32,11 @@ const START: Duration = Duration::from_secs(30);
 pub fn build(cache: &Cache) -> Result<()> {
     let folder = cache.images();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let architecture = Architecture::here()?;
     let write = |name: &str, entrypoint: &str, layer: Layer| {
         let image = Image {
             name: format!("localhost/{name}:1"),
+            architecture,
             entrypoint: vec![entrypoint.to_owned()],
             user: None,
             layers: vec![base_layer(), layer],
@@ -76,7 +79,7 @@ pub fn busybox() -> Result<Layer> {
     let program = super::preflight::find("busybox").context("no busybox: run `weft-lab setup`")?;
     let applets = run(Command::new(&program).arg("--list"))?;
     let layer = Layer::default()
-        .libraries_of([&*program])?
+        .libraries_of(&Platform::here()?, [&*program])?
         .copy(&program, "bin/busybox");
     // The list names busybox itself, which must not become a link to itself.
     let applets = applets

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::images;
-use super::preflight;
 use super::programs::Cache;
-use crate::image::{Image, Layer, base_layer, libraries};
+use crate::image::{Image, Layer, base_layer};
+use crate::platform::Platform;
 
 /// One row per image; the release images of `images/Dockerfile` have the same content.
 struct Row {
     name: &'static str,
     /// Our programs, the first of which the image starts.
     programs: &'static [&'static str],
-    /// Programs of this machine that ours call.
+    /// Programs of the system that ours call.
     tools: &'static [&'static str],
     user: Option<&'static str>,
     extra: Extra,
@@ -87,10 +87,11 @@ pub fn build(from: &Path, to: &Path, tag: &str, wanted: &[String]) -> Result<Vec
     let rows = ROWS
         .iter()
         .filter(|row| wanted.is_empty() || wanted.iter().any(|name| name == row.name));
+    let platform = Platform::here()?;
     let mut changed = Vec::new();
     for row in rows {
         let target = to.join(format!("{}.tar", row.name));
-        if image(row, from, tag, true)?.write(&target)? {
+        if image(row, from, tag, &platform, true)?.write(&target)? {
             changed.push(target);
         }
     }
@@ -98,13 +99,13 @@ pub fn build(from: &Path, to: &Path, tag: &str, wanted: &[String]) -> Result<Vec
 }
 
 /// Writes every image as others run it: with nothing in it that only tests want.
-pub fn release(from: &Path, to: &Path, tag: &str) -> Result<()> {
+pub fn release(from: &Path, to: &Path, tag: &str, platform: &Platform) -> Result<()> {
     for row in &ROWS {
-        image(row, from, tag, false)?.write(&to.join(format!("{}.tar", row.name)))?;
+        image(row, from, tag, platform, false)?.write(&to.join(format!("{}.tar", row.name)))?;
     }
     // It runs on the node itself, whatever C library that has.
     let plugin = from.join("slice-cni");
-    if let Some(library) = libraries(&plugin)?.first() {
+    if let Some(library) = platform.libraries(&plugin)?.first() {
         bail!(
             "{} loads {}, which a node may not have: `make release` builds it without",
             plugin.display(),
@@ -114,7 +115,7 @@ pub fn release(from: &Path, to: &Path, tag: &str) -> Result<()> {
     Ok(())
 }
 
-fn image(row: &Row, from: &Path, tag: &str, test_tools: bool) -> Result<Image> {
+fn image(row: &Row, from: &Path, tag: &str, platform: &Platform, test_tools: bool) -> Result<Image> {
     let mut found = Vec::new();
     for program in row.programs {
         let path = from.join(program);
@@ -124,13 +125,13 @@ fn image(row: &Row, from: &Path, tag: &str, test_tools: bool) -> Result<Image> {
         found.push(path);
     }
     for tool in row.tools {
-        found.push(
-            preflight::find(tool)
-                .with_context(|| format!("no {tool} on this machine: run `weft-lab setup`"))?,
-        );
+        found.push(platform.tool(tool)?);
+    }
+    for program in &found {
+        platform.ensure(program)?;
     }
     // Libraries apart: they change rarely, and images that need the same ones share the layer.
-    let libraries = base_layer().libraries_of(found.iter().map(PathBuf::as_path))?;
+    let libraries = base_layer().libraries_of(platform, found.iter().map(PathBuf::as_path))?;
     let mut own = Layer::default();
     for path in &found {
         let name = path
@@ -146,6 +147,7 @@ fn image(row: &Row, from: &Path, tag: &str, test_tools: bool) -> Result<Image> {
     layers.push(own);
     Ok(Image {
         name: reference(row.name, tag),
+        architecture: platform.architecture,
         entrypoint: vec![format!("/usr/bin/{}", row.programs[0])],
         user: row.user.map(str::to_owned),
         layers,

@@ -9,7 +9,7 @@
 //!      README LICENSE SHA256SUMS
 //! ```
 //!
-//! The same programs make the same bytes. What is in it is of this machine's architecture.
+//! The same programs make the same bytes. All that is in it is of one architecture.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::ours;
-use crate::image::{append, architecture, hex};
+use crate::image::{append, hex};
+use crate::platform::Platform;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -57,9 +58,10 @@ Then, with helm on the PATH (bin/slicectl carries the same charts as charts/):
 /// Writes the tar of what was built into `from`, and says where it is.
 ///
 /// # Errors
-/// Where a program is missing, or a chart is of another version than the programs.
-pub fn write(from: &Path, to: &Path) -> Result<PathBuf> {
-    let name = format!("weft-{VERSION}-{}", architecture());
+/// Where a program is missing or of another architecture, or a chart is of another version than the programs.
+pub fn write(from: &Path, to: &Path, platform: &Platform) -> Result<PathBuf> {
+    let architecture = platform.architecture.name;
+    let name = name(architecture);
     let folder = to.join(&name);
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
@@ -69,14 +71,19 @@ pub fn write(from: &Path, to: &Path) -> Result<PathBuf> {
         ensure_version(&source.join("Chart.yaml"))?;
         copy(&source, &folder.join("charts").join(chart))?;
     }
-    ours::release(from, &folder.join("images"), VERSION)?;
+    ours::release(from, &folder.join("images"), VERSION, platform)?;
     for program in PROGRAMS {
+        platform.ensure(&from.join(program))?;
         copy(&from.join(program), &folder.join("bin").join(program))?;
     }
     copy(&Path::new(ROOT).join("LICENSE"), &folder.join("LICENSE"))?;
-    let readme = README.replace("VERSION", VERSION).replace("ARCH", architecture());
+    let readme = README.replace("VERSION", VERSION).replace("ARCH", architecture);
     fs::write(folder.join("README"), readme).context("write README")?;
     pack(&folder, to, &name)
+}
+
+fn name(architecture: &str) -> String {
+    format!("weft-{VERSION}-{architecture}")
 }
 
 /// A chart's images are those of its own version.
