@@ -176,12 +176,10 @@ impl<K: Kernel> Agent<K> {
                  character device 10:200 in its cgroup (runc 1.2.0 to 1.2.3 do not)"
                     .into(),
             )
-        } else if underlay_mtu.is_none() && self.address().is_some() {
+        } else if let (None, Some(address)) = (underlay_mtu, self.address()) {
             Some(format!(
-                "no interface of this node has the address {}: say the right one with --node-address",
-                self.address()
-                    .map(|address| address.to_string())
-                    .unwrap_or_default()
+                "no interface of this node has the address {address}, which is the InternalIP of its Node: where it has moved, the \
+                 kubelet notices within a minute; else give the kubelet the right one with --node-ip"
             ))
         } else if let Some(error) = &self.errors.records {
             Some(format!(
