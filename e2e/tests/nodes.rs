@@ -17,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 use slice_crds::{
     conditions, names,
-    v1alpha1::{SliceBlock, SliceConfig, SliceNode, SliceNodePhase},
+    v1alpha1::{Slice, SliceBlock, SliceConfig, SliceNode, SliceNodePhase},
 };
 use slice_e2e::{
     harness::{
@@ -150,20 +150,12 @@ async fn await_followed(
     cluster
         .await_object(&slice_nodes, node, "Ready", SOON, ready)
         .await?;
-    let hub = environment.hub()?;
-    let connected = |slice: &SliceConfig| {
-        let found = conditions::of(slice);
-        conditions::is_true(found, conditions::READY)
-            && conditions::is_true(found, conditions::NODES_CONNECTED)
-    };
-    hub.await_object(
-        &environment.slices()?,
-        slice,
-        "Ready, its nodes connected",
-        BOOTED,
-        connected,
-    )
-    .await?;
+    let slices: Api<Slice> = Api::all(cluster.client.clone());
+    let connected = |slice: &Slice| conditions::is_true(conditions::of(slice), conditions::NODES_CONNECTED);
+    cluster
+        .await_object(&slices, slice, "its nodes connected", BOOTED, connected)
+        .await?;
+    environment.await_slice(slice).await?;
     Ok(())
 }
 
@@ -345,23 +337,21 @@ async fn after_a_reboot_each_pod_has_the_address_that_it_had() -> Result<()> {
     cluster.apply(&set.to_string()).await?;
     let before = await_app(cluster, namespace, "kept", slice, 4, |_| true).await?;
 
-    let booted = jiff::Timestamp::now();
+    let containers = |pod: &Pod| -> Vec<String> {
+        let statuses = pod.status.iter().flat_map(|status| &status.container_statuses);
+        statuses
+            .flatten()
+            .filter_map(|status| status.container_id.clone())
+            .collect()
+    };
+    let all = cluster.pods(namespace).list(&ListParams::default()).await?;
+    let old: Vec<String> = all.iter().flat_map(containers).collect();
     block_in_place(|| {
         lab.stop_machine(&node)?;
         lab.start_machine(&node)
     })?;
     let begun = Instant::now();
-    let anew = |pod: &Pod| {
-        let statuses = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.container_statuses.as_ref());
-        let mut running = statuses
-            .into_iter()
-            .flatten()
-            .filter_map(|status| status.state.as_ref()?.running.as_ref()?.started_at.as_ref());
-        running.any(|at| at.0.as_second() >= booted.as_second())
-    };
+    let anew = |pod: &Pod| containers(pod).iter().all(|id| !old.contains(id));
     let after = await_app(cluster, namespace, "kept", slice, 4, anew).await?;
     say(format!(
         "four pods of a StatefulSet run again {:.1} s after their node was switched on",
