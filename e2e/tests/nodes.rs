@@ -123,7 +123,6 @@ async fn await_followed(
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     let what = format!("its InternalIP is {address}");
     let moved = |node: &Node| internal_address(node) == Some(address);
-    // The kubelet's own connection to the API server has to be given up first, which takes it some 45 s.
     cluster.await_object(&nodes, node, &what, BOOTED, moved).await?;
     let begun = Instant::now();
     let blocks: Api<SliceBlock> = Api::all(cluster.client.clone());
