@@ -54,7 +54,7 @@ fn services(cluster: &Cluster) -> Api<Service> {
 }
 
 /// Waits until the endpoints of all of a slice's gateways, as their cluster has them, are as wanted.
-async fn await_told(
+async fn await_endpoints(
     cluster: &Cluster,
     slice: &str,
     what: &str,
@@ -97,14 +97,19 @@ async fn give(services: &Api<Service>, name: &str, address: &str) -> Result<()> 
     Ok(())
 }
 
-fn told(gateways: &[SliceGateway]) -> Vec<String> {
+fn endpoints_of(gateways: &[SliceGateway]) -> Vec<String> {
     let endpoints = gateways.iter().flat_map(|gateway| &gateway.spec.endpoints);
     endpoints.map(ToString::to_string).collect()
 }
 
-/// The names and start times of a slice's gateway pods: what was not replaced has the same.
+/// Selects the gateway pods of a slice.
+fn gateways_of(slice: &str) -> String {
+    format!("weft.dev/component=gateway,weft.dev/for-slice={slice}")
+}
+
+/// The names and identities of a slice's gateway pods: what was not replaced has the same.
 async fn pods_of(cluster: &Cluster, slice: &str) -> Result<Vec<(String, String)>> {
-    let labels = format!("weft.dev/component=gateway,weft.dev/for-slice={slice}");
+    let labels = gateways_of(slice);
     let parameters = kube::api::ListParams::default().labels(&labels);
     let pods = cluster.pods(names::GATEWAY_NAMESPACE).list(&parameters).await?;
     let mut all: Vec<_> = pods
@@ -138,14 +143,14 @@ async fn a_cluster_that_is_not_to_be_reached_any_more_dials_and_streams_go_on() 
         .await?;
     let members = environment.members(slice, namespace).await?;
     let (stays, turns) = (environment.cluster(0)?, environment.cluster(1)?);
-    let before = told(&turns.gateways(slice).await?);
+    let before = endpoints_of(&turns.gateways(slice).await?);
     let pods = pods_of(turns, slice).await?;
     ensure!(!before.is_empty(), "gateways without an endpoint at first");
     await_known(stays, slice, turns, &before).await?;
     let running = streams(&members, stays, turns).await?;
 
     expose(&environment, turns, Some("None")).await?;
-    await_told(turns, slice, "no endpoint of any gateway", |gateway| {
+    await_endpoints(turns, slice, "no endpoint of any gateway", |gateway| {
         gateway.spec.endpoints.is_empty()
     })
     .await?;
@@ -164,11 +169,11 @@ async fn a_cluster_that_is_not_to_be_reached_any_more_dials_and_streams_go_on() 
     .await?;
 
     expose(&environment, turns, None).await?;
-    let after = await_told(turns, slice, "an endpoint of every gateway", |gateway| {
+    let after = await_endpoints(turns, slice, "an endpoint of every gateway", |gateway| {
         !gateway.spec.endpoints.is_empty()
     })
     .await?;
-    await_known(stays, slice, turns, &told(&after)).await?;
+    await_known(stays, slice, turns, &endpoints_of(&after)).await?;
     let (udp, tcp) = running.finish().await?;
     ensure!(tcp.broken.is_none(), "{udp:?} {tcp:?}");
     ensure!(udp.longest_gap_ms < GAP_MS, "{udp:?}");
@@ -181,7 +186,7 @@ async fn a_cluster_that_is_not_to_be_reached_any_more_dials_and_streams_go_on() 
     // A tunnel that has to begin anew begins from the side that is not reached.
     expose(&environment, turns, Some("None")).await?;
     await_known(stays, slice, turns, &[]).await?;
-    let labels = format!("weft.dev/component=gateway,weft.dev/for-slice={slice}");
+    let labels = gateways_of(slice);
     turns.delete_pods(names::GATEWAY_NAMESPACE, &labels).await?;
     environment.await_slice(slice).await?;
     let (from, to) = (Member::of(&members, stays)?, Member::of(&members, turns)?);
@@ -248,7 +253,7 @@ async fn a_load_balancer_takes_over_from_the_nodes_ports_under_a_stream() -> Res
         .await_object(&slices, slice, "it is said what is waited for", SOON, waits)
         .await?;
     // Meanwhile what led to the gateways is told.
-    await_known(stays, slice, turns, &told(&before)).await?;
+    await_known(stays, slice, turns, &endpoints_of(&before)).await?;
 
     let mut balanced = vec![];
     for gateway in &before {
@@ -269,12 +274,12 @@ async fn a_load_balancer_takes_over_from_the_nodes_ports_under_a_stream() -> Res
     );
     ensure!(pods_of(turns, slice).await? == pods, "no gateway is replaced");
     // And a new tunnel is begun by it.
-    let labels = format!("weft.dev/component=gateway,weft.dev/for-slice={slice}");
+    let labels = gateways_of(slice);
     stays.delete_pods(names::GATEWAY_NAMESPACE, &labels).await?;
     environment.await_slice(slice).await?;
 
     expose(&environment, turns, None).await?;
-    await_told(turns, slice, "ports of the nodes again", |gateway| {
+    await_endpoints(turns, slice, "ports of the nodes again", |gateway| {
         gateway
             .spec
             .endpoints
@@ -342,7 +347,7 @@ async fn a_node_says_where_its_gateways_are_reached_and_a_mistake_there_disturbs
         turns
             .annotate_node(&node, annotations::GATEWAY_ADDRESS, Some(&text))
             .await?;
-        await_told(turns, slice, "the endpoint of the annotation", is(value)).await?;
+        await_endpoints(turns, slice, "the endpoint of the annotation", is(value)).await?;
         turns
             .annotate_node(&node, annotations::GATEWAY_ADDRESS, Some("gw.example.com"))
             .await?;
@@ -361,7 +366,7 @@ async fn a_node_says_where_its_gateways_are_reached_and_a_mistake_there_disturbs
             .hub()?
             .await_object(&clusters, &turns.name, what, SOON, says)
             .await?;
-        await_told(turns, slice, "what was told before", is(value)).await?;
+        await_endpoints(turns, slice, "what was told before", is(value)).await?;
         anyhow::Ok(())
     }
     .await;
@@ -369,7 +374,7 @@ async fn a_node_says_where_its_gateways_are_reached_and_a_mistake_there_disturbs
         .annotate_node(&node, annotations::GATEWAY_ADDRESS, None)
         .await?;
     result?;
-    await_told(turns, slice, "the node's own address", is(own)).await?;
+    await_endpoints(turns, slice, "the node's own address", is(own)).await?;
     let (udp, tcp) = running.finish().await?;
     ensure!(
         tcp.broken.is_none() && udp.longest_gap_ms < GAP_MS,
@@ -409,7 +414,7 @@ async fn nobody_is_sent_to_where_no_gateway_can_be() -> Result<()> {
             };
             let what = format!("{hostile} is refused");
             turns.await_object(&slices, slice, &what, SOON, says).await?;
-            ensure!(!told(&turns.gateways(slice).await?).contains(&format!("{hostile}:51820")));
+            ensure!(!endpoints_of(&turns.gateways(slice).await?).contains(&format!("{hostile}:51820")));
         }
         // What only the hub can tell.
         give(&api, &name, "10.99.3.4").await?;

@@ -74,6 +74,12 @@ fn ensure_never_without(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// Of all its containers.
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.iter().flat_map(|status| &status.container_statuses);
+    statuses.flatten().map(|status| status.restart_count).sum()
+}
+
 fn internal_address(node: &Node) -> Option<Ipv4Addr> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let own = addresses.iter().find(|one| one.type_ == "InternalIP")?;
@@ -242,10 +248,7 @@ async fn on_a_fresh_node_a_pod_has_its_interface_from_its_first_moment() -> Resu
         .await?;
     let early = cluster.member(namespace, "early", slice).await?;
     let pod = cluster.pods(namespace).get("early").await?;
-    let statuses = pod.status.and_then(|status| status.container_statuses);
-    let restarts: i32 = (statuses.iter().flatten())
-        .map(|status| status.restart_count)
-        .sum();
+    let restarts = restarts(&pod);
     ensure!(
         restarts == 0,
         "it has started {restarts} times without its interface"
@@ -391,10 +394,6 @@ async fn a_node_that_moves_to_another_address_is_followed() -> Result<()> {
     await_followed(&environment, slice, &node, first, own, &members).await?;
 
     let now = cluster.agent_of(&node).await?;
-    let restarts = |pod: &Pod| -> i32 {
-        let statuses = pod.status.iter().flat_map(|status| &status.container_statuses);
-        statuses.flatten().map(|status| status.restart_count).sum()
-    };
     ensure!(
         now.uid() == agent.uid() && restarts(&now) == restarts(&agent),
         "the agent was restarted"

@@ -9,7 +9,7 @@
 //! It is asked from namespaces of attached pods, since their way to the cluster's DNS need not be the node's; from the node's own
 //! where there is no such pod. The nameserver is what the kubelet tells every pod: the agent's own `/etc/resolv.conf` has it
 //! (`dnsPolicy: ClusterFirstWithHostNet`). Deliberately not here: sockets, namespaces and the clock, which are [`task`]'s; whether
-//! it is asked at all, which the cluster operator says (`spec.names` of the SliceNode).
+//! it is asked at all, which the cluster operator says (`spec.sliceDns` of the SliceNode).
 
 pub mod task;
 
